@@ -1,0 +1,235 @@
+//! An opened adapter.
+
+use crate::{
+    Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter, error::one_line, pipeline::PipelineKey,
+};
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use std::sync::{Arc, OnceLock};
+
+/// How to open an adapter.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Features to pretend that the adapter lacks.
+    pub hidden: Hidden,
+    /// Bounds, loop and division checks inside shaders, and zeroed workgroup memory.
+    pub checks: bool,
+}
+
+impl OpenOptions {
+    /// Reads `RWKV_HIDE` and `RWKV_CHECKS`; debug builds check by default, release builds do not.
+    ///
+    /// # Errors
+    /// [`Error::BadSetting`] for a value that is not understood.
+    pub fn from_env() -> Result<Self> {
+        let variable = |name| std::env::var(name).unwrap_or_default();
+        let checks = match variable("RWKV_CHECKS").as_str() {
+            "" => cfg!(debug_assertions),
+            "0" => false,
+            "1" => true,
+            other => {
+                let problem = "expected 0 or 1".to_owned();
+                return Err(Error::BadSetting {
+                    name: "RWKV_CHECKS",
+                    value: other.to_owned(),
+                    problem,
+                });
+            }
+        };
+        Ok(Self {
+            hidden: variable("RWKV_HIDE").parse()?,
+            checks,
+        })
+    }
+}
+
+/// An opened GPU: a device, its queue and its compiled pipelines. Cloning shares it.
+#[derive(Clone)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    name: String,
+    kind: Kind,
+    capabilities: Capabilities,
+    checks: bool,
+    pipelines: DashMap<PipelineKey, Arc<Pipeline>>,
+    faults: Arc<Faults>,
+}
+
+/// What the driver reported outside of any error scope.
+#[derive(Default)]
+struct Faults {
+    lost: OnceLock<String>,
+    uncaptured: Mutex<Option<String>>,
+}
+
+/// Blocks that the allocator takes from the driver, in bytes: smaller than `MemoryHints::Performance`'s 128 to
+/// 256 MiB, which a 10 MB model would never fill. Larger buffers get an allocation of their own either way
+/// (docs/performance.md, "Memory hints").
+const MEMORY_BLOCKS: std::ops::Range<u64> = (8 << 20)..(64 << 20);
+
+impl Gpu {
+    /// Opens the adapter that `selector` means, with its full limits and every useful feature it has.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] says why each adapter was refused; [`Error::OpenFailed`] has the driver's words.
+    pub fn open(selector: &Selector, options: &OpenOptions) -> Result<Self> {
+        let candidate = adapter::choose(adapter::candidates(&adapter::instance()), selector)?;
+        let name = candidate.info.name.clone();
+        let features = options.hidden.features(&candidate.adapter);
+        // SAFETY: the only experimental feature requested is the cooperative matrix, whose hazard is undefined
+        // behaviour for shapes that the adapter does not report; kernels choose from `Capabilities` alone.
+        let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("rwkv"),
+            required_features: features,
+            required_limits: candidate.adapter.limits(),
+            experimental_features,
+            memory_hints: wgpu::MemoryHints::Manual {
+                suballocated_device_memory_block_size: MEMORY_BLOCKS,
+            },
+            trace: wgpu::Trace::Off,
+        };
+        let (device, queue) =
+            pollster::block_on(candidate.adapter.request_device(&descriptor)).map_err(|e| Error::OpenFailed {
+                adapter: name.clone(),
+                reason: one_line(&e.to_string()),
+            })?;
+        let faults = Arc::new(Faults::default());
+        let seen = faults.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            // A device that we drop ourselves is "destroyed", which is no fault.
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                let _ = seen.lost.set(one_line(&message));
+            }
+        });
+        let seen = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let message = one_line(&error.to_string());
+            tracing::error!("{message}");
+            seen.uncaptured.lock().get_or_insert(message);
+        }));
+        tracing::debug!(
+            adapter = name,
+            backend = candidate.info.backend.to_str(),
+            ?features,
+            "opened"
+        );
+        Ok(Self {
+            inner: Arc::new(Inner {
+                device,
+                queue,
+                name,
+                kind: candidate.kind,
+                capabilities: Capabilities::of(&candidate.adapter, features),
+                checks: options.checks,
+                pipelines: DashMap::new(),
+                faults,
+            }),
+        })
+    }
+
+    /// The adapter's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// What sort of processor it is.
+    pub fn kind(&self) -> Kind {
+        self.inner.kind
+    }
+
+    /// What it offers to kernels.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.inner.capabilities
+    }
+
+    /// Whether shaders check bounds.
+    pub fn checks(&self) -> bool {
+        self.inner.checks
+    }
+
+    /// The device, for crates that allocate or record on their own.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// Bytes that wgpu's allocator has taken from the driver, where the backend counts them.
+    pub fn reserved_bytes(&self) -> Option<u64> {
+        self.inner
+            .device
+            .generate_allocator_report()
+            .map(|r| r.total_reserved_bytes)
+    }
+
+    pub(crate) fn pipelines(&self) -> &DashMap<PipelineKey, Arc<Pipeline>> {
+        &self.inner.pipelines
+    }
+
+    /// Runs `create` and turns what wgpu reports meanwhile into an error about `what`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Rejected`] or [`Error::Lost`].
+    pub fn scoped<T>(&self, what: &dyn Fn() -> String, create: impl FnOnce(&wgpu::Device) -> T) -> Result<T> {
+        let device = &self.inner.device;
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let made = create(device);
+        // Innermost first; on native backends these futures are ready at once.
+        let errors = [
+            pollster::block_on(validation.pop()),
+            pollster::block_on(internal.pop()),
+            pollster::block_on(memory.pop()),
+        ];
+        self.check_lost()?;
+        match errors.into_iter().flatten().next() {
+            None => Ok(made),
+            Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { what: what() }),
+            Some(error) => Err(Error::Rejected {
+                what: what(),
+                message: one_line(&error.to_string()),
+            }),
+        }
+    }
+
+    /// Fails when the device is lost, or when an earlier operation failed outside of [`scoped`](Self::scoped).
+    ///
+    /// # Errors
+    /// [`Error::Lost`] or [`Error::Rejected`].
+    pub fn check(&self) -> Result<()> {
+        self.check_lost()?;
+        match self.inner.faults.uncaptured.lock().take() {
+            None => Ok(()),
+            Some(message) => Err(Error::Rejected {
+                what: "an earlier operation".to_owned(),
+                message,
+            }),
+        }
+    }
+
+    fn check_lost(&self) -> Result<()> {
+        match self.inner.faults.lost.get() {
+            None => Ok(()),
+            Some(reason) => Err(Error::Lost { reason: reason.clone() }),
+        }
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu")
+            .field("name", &self.inner.name)
+            .field("kind", &self.inner.kind)
+            .finish_non_exhaustive()
+    }
+}

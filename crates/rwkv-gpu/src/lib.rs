@@ -1,0 +1,39 @@
+//! What can this machine do? Adapters, pipelines, recording, submission and readback over wgpu.
+//!
+//! The crate knows buffers, shaders and dispatches, and nothing of tensors or models. A program
+//!
+//! 1. lists adapters with [`list_adapters`] or opens one with [`Gpu::open`],
+//! 2. compiles a reflected [`Shader`] with [`Gpu::pipeline`],
+//! 3. binds buffers to it with [`Gpu::bind`], records [`Dispatch`]es with a [`Recorder`], and submits them,
+//! 4. reads results back through a [`Readback`].
+//!
+//! Every failure that wgpu would turn into a panic becomes an [`Error`] that names the kernel or buffer.
+
+mod adapter;
+mod buffer;
+mod capabilities;
+mod device;
+mod error;
+mod pipeline;
+mod readback;
+mod record;
+mod shader;
+
+pub use adapter::{AdapterSummary, Kind, Selector, list_adapters};
+pub use buffer::BufferKind;
+pub use capabilities::{Capabilities, CooperativeMatrix, Hidden, Limits, SubgroupSizes};
+pub use device::{Gpu, OpenOptions};
+pub use error::Error;
+pub use pipeline::{Binding, Pipeline};
+pub use readback::Readback;
+pub use record::{Dispatch, Recorder, Submission};
+pub use shader::{Access, Requirement, Shader, ShaderBinding};
+
+/// A buffer on the GPU. Cloning shares it.
+pub use wgpu::Buffer;
+
+/// Buffers bound to the slots of one bind group. Cloning shares it.
+pub use wgpu::BindGroup;
+
+/// What this crate's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

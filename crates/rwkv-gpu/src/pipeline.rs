@@ -1,0 +1,208 @@
+//! Compiling shaders and binding buffers to them.
+
+use crate::{Access, Error, Gpu, Requirement, Result, Shader};
+use std::sync::Arc;
+
+/// A compiled shader with its bind-group layouts.
+#[derive(Debug)]
+pub struct Pipeline {
+    shader: &'static Shader,
+    raw: wgpu::ComputePipeline,
+    groups: Vec<wgpu::BindGroupLayout>,
+}
+
+/// What distinguishes one compiled pipeline from another: the shader and the bits of its constants.
+pub(crate) type PipelineKey = (&'static str, Vec<(&'static str, u64)>);
+
+impl Pipeline {
+    /// The shader it was compiled from.
+    pub fn shader(&self) -> &'static Shader {
+        self.shader
+    }
+
+    pub(crate) fn raw(&self) -> &wgpu::ComputePipeline {
+        &self.raw
+    }
+}
+
+/// A range of a buffer, bound to a slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding<'a> {
+    /// The buffer.
+    pub buffer: &'a wgpu::Buffer,
+    /// First byte; a multiple of the adapter's offset alignment.
+    pub offset: u64,
+    /// Bytes, or the rest of the buffer.
+    pub size: Option<u64>,
+}
+
+impl<'a> From<&'a wgpu::Buffer> for Binding<'a> {
+    fn from(buffer: &'a wgpu::Buffer) -> Self {
+        Self {
+            buffer,
+            offset: 0,
+            size: None,
+        }
+    }
+}
+
+impl Gpu {
+    /// The pipeline of `shader` with these values of its `override` constants, compiled on first use.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the adapter lacks what the shader requires; [`Error::Rejected`] with the
+    /// compiler's words.
+    pub fn pipeline(&self, shader: &'static Shader, constants: &[(&'static str, f64)]) -> Result<Arc<Pipeline>> {
+        let key = (
+            shader.name,
+            constants.iter().map(|(name, value)| (*name, value.to_bits())).collect(),
+        );
+        if let Some(found) = self.pipelines().get(&key) {
+            return Ok(found.clone());
+        }
+        let made = Arc::new(self.compile(shader, constants)?);
+        // Two threads may compile the same pipeline; the first one stored is kept.
+        Ok(self.pipelines().entry(key).or_insert(made).clone())
+    }
+
+    fn compile(&self, shader: &'static Shader, constants: &[(&'static str, f64)]) -> Result<Pipeline> {
+        let have = self.capabilities();
+        for requirement in shader.requires {
+            let there = match requirement {
+                Requirement::Subgroup => have.subgroups.is_some(),
+                Requirement::F16 => have.f16,
+                Requirement::CooperativeMatrix => !have.cooperative_matrices.is_empty(),
+            };
+            if !there {
+                return Err(Error::Unsupported {
+                    shader: shader.name.to_owned(),
+                    feature: match requirement {
+                        Requirement::Subgroup => "subgroup operations",
+                        Requirement::F16 => "16-bit floats",
+                        Requirement::CooperativeMatrix => "cooperative matrices",
+                    },
+                    adapter: self.name().to_owned(),
+                });
+            }
+        }
+        self.scoped(&|| format!("kernel {}", shader.name), |device| {
+            let descriptor = wgpu::ShaderModuleDescriptor {
+                label: Some(shader.name),
+                source: wgpu::ShaderSource::Wgsl(shader.source.into()),
+            };
+            let module = if self.checks() {
+                device.create_shader_module(descriptor)
+            } else {
+                // SAFETY: our shaders have no unbounded loop, divide by sizes that the host checks to be positive,
+                // and index only within the sizes that the host binds; tests run every kernel with checks as well.
+                unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+            };
+            let groups = layouts(device, shader);
+            let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(shader.name),
+                bind_group_layouts: &groups.iter().map(Some).collect::<Vec<_>>(),
+                immediate_size: 0,
+            });
+            let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(shader.name),
+                layout: Some(&layout),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants,
+                    zero_initialize_workgroup_memory: self.checks(),
+                },
+                cache: None,
+            });
+            Pipeline { shader, raw, groups }
+        })
+    }
+
+    /// Binds `bindings` to the slots of `group` of `pipeline`, in the order of the shader's slots.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] when number, size, alignment or usage do not fit.
+    pub fn bind(&self, pipeline: &Pipeline, group: u32, bindings: &[Binding<'_>]) -> Result<wgpu::BindGroup> {
+        let shader = pipeline.shader;
+        let slots: Vec<_> = shader.bindings.iter().filter(|b| b.group == group).collect();
+        let layout = pipeline
+            .groups
+            .get(group as usize)
+            .filter(|_| slots.len() == bindings.len());
+        let Some(layout) = layout else {
+            return Err(Error::Rejected {
+                what: format!("the bindings of kernel {}", shader.name),
+                message: format!(
+                    "group {group} has {} slots, {} buffers were given",
+                    slots.len(),
+                    bindings.len()
+                ),
+            });
+        };
+        let allowed = self.capabilities().limits.binding_bytes;
+        for (slot, binding) in slots.iter().zip(bindings) {
+            let bytes = binding
+                .size
+                .unwrap_or(binding.buffer.size().saturating_sub(binding.offset));
+            if bytes > allowed {
+                return Err(Error::OverLimit {
+                    what: format!("binding `{}` of kernel {}", slot.name, shader.name),
+                    bytes,
+                    limit: "largest binding",
+                    allowed,
+                });
+            }
+        }
+        let entries: Vec<_> = slots
+            .iter()
+            .zip(bindings)
+            .map(|(slot, b)| wgpu::BindGroupEntry {
+                binding: slot.binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: b.buffer,
+                    offset: b.offset,
+                    size: b.size.and_then(std::num::NonZeroU64::new),
+                }),
+            })
+            .collect();
+        self.scoped(&|| format!("the bindings of kernel {}", shader.name), |device| {
+            device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(shader.name),
+                layout,
+                entries: &entries,
+            })
+        })
+    }
+}
+
+/// Explicit layouts from reflection: pipelines of one shader family then share bind groups.
+fn layouts(device: &wgpu::Device, shader: &Shader) -> Vec<wgpu::BindGroupLayout> {
+    let groups = shader.bindings.iter().map(|b| b.group + 1).max().unwrap_or(0);
+    (0..groups)
+        .map(|group| {
+            let entries: Vec<_> = shader
+                .bindings
+                .iter()
+                .filter(|b| b.group == group)
+                .map(|b| wgpu::BindGroupLayoutEntry {
+                    binding: b.binding,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer {
+                        ty: match b.access {
+                            Access::Uniform => wgpu::BufferBindingType::Uniform,
+                            Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                            Access::ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+                        },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
+                    },
+                    count: None,
+                })
+                .collect();
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(shader.name),
+                entries: &entries,
+            })
+        })
+        .collect()
+}

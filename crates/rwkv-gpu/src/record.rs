@@ -1,0 +1,103 @@
+//! Recording dispatches and copies, and submitting them.
+
+use crate::{Error, Gpu, Pipeline, Readback, Result};
+use std::sync::Arc;
+
+/// One kernel launch, resolved: recording it takes no lookup.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    /// The compiled kernel.
+    pub pipeline: Arc<Pipeline>,
+    /// Its bind groups, by group number.
+    pub groups: Vec<wgpu::BindGroup>,
+    /// Workgroups in x, y and z.
+    pub grid: [u32; 3],
+}
+
+/// Records work for one submission.
+pub struct Recorder {
+    gpu: Gpu,
+    encoder: wgpu::CommandEncoder,
+}
+
+/// A submission: what it is to wait for.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    pub(crate) index: wgpu::SubmissionIndex,
+}
+
+impl Gpu {
+    /// A recorder for one submission.
+    pub fn recorder(&self, label: &str) -> Recorder {
+        let encoder = self
+            .device()
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+        Recorder {
+            gpu: self.clone(),
+            encoder,
+        }
+    }
+
+    /// Blocks until `submission` is done.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when the device is gone.
+    pub fn wait(&self, submission: &Submission) -> Result<()> {
+        let poll = wgpu::PollType::Wait {
+            submission_index: Some(submission.index.clone()),
+            timeout: None,
+        };
+        match self.device().poll(poll) {
+            Ok(_) => self.check(),
+            Err(e) => {
+                self.check()?;
+                Err(Error::Lost { reason: e.to_string() })
+            }
+        }
+    }
+}
+
+impl Recorder {
+    /// Records `dispatches` in one pass, in order; empty grids are left out.
+    pub fn dispatch<'a>(&mut self, dispatches: impl IntoIterator<Item = &'a Dispatch>) {
+        let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for dispatch in dispatches {
+            let [x, y, z] = dispatch.grid;
+            if x == 0 || y == 0 || z == 0 {
+                continue;
+            }
+            pass.set_pipeline(dispatch.pipeline.raw());
+            for (index, group) in (0u32..).zip(&dispatch.groups) {
+                pass.set_bind_group(index, group, &[]);
+            }
+            pass.dispatch_workgroups(x, y, z);
+        }
+    }
+
+    /// Records a copy of `bytes` from one buffer to another (offsets and size multiples of 4).
+    pub fn copy(&mut self, from: (&wgpu::Buffer, u64), to: (&wgpu::Buffer, u64), bytes: u64) {
+        self.encoder.copy_buffer_to_buffer(from.0, from.1, to.0, to.1, bytes);
+    }
+
+    /// Records filling a range of a buffer with zeros.
+    pub fn clear(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: u64) {
+        self.encoder.clear_buffer(buffer, offset, Some(bytes));
+    }
+
+    /// Records copying `bytes` of `buffer` from `offset` to the start of `readback`.
+    pub fn read(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: u64, readback: &Readback) {
+        self.copy((buffer, offset), (readback.buffer(), 0), bytes);
+    }
+
+    /// Submits what was recorded.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] for work that does not validate, [`Error::Lost`] when the device is gone.
+    pub fn submit(self) -> Result<Submission> {
+        let Self { gpu, encoder } = self;
+        let index = gpu.scoped(&|| "a submission".to_owned(), |_| {
+            gpu.queue().submit([encoder.finish()])
+        })?;
+        Ok(Submission { index })
+    }
+}

@@ -1,0 +1,123 @@
+//! F32, F16 and BF16: one element a block, little endian.
+
+use super::{GpuLayout, WeightFormat};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
+
+impl WeightFormat for F32 {
+    fn name(&self) -> &'static str {
+        "f32"
+    }
+
+    fn block(&self) -> usize {
+        1
+    }
+
+    fn block_bytes(&self) -> usize {
+        4
+    }
+
+    fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
+        for (bytes, x) in blocks.as_chunks::<4>().0.iter().zip(out) {
+            *x = f32::from_le_bytes(*bytes);
+        }
+    }
+
+    fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
+        for (x, bytes) in values.iter().zip(blocks.as_chunks_mut::<4>().0) {
+            *bytes = x.to_le_bytes();
+        }
+    }
+
+    fn gpu_layout(&self) -> Option<&'static dyn GpuLayout> {
+        Some(&Plain { element: 4 })
+    }
+}
+
+impl WeightFormat for F16 {
+    fn name(&self) -> &'static str {
+        "f16"
+    }
+
+    fn block(&self) -> usize {
+        1
+    }
+
+    fn block_bytes(&self) -> usize {
+        2
+    }
+
+    fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
+        // Aligned little-endian memory converts with the processor's own instructions.
+        if cfg!(target_endian = "little")
+            && let Ok(halves) = bytemuck::try_cast_slice::<u8, f16>(blocks)
+        {
+            let n = halves.len().min(out.len());
+            halves[..n].convert_to_f32_slice(&mut out[..n]);
+            return;
+        }
+        for (bytes, x) in blocks.as_chunks::<2>().0.iter().zip(out) {
+            *x = f16::from_le_bytes(*bytes).to_f32();
+        }
+    }
+
+    fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
+        for (x, bytes) in values.iter().zip(blocks.as_chunks_mut::<2>().0) {
+            *bytes = f16::from_f32(*x).to_le_bytes();
+        }
+    }
+
+    fn gpu_layout(&self) -> Option<&'static dyn GpuLayout> {
+        Some(&Plain { element: 2 })
+    }
+}
+
+impl WeightFormat for Bf16 {
+    fn name(&self) -> &'static str {
+        "bf16"
+    }
+
+    fn block(&self) -> usize {
+        1
+    }
+
+    fn block_bytes(&self) -> usize {
+        2
+    }
+
+    fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
+        for (bytes, x) in blocks.as_chunks::<2>().0.iter().zip(out) {
+            *x = bf16::from_le_bytes(*bytes).to_f32();
+        }
+    }
+
+    fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
+        for (x, bytes) in values.iter().zip(blocks.as_chunks_mut::<2>().0) {
+            *bytes = bf16::from_f32(*x).to_le_bytes();
+        }
+    }
+}
+
+/// Elements in file order, each row padded with zeros to 16 bytes.
+struct Plain {
+    element: usize,
+}
+
+impl GpuLayout for Plain {
+    fn unit(&self) -> usize {
+        16 / self.element
+    }
+
+    fn row_bytes(&self, cols: usize) -> Vec<usize> {
+        vec![(cols * self.element).next_multiple_of(16)]
+    }
+
+    fn pack_row(&self, row: &[u8], parts: &mut [&mut [u8]]) {
+        if let Some(part) = parts.first_mut() {
+            part[..row.len()].copy_from_slice(row);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What every kernel launch needs: the GPU, the parameter cache, and views of activations.
+
+use crate::{Error, Result, shaders};
+use bytemuck::{NoUninit, Pod, Zeroable};
+use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
+use rwkv_mem::ParamCache;
+use std::sync::Arc;
+
+/// Kernels on one GPU: resolves operations to dispatches. Cloning shares it.
+#[derive(Clone)]
+pub struct Kernels {
+    gpu: Gpu,
+    params: ParamCache,
+    /// Bound where a kernel variant has a slot that an operation does not use.
+    unused: Buffer,
+}
+
+/// An activation on the GPU: `rows × width` f32, rows at [`View::stride`].
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Where it lies.
+    pub buffer: &'a Buffer,
+    /// Its first byte.
+    pub offset: u64,
+    /// Rows.
+    pub rows: usize,
+    /// Elements a row.
+    pub width: usize,
+}
+
+impl View<'_> {
+    /// Elements from one row to the next: the width rounded up to 8, so that 16-byte weight loads of every format
+    /// meet whole vectors of x. What lies in the padding is undefined.
+    pub fn stride(width: usize) -> usize {
+        width.next_multiple_of(8)
+    }
+
+    /// Bytes of `rows` rows.
+    pub fn bytes(rows: usize, width: usize) -> u64 {
+        (rows.max(1) * Self::stride(width) * 4) as u64
+    }
+
+    /// Bytes from one to the next of several activations of one shape in one buffer.
+    pub fn block_bytes(rows: usize, width: usize) -> u64 {
+        Self::bytes(rows, width).next_multiple_of(256)
+    }
+
+    pub(crate) fn binding(&self) -> Binding<'_> {
+        Binding {
+            buffer: self.buffer,
+            offset: self.offset,
+            size: Some(Self::bytes(self.rows, self.width)),
+        }
+    }
+
+    /// Several activations of this shape, [`View::block_bytes`] apart.
+    pub(crate) fn blocks_binding(&self, count: usize) -> Binding<'_> {
+        let last = Self::block_bytes(self.rows, self.width) * (count as u64 - 1);
+        Binding {
+            buffer: self.buffer,
+            offset: self.offset,
+            size: Some(last + Self::bytes(self.rows, self.width)),
+        }
+    }
+}
+
+/// A token of a step, as the kernels see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Token {
+    /// What the embedding looks up.
+    pub id: u32,
+    /// The index of its span.
+    pub span: u32,
+}
+
+/// A run of tokens of one sequence, as the kernels see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Span {
+    /// Its first row in the activations.
+    pub start: u32,
+    /// Its rows.
+    pub length: u32,
+    /// The slot of its state.
+    pub slot: u32,
+    /// For alignment.
+    pub padding: u32,
+}
+
+/// The slots that one state buffer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Page {
+    /// The first slot.
+    pub first_slot: u32,
+    /// How many.
+    pub slots: u32,
+    /// For alignment.
+    pub padding: [u32; 2],
+}
+
+/// The tables of a step in GPU memory, and their lengths.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchTables<'a> {
+    /// [`Token`]s, one a row.
+    pub tokens: Binding<'a>,
+    /// [`Span`]s.
+    pub spans: Binding<'a>,
+    /// Rows whose logits are wanted, as u32.
+    pub outputs: Binding<'a>,
+    /// How many spans.
+    pub span_count: usize,
+}
+
+impl Kernels {
+    /// Kernels for `gpu`.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the first small buffer does not fit.
+    pub fn new(gpu: &Gpu) -> Result<Self> {
+        let unused = gpu.buffer(BufferKind::Storage, "unused slot", 256)?;
+        Ok(Self {
+            gpu: gpu.clone(),
+            params: ParamCache::new(gpu),
+            unused,
+        })
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The value of the axis LANES.
+    pub(crate) fn lanes(&self) -> &'static str {
+        if self.gpu.capabilities().subgroups.is_some() {
+            "subgroup"
+        } else {
+            "plain"
+        }
+    }
+
+    /// Rows that a workgroup of `threads` handles at least, with the lanes of one row together.
+    pub(crate) fn rows_per_workgroup(&self, threads: u32) -> usize {
+        let lanes = self.gpu.capabilities().subgroups.map_or(32, |s| s.max);
+        (threads / lanes.max(1)).max(1) as usize
+    }
+
+    pub(crate) fn unused(&self) -> Binding<'_> {
+        Binding::from(&self.unused)
+    }
+
+    pub(crate) fn pipeline(&self, name: &str, constants: &[(&'static str, f64)]) -> Result<Arc<Pipeline>> {
+        Ok(self.gpu.pipeline(shaders::find(name)?, constants)?)
+    }
+
+    /// A dispatch of `pipeline` over `workgroups` in a flat grid: `params` at slot 0 of group 0, then `bindings`.
+    pub(crate) fn dispatch<T: NoUninit>(
+        &self,
+        pipeline: Arc<Pipeline>,
+        params: &T,
+        bindings: &[Binding<'_>],
+        workgroups: usize,
+    ) -> Result<Dispatch> {
+        let grid = self.flat_grid(workgroups)?;
+        let params = self.params.block(params)?;
+        let mut all = vec![params.binding()];
+        all.extend_from_slice(bindings);
+        let group = self.gpu.bind(&pipeline, 0, &all)?;
+        Ok(Dispatch {
+            pipeline,
+            groups: vec![group],
+            grid,
+        })
+    }
+
+    /// A grid of at least `count` workgroups within the adapter's limit a dimension.
+    fn flat_grid(&self, count: usize) -> Result<[u32; 3]> {
+        let limit = self.gpu.capabilities().limits.workgroups as usize;
+        let y = count.div_ceil(limit).max(1);
+        Ok([u32_of("workgroups", count.div_ceil(y))?, u32_of("workgroups", y)?, 1])
+    }
+}
+
+/// `n` as the kernels' index type.
+pub(crate) fn u32_of(what: &str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::shape(what, format!("{n} passes 32 bits")))
+}

@@ -1,0 +1,23 @@
+//! What can be computed? WGSL kernels with variants, the weight formats they read, a CPU twin of each operation, and
+//! sampling.
+//!
+//! Each file of [`ops`] holds one operation: its equation, its plain Rust twin, and the dispatch of its kernel. The
+//! twins are the oracle that the kernels are tested against, and what runs where there is no GPU.
+
+mod error;
+pub mod formats;
+mod gpu_weights;
+mod kernels;
+mod matrix;
+pub mod ops;
+pub mod sampling;
+pub mod shaders;
+
+pub use error::Error;
+pub use formats::Format;
+pub use gpu_weights::{GpuMatrix, GpuVector};
+pub use kernels::{BatchTables, Kernels, Page, Span, Token, View};
+pub use matrix::Matrix;
+
+/// What this crate's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

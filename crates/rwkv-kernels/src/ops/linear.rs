@@ -1,0 +1,178 @@
+//! Matrix products: `y = f(W x + bias) + residual`.
+
+use crate::{Error, GpuMatrix, GpuVector, Kernels, Matrix, Result, View, kernels::u32_of, ops::Function};
+use bytemuck::NoUninit;
+use rayon::prelude::*;
+use rwkv_gpu::Dispatch;
+
+/// The twin of the product alone: `y[t] = W x[t]` for `x` of `tokens · cols`, into `y` of `tokens · rows`.
+///
+/// # Errors
+/// [`Error::Shape`] when the sizes do not fit.
+pub fn matmul(x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
+    let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
+    let tokens = x.len() / cols.max(1);
+    if x.len() != tokens * cols || y.len() != tokens * rows {
+        return Err(Error::shape(
+            "matmul",
+            format!("{} inputs, a {} matrix, {} outputs", x.len(), weight.shape(), y.len()),
+        ));
+    }
+    if tokens == 0 || rows == 0 {
+        return Ok(());
+    }
+    // A row of W serves all tokens once it is expanded, so the product is made transposed, row by row of W.
+    let mut transposed = vec![0.0; tokens * rows];
+    transposed.par_chunks_mut(tokens).enumerate().for_each_init(
+        || vec![0.0; cols],
+        |expanded, (row, sums)| {
+            weight.expand_row(row, expanded);
+            for (x, sum) in x.chunks_exact(cols).zip(sums) {
+                *sum = dot(expanded, x);
+            }
+        },
+    );
+    for (row, sums) in transposed.chunks_exact(tokens).enumerate() {
+        for (token, sum) in sums.iter().enumerate() {
+            y[token * rows + row] = *sum;
+        }
+    }
+    Ok(())
+}
+
+/// Sixteen sums side by side: independent, so that the compiler can use vector instructions, and closer to the exact
+/// sum than one.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (a_blocks, a_rest) = a.as_chunks::<16>();
+    let (b_blocks, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for i in 0..16 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    for ((a, b), sum) in a_rest.iter().zip(b_rest).zip(&mut sums) {
+        *sum += a * b;
+    }
+    let mut half = 8;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
+/// A matrix product with its epilogue on the GPU: `y = function(W x + bias) + residual`.
+pub struct Linear<'a> {
+    /// Tokens × columns of the matrix.
+    pub x: View<'a>,
+    /// The matrix.
+    pub weight: &'a GpuMatrix,
+    /// One element a row of the matrix.
+    pub bias: Option<&'a GpuVector>,
+    /// Applied after the bias.
+    pub function: Function,
+    /// Tokens × rows of the matrix; not the buffer of `y`.
+    pub residual: Option<View<'a>>,
+    /// Tokens × rows of the matrix.
+    pub y: View<'a>,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct Params {
+    rows: u32,
+    first_row: u32,
+    cols: u32,
+    units: u32,
+    tokens: u32,
+    x_stride: u32,
+    y_stride: u32,
+    residual_stride: u32,
+}
+
+/// Up to this many tokens the matrix-vector kernel reads each weight once for all of them.
+const MATVEC_TOKENS: usize = 8;
+/// Threads of a matvec workgroup, and the side of a matmul tile, as in the WGSL.
+const MATVEC_THREADS: u32 = 128;
+const TILE: usize = 64;
+
+impl Kernels {
+    /// The dispatches of `op`: one a part of the matrix.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when a kernel does not compile.
+    pub fn linear(&self, op: &Linear<'_>) -> Result<Vec<Dispatch>> {
+        let shape = op.weight.shape();
+        let tokens = op.x.rows;
+        let fits = op.x.width == shape.cols.0
+            && op.y.width == shape.rows.0
+            && op.y.rows == tokens
+            && op.bias.is_none_or(|b| b.len() == shape.rows.0)
+            && op.residual.is_none_or(|r| r.width == shape.rows.0 && r.rows == tokens);
+        if !fits {
+            return Err(Error::shape(
+                "linear",
+                format!(
+                    "{tokens}×{} by a {shape} matrix into {}×{}",
+                    op.x.width, op.y.rows, op.y.width
+                ),
+            ));
+        }
+        let format = op.weight.format();
+        let matvec = tokens <= MATVEC_TOKENS;
+        let mut constants = vec![
+            op.function.constant(),
+            ("HAS_BIAS", f64::from(u8::from(op.bias.is_some()))),
+            ("HAS_RESIDUAL", f64::from(u8::from(op.residual.is_some()))),
+        ];
+        let pipeline = if matvec {
+            constants.push(("RAGGED", f64::from(u8::from(op.weight.ragged()))));
+            let name = format!("matvec/{format}/{}/{}", self.lanes(), tokens.next_power_of_two());
+            self.pipeline(&name, &constants)?
+        } else {
+            self.pipeline(&format!("matmul/{format}"), &constants)?
+        };
+        let mut dispatches = Vec::new();
+        for chunk in op.weight.chunks() {
+            let rows = chunk.rows as usize;
+            let params = Params {
+                rows: chunk.rows,
+                first_row: chunk.first_row,
+                cols: u32_of("columns", shape.cols.0)?,
+                units: u32_of("units", op.weight.units())?,
+                tokens: u32_of("tokens", tokens)?,
+                x_stride: u32_of("stride", View::stride(op.x.width) / 4)?,
+                y_stride: u32_of("stride", View::stride(op.y.width))?,
+                residual_stride: u32_of("stride", View::stride(shape.rows.0))?,
+            };
+            let bindings = [
+                op.x.binding(),
+                op.bias.map_or(self.unused(), GpuVector::binding),
+                op.residual.as_ref().map_or(self.unused(), View::binding),
+                op.y.binding(),
+            ];
+            let workgroups = rows.div_ceil(self.rows_per_workgroup(MATVEC_THREADS));
+            let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
+            if !matvec {
+                let limit = self.gpu().capabilities().limits.workgroups;
+                dispatch.grid = [
+                    u32_of("rows", rows.div_ceil(TILE))?,
+                    u32_of("tokens", tokens.div_ceil(TILE))?,
+                    1,
+                ];
+                if dispatch.grid.iter().any(|n| *n > limit) {
+                    return Err(Error::shape(
+                        "linear",
+                        format!("{tokens} tokens by {rows} rows pass the grid's limit"),
+                    ));
+                }
+            }
+            dispatch.groups.push(chunk.group(self.gpu(), &pipeline)?);
+            dispatches.push(dispatch);
+        }
+        Ok(dispatches)
+    }
+}

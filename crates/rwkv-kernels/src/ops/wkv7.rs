@@ -1,0 +1,168 @@
+//! The RWKV-7 recurrence (Peng et al. 2025, "RWKV-7 Goose", eq. 17), head by head and token by token:
+//! `S ← S diag(w) − (S κ)(κ ⊙ a)ᵀ + v kᵀ`, `y = S r`, with S of [value, key], k the replacement and κ the removal key.
+
+use crate::{BatchTables, Error, Kernels, Page, Result, View, kernels::u32_of, ops::token_shift::block_elements};
+use bytemuck::NoUninit;
+use rayon::prelude::*;
+use rwkv_gpu::{Binding, Buffer, Dispatch};
+
+/// The operands of the twin; activations of the tokens of one span, rows of `heads · head_size`.
+#[derive(Clone, Copy)]
+pub struct Wkv7Operands<'a> {
+    /// Receptance.
+    pub r: &'a [f32],
+    /// Decay, in (0, 1).
+    pub w: &'a [f32],
+    /// Replacement key.
+    pub k: &'a [f32],
+    /// Removal key.
+    pub kappa: &'a [f32],
+    /// Value.
+    pub v: &'a [f32],
+    /// In-context learning rate.
+    pub a: &'a [f32],
+}
+
+/// The twin for one span: advances `state` (`[head, value, key]` of one slot) and fills `y`.
+///
+/// # Errors
+/// [`Error::Shape`] when the sizes do not fit.
+pub fn wkv7(x: Wkv7Operands<'_>, head_size: usize, state: &mut [f32], y: &mut [f32]) -> Result<()> {
+    let n = head_size;
+    let whole = n > 0 && state.len().is_multiple_of(n * n);
+    let width = if whole { state.len() / n } else { 0 };
+    let fit = [x.r, x.w, x.k, x.kappa, x.v, x.a].iter().all(|o| o.len() == y.len());
+    if !fit || width == 0 || !y.len().is_multiple_of(width) {
+        return Err(Error::shape(
+            "wkv7",
+            format!("{} elements, a state of {}, heads of {n}", y.len(), state.len()),
+        ));
+    }
+    let tokens = y.len() / width;
+    let outputs: Vec<Vec<f32>> = state
+        .par_chunks_exact_mut(n * n)
+        .enumerate()
+        .map(|(head, s)| {
+            let mut out = vec![0.0; tokens * n];
+            let mut rate = vec![0.0; n];
+            for (t, out) in out.chunks_exact_mut(n).enumerate() {
+                let at = t * width + head * n..t * width + (head + 1) * n;
+                let (r, w, k, kappa) = (
+                    &x.r[at.clone()],
+                    &x.w[at.clone()],
+                    &x.k[at.clone()],
+                    &x.kappa[at.clone()],
+                );
+                for ((rate, kappa), a) in rate.iter_mut().zip(kappa).zip(&x.a[at.clone()]) {
+                    *rate = kappa * a;
+                }
+                for ((s, v), y) in s.chunks_exact_mut(n).zip(&x.v[at]).zip(out) {
+                    let removed: f32 = s.iter().zip(kappa).map(|(s, kappa)| -s * kappa).sum();
+                    let mut sum = 0.0;
+                    for j in 0..n {
+                        s[j] = s[j] * w[j] + removed * rate[j] + v * k[j];
+                        sum += s[j] * r[j];
+                    }
+                    *y = sum;
+                }
+            }
+            out
+        })
+        .collect();
+    for (head, out) in outputs.iter().enumerate() {
+        for (t, out) in out.chunks_exact(n).enumerate() {
+            y[t * width + head * n..][..n].copy_from_slice(out);
+        }
+    }
+    Ok(())
+}
+
+/// The recurrence on the GPU; activations are tokens × channels.
+pub struct Wkv7<'a> {
+    /// The batch.
+    pub batch: BatchTables<'a>,
+    /// Receptance.
+    pub r: View<'a>,
+    /// Decay.
+    pub w: View<'a>,
+    /// The replacement key, then the removal key, [`View::block_bytes`] apart.
+    pub keys: View<'a>,
+    /// Value.
+    pub v: View<'a>,
+    /// In-context learning rate.
+    pub a: View<'a>,
+    /// Channels a head.
+    pub head_size: usize,
+    /// WKV states `[slot, head, value, key]`.
+    pub state: &'a Buffer,
+    /// The slots in `state`.
+    pub page: Page,
+    /// The result.
+    pub y: View<'a>,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct Params {
+    page: Page,
+    spans: u32,
+    heads: u32,
+    head_size: u32,
+    stride: u32,
+    block: u32,
+    // Uniform structs are as long as a multiple of their alignment.
+    padding: [u32; 3],
+}
+
+/// The head sizes that the kernel is compiled for; others run on the next larger one.
+const HEADS: [usize; 3] = [32, 64, 128];
+
+impl Kernels {
+    /// The dispatch of `op`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the sizes do not fit or the head is larger than 128, [`Error::Gpu`] when the kernel does
+    /// not compile.
+    pub fn wkv7(&self, op: &Wkv7<'_>) -> Result<Dispatch> {
+        let View { rows, width, .. } = op.r;
+        let whole = op.head_size > 0 && width.is_multiple_of(op.head_size);
+        if !whole
+            || [op.w, op.keys, op.v, op.a, op.y]
+                .iter()
+                .any(|v| v.rows != rows || v.width != width)
+        {
+            return Err(Error::shape(
+                "wkv7",
+                format!("rows of {width} channels, heads of {}", op.head_size),
+            ));
+        }
+        let Some(head) = HEADS.into_iter().find(|h| op.head_size <= *h) else {
+            return Err(Error::shape(
+                "wkv7",
+                format!("heads of {}, where at most 128 are supported", op.head_size),
+            ));
+        };
+        let heads = width / op.head_size;
+        let params = Params {
+            page: op.page,
+            spans: u32_of("spans", op.batch.span_count)?,
+            heads: u32_of("heads", heads)?,
+            head_size: u32_of("head size", op.head_size)?,
+            stride: u32_of("stride", View::stride(width))?,
+            block: block_elements(rows, width)?,
+            padding: [0; 3],
+        };
+        let bindings = [
+            op.batch.spans,
+            op.r.binding(),
+            op.w.binding(),
+            op.keys.blocks_binding(2),
+            op.v.binding(),
+            op.a.binding(),
+            Binding::from(op.state),
+            op.y.binding(),
+        ];
+        let pipeline = self.pipeline(&format!("wkv7/{head}"), &[])?;
+        self.dispatch(pipeline, &params, &bindings, op.batch.span_count * heads)
+    }
+}

@@ -1,0 +1,50 @@
+// y[token] = the row of the table that the token names. A table that passes the binding limit comes in parts; each
+// part fills the rows it has.
+#import formats/$FORMAT
+#import batch
+#import grid
+
+struct Params {
+    // Rows of this part of the table, and the first one's id.
+    rows: u32,
+    first_row: u32,
+    cols: u32,
+    units: u32,
+    tokens: u32,
+    // Between rows of y, in elements.
+    y_stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> tokens: array<Token>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+const SIZE: u32 = 64u;
+
+@compute @workgroup_size(SIZE)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let token = flat_workgroup(workgroup, workgroups);
+    if token >= params.tokens {
+        return;
+    }
+    let id = tokens[token].id;
+    if id < params.first_row || id - params.first_row >= params.rows {
+        return;
+    }
+    for (var unit = thread; unit < params.units; unit += SIZE) {
+        let weight = weight_unit(id - params.first_row, unit, params.units);
+        for (var part = 0u; part < PARTS; part++) {
+            let value = weight[part];
+            for (var i = 0u; i < 4u; i++) {
+                let column = unit * UNIT + part * 4u + i;
+                if column < params.cols {
+                    y[token * params.y_stride + column] = value[i];
+                }
+            }
+        }
+    }
+}

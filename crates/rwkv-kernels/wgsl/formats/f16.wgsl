@@ -1,0 +1,14 @@
+// F16: eight elements to 16 bytes. `unpack2x16float` is in every WGSL, with or without the f16 feature.
+const UNIT: u32 = 8u;
+const PARTS: u32 = UNIT / 4u;
+
+@group(1) @binding(0) var<storage, read> weights: array<vec4<u32>>;
+
+// Elements `unit * UNIT ..` of `row`, where a row has `units` units.
+fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
+    let packed = weights[row * units + unit];
+    return array<vec4<f32>, PARTS>(
+        vec4(unpack2x16float(packed.x), unpack2x16float(packed.y)),
+        vec4(unpack2x16float(packed.z), unpack2x16float(packed.w)),
+    );
+}

@@ -1,0 +1,19 @@
+// Lanes that work on one row together, without subgroup operations: 32 threads and workgroup memory.
+const WORKGROUP: u32 = 128u;
+const LANES: u32 = 32u;
+
+var<workgroup> partial: array<f32, WORKGROUP>;
+
+// The sum of `value` over the lanes of a row, known to all of them. Called by the whole workgroup.
+fn lanes_add(value: f32, thread: u32) -> f32 {
+    workgroupBarrier();
+    partial[thread] = value;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if thread % LANES < half {
+            partial[thread] += partial[thread + half];
+        }
+    }
+    workgroupBarrier();
+    return partial[thread / LANES * LANES];
+}

@@ -1,0 +1,59 @@
+//! Where a checkpoint's bytes are: mapped from a file, compiled in, or in memory.
+
+use std::fs::{self, File};
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use super::FileError;
+
+/// The whole of a file, shared: a clone costs a reference count.
+#[derive(Clone)]
+pub(super) enum Bytes {
+    /// Pages of a file, read when they are touched.
+    Mapped(Arc<Mmap>),
+    /// Part of the program.
+    Static(&'static [u8]),
+    /// On the heap.
+    Owned(Arc<Vec<u8>>),
+}
+
+impl Bytes {
+    /// Maps the file at `path`, which messages call `file`.
+    pub(super) fn map(path: &Path, file: &str) -> Result<Self, FileError> {
+        let error = |source| FileError::from_io(file, source);
+        // Asked before opening: to open a pipe is to wait for its writer.
+        let about = fs::metadata(path).map_err(error)?;
+        if about.is_dir() {
+            return Err(FileError::IsDirectory { file: file.to_owned() });
+        }
+        if !about.is_file() {
+            return Err(FileError::NotRegular { file: file.to_owned() });
+        }
+        let opened = File::open(path).map_err(error)?;
+        // An empty file cannot be mapped on every system.
+        if opened.metadata().map_err(error)?.len() == 0 {
+            return Err(FileError::Empty { file: file.to_owned() });
+        }
+        // SAFETY: the mapping is private and read-only, and lives as long as every slice of it (`Deref` borrows from
+        // the `Arc`). What Rust cannot promise is that no other process writes to the file: `Checkpoint::open` says
+        // what happens then. Nothing here relies on a byte to keep the value that it had when it was checked: ranges
+        // come from what was parsed, and every later parse of the bytes checks them again.
+        let map = unsafe { Mmap::map(&opened) }.map_err(error)?;
+        Ok(Self::Mapped(Arc::new(map)))
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Static(bytes) => bytes,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Model.
+pub mod files;
+pub mod tokenizer;

@@ -106,7 +106,8 @@ pub fn list_adapters() -> Vec<AdapterSummary> {
 /// barrier a dispatch. `WGPU_VALIDATION` and its like still switch it on for debugging.
 pub(crate) fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::GL;
+    descriptor.backends =
+        wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::GL;
     descriptor.backends = descriptor.backends.with_env();
     descriptor.flags = if cfg!(debug_assertions) {
         wgpu::InstanceFlags::VALIDATION
@@ -149,7 +150,10 @@ impl Candidate {
     /// Why the kernels cannot run here: they need compute shaders and WebGPU's default limits.
     pub(crate) fn refused(&self) -> Option<String> {
         let downlevel = self.adapter.get_downlevel_capabilities();
-        if !downlevel.flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
+        if !downlevel
+            .flags
+            .contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+        {
             return Some("no compute shaders".to_owned());
         }
         let (have, need) = (self.adapter.limits(), wgpu::Limits::defaults());
@@ -180,20 +184,25 @@ impl Candidate {
 
 /// The adapters of `instance`, best first, each physical one once (through its best interface).
 pub(crate) fn candidates(instance: &wgpu::Instance) -> Vec<Candidate> {
-    let mut found: Vec<Candidate> = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
-        .into_iter()
-        .map(|adapter| {
-            let info = adapter.get_info();
-            let kind = match info.device_type {
-                wgpu::DeviceType::DiscreteGpu => Kind::Discrete,
-                wgpu::DeviceType::IntegratedGpu => Kind::Integrated,
-                wgpu::DeviceType::VirtualGpu => Kind::Virtual,
-                wgpu::DeviceType::Other => Kind::Unknown,
-                wgpu::DeviceType::Cpu => Kind::Software,
-            };
-            Candidate { adapter, info, kind }
-        })
-        .collect();
+    let mut found: Vec<Candidate> =
+        pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+            .into_iter()
+            .map(|adapter| {
+                let info = adapter.get_info();
+                let kind = match info.device_type {
+                    wgpu::DeviceType::DiscreteGpu => Kind::Discrete,
+                    wgpu::DeviceType::IntegratedGpu => Kind::Integrated,
+                    wgpu::DeviceType::VirtualGpu => Kind::Virtual,
+                    wgpu::DeviceType::Other => Kind::Unknown,
+                    wgpu::DeviceType::Cpu => Kind::Software,
+                };
+                Candidate {
+                    adapter,
+                    info,
+                    kind,
+                }
+            })
+            .collect();
     let backend_rank = |c: &Candidate| u8::from(c.info.backend == wgpu::Backend::Gl);
     found.sort_by_key(|c| (c.kind, backend_rank(c)));
     found
@@ -204,11 +213,18 @@ pub(crate) fn choose(candidates: Vec<Candidate>, selector: &Selector) -> Result<
     let mut refused = Vec::new();
     for (index, candidate) in candidates.into_iter().enumerate() {
         let reason = match selector {
-            Selector::Auto if candidate.kind == Kind::Software => {
-                Some("a software adapter, slower than the CPU executor; name it to use it anyway".to_owned())
-            }
+            Selector::Auto if candidate.kind == Kind::Software => Some(
+                "a software adapter, slower than the CPU executor; name it to use it anyway"
+                    .to_owned(),
+            ),
             Selector::Index(wanted) if *wanted != index => Some(format!("is number {index}")),
-            Selector::Name(part) if !candidate.info.name.to_lowercase().contains(&part.to_lowercase()) => {
+            Selector::Name(part)
+                if !candidate
+                    .info
+                    .name
+                    .to_lowercase()
+                    .contains(&part.to_lowercase()) =>
+            {
                 Some("has another name".to_owned())
             }
             _ => candidate.refused(),
@@ -235,7 +251,10 @@ mod tests {
             let got = text.parse::<Selector>().ok();
             assert_eq!(got.as_ref(), want, "{text:?}");
             if let Some(selector) = got {
-                assert_eq!(selector.to_string().parse::<Selector>().ok(), Some(selector));
+                assert_eq!(
+                    selector.to_string().parse::<Selector>().ok(),
+                    Some(selector)
+                );
             }
         }
         check("auto", Some(&Selector::Auto));

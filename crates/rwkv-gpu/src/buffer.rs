@@ -56,7 +56,10 @@ impl Gpu {
     /// [`Error::Rejected`] when the range does not lie in the buffer.
     pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         let end = offset.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > buffer.size()) || !offset.is_multiple_of(4) || !bytes.len().is_multiple_of(4) {
+        if end.is_none_or(|end| end > buffer.size())
+            || !offset.is_multiple_of(4)
+            || !bytes.len().is_multiple_of(4)
+        {
             return Err(Error::Rejected {
                 what: "a buffer write".to_owned(),
                 message: format!(

@@ -42,7 +42,10 @@ pub struct Limits {
 
 /// What an opened adapter offers to kernels.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools, reason = "independent facts, one a feature")]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, one a feature"
+)]
 pub struct Capabilities {
     /// Subgroup operations, if any.
     pub subgroups: Option<SubgroupSizes>,
@@ -166,7 +169,10 @@ mod tests {
     fn hide_list() {
         #[track_caller]
         fn check(list: &str, want: Option<(bool, bool, bool)>) {
-            let got = list.parse::<Hidden>().ok().map(|h| (h.subgroup, h.f16, h.coop));
+            let got = list
+                .parse::<Hidden>()
+                .ok()
+                .map(|h| (h.subgroup, h.f16, h.coop));
             assert_eq!(got, want, "{list}");
         }
         check("", Some((false, false, false)));

@@ -1,7 +1,8 @@
 //! An opened adapter.
 
 use crate::{
-    Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter, error::one_line, pipeline::PipelineKey,
+    Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter, error::one_line,
+    pipeline::PipelineKey,
 };
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -94,8 +95,8 @@ impl Gpu {
             },
             trace: wgpu::Trace::Off,
         };
-        let (device, queue) =
-            pollster::block_on(candidate.adapter.request_device(&descriptor)).map_err(|e| Error::OpenFailed {
+        let (device, queue) = pollster::block_on(candidate.adapter.request_device(&descriptor))
+            .map_err(|e| Error::OpenFailed {
                 adapter: name.clone(),
                 reason: one_line(&e.to_string()),
             })?;
@@ -179,7 +180,11 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Rejected`] or [`Error::Lost`].
-    pub fn scoped<T>(&self, what: &dyn Fn() -> String, create: impl FnOnce(&wgpu::Device) -> T) -> Result<T> {
+    pub fn scoped<T>(
+        &self,
+        what: &dyn Fn() -> String,
+        create: impl FnOnce(&wgpu::Device) -> T,
+    ) -> Result<T> {
         let device = &self.inner.device;
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
@@ -220,7 +225,9 @@ impl Gpu {
     fn check_lost(&self) -> Result<()> {
         match self.inner.faults.lost.get() {
             None => Ok(()),
-            Some(reason) => Err(Error::Lost { reason: reason.clone() }),
+            Some(reason) => Err(Error::Lost {
+                reason: reason.clone(),
+            }),
         }
     }
 }

@@ -15,7 +15,9 @@ pub enum Error {
     },
 
     /// The driver refused to open the adapter.
-    #[error("cannot open the GPU {adapter}: {reason}; try another one with --device, or --device cpu")]
+    #[error(
+        "cannot open the GPU {adapter}: {reason}; try another one with --device, or --device cpu"
+    )]
     OpenFailed {
         /// The adapter's name.
         adapter: String,
@@ -88,7 +90,10 @@ fn reasons_line(refused: &[(String, String)]) -> String {
     if refused.is_empty() {
         return "no Vulkan, Metal, DX12 or GL driver was found".to_owned();
     }
-    let reasons: Vec<_> = refused.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    let reasons: Vec<_> = refused
+        .iter()
+        .map(|(name, why)| format!("{name}: {why}"))
+        .collect();
     reasons.join("; ")
 }
 

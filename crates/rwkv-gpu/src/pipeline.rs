@@ -52,10 +52,17 @@ impl Gpu {
     /// # Errors
     /// [`Error::Unsupported`] when the adapter lacks what the shader requires; [`Error::Rejected`] with the
     /// compiler's words.
-    pub fn pipeline(&self, shader: &'static Shader, constants: &[(&'static str, f64)]) -> Result<Arc<Pipeline>> {
+    pub fn pipeline(
+        &self,
+        shader: &'static Shader,
+        constants: &[(&'static str, f64)],
+    ) -> Result<Arc<Pipeline>> {
         let key = (
             shader.name,
-            constants.iter().map(|(name, value)| (*name, value.to_bits())).collect(),
+            constants
+                .iter()
+                .map(|(name, value)| (*name, value.to_bits()))
+                .collect(),
         );
         if let Some(found) = self.pipelines().get(&key) {
             return Ok(found.clone());
@@ -65,7 +72,11 @@ impl Gpu {
         Ok(self.pipelines().entry(key).or_insert(made).clone())
     }
 
-    fn compile(&self, shader: &'static Shader, constants: &[(&'static str, f64)]) -> Result<Pipeline> {
+    fn compile(
+        &self,
+        shader: &'static Shader,
+        constants: &[(&'static str, f64)],
+    ) -> Result<Pipeline> {
         let have = self.capabilities();
         for requirement in shader.requires {
             let there = match requirement {
@@ -95,7 +106,12 @@ impl Gpu {
             } else {
                 // SAFETY: our shaders have no unbounded loop, divide by sizes that the host checks to be positive,
                 // and index only within the sizes that the host binds; tests run every kernel with checks as well.
-                unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+                unsafe {
+                    device.create_shader_module_trusted(
+                        descriptor,
+                        wgpu::ShaderRuntimeChecks::unchecked(),
+                    )
+                }
             };
             let groups = layouts(device, shader);
             let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
@@ -114,7 +130,11 @@ impl Gpu {
                 },
                 cache: None,
             });
-            Pipeline { shader, raw, groups }
+            Pipeline {
+                shader,
+                raw,
+                groups,
+            }
         })
     }
 
@@ -122,9 +142,18 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Rejected`] when number, size, alignment or usage do not fit.
-    pub fn bind(&self, pipeline: &Pipeline, group: u32, bindings: &[Binding<'_>]) -> Result<wgpu::BindGroup> {
+    pub fn bind(
+        &self,
+        pipeline: &Pipeline,
+        group: u32,
+        bindings: &[Binding<'_>],
+    ) -> Result<wgpu::BindGroup> {
         let shader = pipeline.shader;
-        let slots: Vec<_> = shader.bindings.iter().filter(|b| b.group == group).collect();
+        let slots: Vec<_> = shader
+            .bindings
+            .iter()
+            .filter(|b| b.group == group)
+            .collect();
         let layout = pipeline
             .groups
             .get(group as usize)
@@ -165,19 +194,27 @@ impl Gpu {
                 }),
             })
             .collect();
-        self.scoped(&|| format!("the bindings of kernel {}", shader.name), |device| {
-            device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(shader.name),
-                layout,
-                entries: &entries,
-            })
-        })
+        self.scoped(
+            &|| format!("the bindings of kernel {}", shader.name),
+            |device| {
+                device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some(shader.name),
+                    layout,
+                    entries: &entries,
+                })
+            },
+        )
     }
 }
 
 /// Explicit layouts from reflection: pipelines of one shader family then share bind groups.
 fn layouts(device: &wgpu::Device, shader: &Shader) -> Vec<wgpu::BindGroupLayout> {
-    let groups = shader.bindings.iter().map(|b| b.group + 1).max().unwrap_or(0);
+    let groups = shader
+        .bindings
+        .iter()
+        .map(|b| b.group + 1)
+        .max()
+        .unwrap_or(0);
     (0..groups)
         .map(|group| {
             let entries: Vec<_> = shader
@@ -191,7 +228,9 @@ fn layouts(device: &wgpu::Device, shader: &Shader) -> Vec<wgpu::BindGroupLayout>
                         ty: match b.access {
                             Access::Uniform => wgpu::BufferBindingType::Uniform,
                             Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
-                            Access::ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+                            Access::ReadWrite => {
+                                wgpu::BufferBindingType::Storage { read_only: false }
+                            }
                         },
                         has_dynamic_offset: false,
                         min_binding_size: None,

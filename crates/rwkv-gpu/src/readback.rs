@@ -33,7 +33,13 @@ impl Readback {
     ///
     /// # Errors
     /// [`Error::Lost`] when the device is gone, [`Error::Rejected`] when the range cannot be mapped.
-    pub fn view<T>(&self, gpu: &Gpu, submission: &Submission, bytes: u64, view: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    pub fn view<T>(
+        &self,
+        gpu: &Gpu,
+        submission: &Submission,
+        bytes: u64,
+        view: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
         if bytes == 0 {
             gpu.wait(submission)?;
             return Ok(view(&[]));
@@ -43,18 +49,23 @@ impl Readback {
             message,
         };
         let (done, mapped) = mpsc::channel();
-        self.buffer
-            .map_async(wgpu::MapMode::Read, 0..bytes.next_multiple_of(4), move |result| {
+        self.buffer.map_async(
+            wgpu::MapMode::Read,
+            0..bytes.next_multiple_of(4),
+            move |result| {
                 // The receiver lives until the end of this function.
                 let _ = done.send(result);
-            });
+            },
+        );
         gpu.wait(submission)?;
         mapped
             .recv()
             .map_err(|_| rejected("the driver dropped the request".to_owned()))?
             .map_err(|e| rejected(e.to_string()))?;
         let result = match self.buffer.get_mapped_range(0..bytes.next_multiple_of(4)) {
-            Ok(range) => range.get(..usize::try_from(bytes).unwrap_or(usize::MAX)).map(view),
+            Ok(range) => range
+                .get(..usize::try_from(bytes).unwrap_or(usize::MAX))
+                .map(view),
             Err(e) => return Err(rejected(e.to_string())),
         };
         self.buffer.unmap();

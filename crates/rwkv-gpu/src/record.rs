@@ -51,7 +51,9 @@ impl Gpu {
             Ok(_) => self.check(),
             Err(e) => {
                 self.check()?;
-                Err(Error::Lost { reason: e.to_string() })
+                Err(Error::Lost {
+                    reason: e.to_string(),
+                })
             }
         }
     }
@@ -60,7 +62,9 @@ impl Gpu {
 impl Recorder {
     /// Records `dispatches` in one pass, in order; empty grids are left out.
     pub fn dispatch<'a>(&mut self, dispatches: impl IntoIterator<Item = &'a Dispatch>) {
-        let mut pass = self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        let mut pass = self
+            .encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for dispatch in dispatches {
             let [x, y, z] = dispatch.grid;
             if x == 0 || y == 0 || z == 0 {
@@ -76,7 +80,8 @@ impl Recorder {
 
     /// Records a copy of `bytes` from one buffer to another (offsets and size multiples of 4).
     pub fn copy(&mut self, from: (&wgpu::Buffer, u64), to: (&wgpu::Buffer, u64), bytes: u64) {
-        self.encoder.copy_buffer_to_buffer(from.0, from.1, to.0, to.1, bytes);
+        self.encoder
+            .copy_buffer_to_buffer(from.0, from.1, to.0, to.1, bytes);
     }
 
     /// Records filling a range of a buffer with zeros.

@@ -30,8 +30,8 @@ fn generate() -> Result<(), Box<dyn Error>> {
             let source = Composer::new(&files, &variant.definitions)
                 .compose(&kernel.name)
                 .map_err(|e| format!("kernel {}: {e}", variant.name))?;
-            let reflection =
-                reflect::reflect(&source).map_err(|e| format!("kernel {} is not valid: {e}", variant.name))?;
+            let reflection = reflect::reflect(&source)
+                .map_err(|e| format!("kernel {} is not valid: {e}", variant.name))?;
             let file = format!("{}.wgsl", variant.name.replace('/', "-"));
             fs::write(Path::new(&out).join(&file), source)?;
             rows.insert(
@@ -57,7 +57,10 @@ fn row(
         row,
         "Variant {{ backends: &{backends:?}, shader: Shader {{ name: {name:?},"
     )?;
-    writeln!(row, "source: include_str!(concat!(env!(\"OUT_DIR\"), \"/{file}\")),")?;
+    writeln!(
+        row,
+        "source: include_str!(concat!(env!(\"OUT_DIR\"), \"/{file}\")),"
+    )?;
     writeln!(row, "bindings: &[")?;
     for b in &reflection.bindings {
         writeln!(
@@ -86,7 +89,11 @@ fn row(
 }
 
 /// Every `.wgsl` file below `folder`, by its path without the ending.
-fn read_folder(folder: &Path, prefix: &str, files: &mut BTreeMap<String, String>) -> Result<(), Box<dyn Error>> {
+fn read_folder(
+    folder: &Path,
+    prefix: &str,
+    files: &mut BTreeMap<String, String>,
+) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -44,7 +44,8 @@ impl Kernel {
                     values.iter().map(move |value| {
                         let mut definitions = variant.definitions.clone();
                         definitions.insert(name.clone(), value.clone());
-                        definitions.insert(format!("{name}_{}", value.to_uppercase()), "1".to_owned());
+                        definitions
+                            .insert(format!("{name}_{}", value.to_uppercase()), "1".to_owned());
                         Variant {
                             name: format!("{}/{value}", variant.name),
                             definitions,

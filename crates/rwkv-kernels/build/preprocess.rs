@@ -35,7 +35,10 @@ pub(crate) struct Composer<'a> {
 
 impl<'a> Composer<'a> {
     /// A composer over `files` with `definitions`.
-    pub(crate) fn new(files: &'a BTreeMap<String, String>, definitions: &'a BTreeMap<String, String>) -> Self {
+    pub(crate) fn new(
+        files: &'a BTreeMap<String, String>,
+        definitions: &'a BTreeMap<String, String>,
+    ) -> Self {
         Self { files, definitions }
     }
 
@@ -46,7 +49,12 @@ impl<'a> Composer<'a> {
         Ok(out)
     }
 
-    fn file(&self, name: &str, imported: &mut BTreeSet<String>, out: &mut String) -> Result<(), ComposeError> {
+    fn file(
+        &self,
+        name: &str,
+        imported: &mut BTreeSet<String>,
+        out: &mut String,
+    ) -> Result<(), ComposeError> {
         let error = |line: usize, problem: String| ComposeError {
             file: name.to_owned(),
             line,
@@ -61,12 +69,17 @@ impl<'a> Composer<'a> {
         let mut open: Vec<(bool, bool)> = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
             let (directive, argument) = match line.trim().strip_prefix('#') {
-                Some(rest) => rest.split_once(' ').map_or((rest, ""), |(d, a)| (d, a.trim())),
+                Some(rest) => rest
+                    .split_once(' ')
+                    .map_or((rest, ""), |(d, a)| (d, a.trim())),
                 None => ("", ""),
             };
             match directive {
                 "ifdef" | "ifndef" => {
-                    open.push((self.definitions.contains_key(argument) == (directive == "ifdef"), false));
+                    open.push((
+                        self.definitions.contains_key(argument) == (directive == "ifdef"),
+                        false,
+                    ));
                 }
                 "else" => match open.last_mut() {
                     Some((kept, seen @ false)) => (*kept, *seen) = (!*kept, true),
@@ -96,7 +109,10 @@ impl<'a> Composer<'a> {
         if open.is_empty() {
             Ok(())
         } else {
-            Err(error(text.lines().count(), "#ifdef without #endif".to_owned()))
+            Err(error(
+                text.lines().count(),
+                "#ifdef without #endif".to_owned(),
+            ))
         }
     }
 

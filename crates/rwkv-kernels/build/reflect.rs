@@ -52,7 +52,9 @@ pub(crate) fn reflect(source: &str) -> Result<Reflection, String> {
         .find(|e| e.name == "main")
         .ok_or("no entry point `main`")?;
     let mut layouter = Layouter::default();
-    layouter.update(module.to_ctx()).map_err(|e| e.to_string())?;
+    layouter
+        .update(module.to_ctx())
+        .map_err(|e| e.to_string())?;
     let mut bindings = Vec::new();
     let mut workgroup_bytes = 0;
     for (_, variable) in module.global_variables.iter() {
@@ -62,11 +64,15 @@ pub(crate) fn reflect(source: &str) -> Result<Reflection, String> {
                 continue;
             }
             AddressSpace::Uniform => "Uniform",
-            AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => "ReadWrite",
+            AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => {
+                "ReadWrite"
+            }
             AddressSpace::Storage { .. } => "Read",
             _ => continue,
         };
-        let slot = variable.binding.ok_or("a buffer without @group and @binding")?;
+        let slot = variable
+            .binding
+            .ok_or("a buffer without @group and @binding")?;
         let name = variable.name.clone().unwrap_or_default();
         bindings.push(Binding {
             group: slot.group,
@@ -76,7 +82,11 @@ pub(crate) fn reflect(source: &str) -> Result<Reflection, String> {
         });
     }
     bindings.sort_by_key(|b| (b.group, b.slot));
-    let overrides = module.overrides.iter().filter_map(|(_, o)| o.name.clone()).collect();
+    let overrides = module
+        .overrides
+        .iter()
+        .filter_map(|(_, o)| o.name.clone())
+        .collect();
     Ok(Reflection {
         bindings,
         workgroup_size: entry.workgroup_size,

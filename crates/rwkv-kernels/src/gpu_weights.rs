@@ -74,12 +74,17 @@ impl GpuMatrix {
     /// # Errors
     /// [`Error::OutsideF16`] for a value that f16 cannot hold, [`Error::Shape`] for a format that the kernels do not
     /// read or a row that passes the adapter's limits, [`Error::Gpu`] when it does not fit.
-    pub fn new(gpu: &Gpu, name: &str, matrix: &Matrix<'_>, format: Format, upload: &mut Upload) -> Result<Self> {
+    pub fn new(
+        gpu: &Gpu,
+        name: &str,
+        matrix: &Matrix<'_>,
+        format: Format,
+        upload: &mut Upload,
+    ) -> Result<Self> {
         let shape = matrix.shape();
-        let layout = format
-            .spec()
-            .gpu_layout()
-            .ok_or_else(|| Error::shape(name, format!("the kernels do not read {format} directly")))?;
+        let layout = format.spec().gpu_layout().ok_or_else(|| {
+            Error::shape(name, format!("the kernels do not read {format} directly"))
+        })?;
         let cols = shape.cols.0;
         let Some(packed_row) = format.row_bytes(cols) else {
             return Err(Error::shape(
@@ -107,7 +112,13 @@ impl GpuMatrix {
             let rows = fit.min(shape.rows.0 - first);
             let parts = (0..)
                 .zip(&row_bytes)
-                .map(|(part, bytes)| gpu.buffer(BufferKind::Storage, &format!("{name}.{part}"), (rows * bytes) as u64))
+                .map(|(part, bytes)| {
+                    gpu.buffer(
+                        BufferKind::Storage,
+                        &format!("{name}.{part}"),
+                        (rows * bytes) as u64,
+                    )
+                })
                 .collect::<rwkv_gpu::Result<Vec<_>>>()?;
             for start in (0..rows).step_by(rows_per_slab) {
                 let count = rows_per_slab.min(rows - start);
@@ -116,7 +127,10 @@ impl GpuMatrix {
                     write_padded(upload, &parts[0], (start * packed_row) as u64, bytes)?;
                     continue;
                 }
-                let mut slabs: Vec<Vec<u8>> = row_bytes.iter().map(|bytes| vec![0; bytes * count]).collect();
+                let mut slabs: Vec<Vec<u8>> = row_bytes
+                    .iter()
+                    .map(|bytes| vec![0; bytes * count])
+                    .collect();
                 let mut rows_of: Vec<_> = slabs
                     .iter_mut()
                     .zip(&row_bytes)
@@ -131,7 +145,8 @@ impl GpuMatrix {
                         convert(name, matrix, first + start + row, format, &mut converted)?;
                         &converted
                     };
-                    let mut targets: Vec<&mut [u8]> = rows_of.iter_mut().filter_map(Iterator::next).collect();
+                    let mut targets: Vec<&mut [u8]> =
+                        rows_of.iter_mut().filter_map(Iterator::next).collect();
                     layout.pack_row(source, &mut targets);
                 }
                 for ((part, slab), bytes) in parts.iter().zip(&slabs).zip(&row_bytes) {
@@ -146,7 +161,11 @@ impl GpuMatrix {
             });
             first += rows;
         }
-        Ok(Self { format, shape, chunks })
+        Ok(Self {
+            format,
+            shape,
+            chunks,
+        })
     }
 
     /// How it is packed.
@@ -161,19 +180,31 @@ impl GpuMatrix {
 
     /// Bytes of GPU memory.
     pub fn bytes(&self) -> u64 {
-        self.chunks.iter().flat_map(|c| &c.parts).map(Buffer::size).sum()
+        self.chunks
+            .iter()
+            .flat_map(|c| &c.parts)
+            .map(Buffer::size)
+            .sum()
     }
 
     pub(crate) fn chunks(&self) -> &[Chunk] {
         &self.chunks
     }
 
-    /// 16-byte units a row: what the kernels step in.
+    /// Units a row: what the kernels step in.
     pub(crate) fn units(&self) -> usize {
         self.format
             .spec()
             .gpu_layout()
-            .map_or(0, |l| l.row_bytes(self.shape.cols.0)[0] / 16)
+            .map_or(0, |l| self.shape.cols.0.div_ceil(l.unit()))
+    }
+
+    /// Whether the last unit of a row reaches past the last column.
+    pub(crate) fn ragged(&self) -> bool {
+        self.format
+            .spec()
+            .gpu_layout()
+            .is_some_and(|l| !self.shape.cols.0.is_multiple_of(l.unit()))
     }
 }
 
@@ -190,7 +221,13 @@ impl Chunk {
 }
 
 /// Converts row `index` of `matrix` to `format`.
-fn convert(name: &str, matrix: &Matrix<'_>, index: usize, format: Format, out: &mut [u8]) -> Result<()> {
+fn convert(
+    name: &str,
+    matrix: &Matrix<'_>,
+    index: usize,
+    format: Format,
+    out: &mut [u8],
+) -> Result<()> {
     let mut values = vec![0.0; matrix.shape().cols.0];
     matrix.expand_row(index, &mut values);
     if format == Format::F16

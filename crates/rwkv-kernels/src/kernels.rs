@@ -151,7 +151,11 @@ impl Kernels {
         Binding::from(&self.unused)
     }
 
-    pub(crate) fn pipeline(&self, name: &str, constants: &[(&'static str, f64)]) -> Result<Arc<Pipeline>> {
+    pub(crate) fn pipeline(
+        &self,
+        name: &str,
+        constants: &[(&'static str, f64)],
+    ) -> Result<Arc<Pipeline>> {
         Ok(self.gpu.pipeline(shaders::find(name)?, constants)?)
     }
 
@@ -179,7 +183,11 @@ impl Kernels {
     fn flat_grid(&self, count: usize) -> Result<[u32; 3]> {
         let limit = self.gpu.capabilities().limits.workgroups as usize;
         let y = count.div_ceil(limit).max(1);
-        Ok([u32_of("workgroups", count.div_ceil(y))?, u32_of("workgroups", y)?, 1])
+        Ok([
+            u32_of("workgroups", count.div_ceil(y))?,
+            u32_of("workgroups", y)?,
+            1,
+        ])
     }
 }
 

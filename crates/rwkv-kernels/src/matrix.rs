@@ -59,6 +59,8 @@ impl<'a> Matrix<'a> {
 
     /// Expands row `index` into `out`, which has a place for each column.
     pub fn expand_row(&self, index: usize, out: &mut [f32]) {
-        self.format.spec().dequantize(self.packed_rows(index, 1), out);
+        self.format
+            .spec()
+            .dequantize(self.packed_rows(index, 1), out);
     }
 }

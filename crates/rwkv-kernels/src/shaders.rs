@@ -26,6 +26,8 @@ pub fn all() -> &'static [Variant] {
 pub(crate) fn find(name: &str) -> Result<&'static Shader> {
     match VARIANTS.binary_search_by(|v| v.shader.name.cmp(name)) {
         Ok(at) => Ok(&VARIANTS[at].shader),
-        Err(_) => Err(Error::NoKernel { name: name.to_owned() }),
+        Err(_) => Err(Error::NoKernel {
+            name: name.to_owned(),
+        }),
     }
 }

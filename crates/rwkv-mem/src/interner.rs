@@ -47,7 +47,9 @@ pub struct Interner<T: Eq + Hash> {
 
 impl<T: Eq + Hash> Default for Interner<T> {
     fn default() -> Self {
-        Self { table: DashMap::new() }
+        Self {
+            table: DashMap::new(),
+        }
     }
 }
 

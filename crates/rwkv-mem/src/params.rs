@@ -51,7 +51,9 @@ impl ParamCache {
             blocks: DashMap::new(),
             arena: Mutex::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The block that holds `params` (padded to 16 bytes, as uniform structs are).
@@ -91,10 +93,17 @@ impl ParamCache {
         let mut arena = self.inner.arena.lock();
         let (buffer, offset) = match arena.take() {
             Some((buffer, used)) if used + size <= buffer.size() => (buffer, used),
-            _ => (gpu.buffer(BufferKind::Uniform, "parameters", ARENA_BYTES.max(size))?, 0),
+            _ => (
+                gpu.buffer(BufferKind::Uniform, "parameters", ARENA_BYTES.max(size))?,
+                0,
+            ),
         };
         gpu.write(&buffer, offset, bytes)?;
         *arena = Some((buffer.clone(), offset + step));
-        Ok(ParamBlock { buffer, offset, size })
+        Ok(ParamBlock {
+            buffer,
+            offset,
+            size,
+        })
     }
 }

@@ -64,7 +64,9 @@ impl Pool {
             hits: AtomicU64::default(),
             misses: AtomicU64::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The GPU whose buffers these are.
@@ -84,7 +86,10 @@ impl Pool {
                 .min(inner.gpu.capabilities().limits.buffer_bytes)
                 .max(bytes),
         );
-        let shelved = inner.shelves.get_mut(&class).and_then(|mut shelf| shelf.pop());
+        let shelved = inner
+            .shelves
+            .get_mut(&class)
+            .and_then(|mut shelf| shelf.pop());
         let buffer = if let Some(buffer) = shelved {
             inner.hits.fetch_add(1, Relaxed);
             inner.cached.fetch_sub(class.1, Relaxed);

@@ -137,7 +137,10 @@ mod tests {
     #[test]
     fn names_and_sizes() {
         for format in Format::ALL {
-            assert_eq!(Format::from_name(&format.to_string().to_uppercase()), Some(format));
+            assert_eq!(
+                Format::from_name(&format.to_string().to_uppercase()),
+                Some(format)
+            );
         }
         assert_eq!(Format::Q8_0.row_bytes(64), Some(68));
         assert_eq!(Format::Q8_0.row_bytes(33), None);

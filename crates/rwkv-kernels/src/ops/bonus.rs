@@ -8,9 +8,19 @@ use rwkv_gpu::Dispatch;
 ///
 /// # Errors
 /// [`Error::Shape`] when the sizes do not fit.
-pub fn bonus(x: &[f32], r: &[f32], k: &[f32], v: &[f32], r_k: &[f32], head_size: usize, y: &mut [f32]) -> Result<()> {
+pub fn bonus(
+    x: &[f32],
+    r: &[f32],
+    k: &[f32],
+    v: &[f32],
+    r_k: &[f32],
+    head_size: usize,
+    y: &mut [f32],
+) -> Result<()> {
     let width = r_k.len();
-    let fit = [r.len(), k.len(), v.len(), y.len()].iter().all(|n| *n == x.len());
+    let fit = [r.len(), k.len(), v.len(), y.len()]
+        .iter()
+        .all(|n| *n == x.len());
     if !fit || head_size == 0 || !width.is_multiple_of(head_size) {
         return Err(Error::shape(
             "bonus",

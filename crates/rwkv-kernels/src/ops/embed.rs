@@ -8,7 +8,11 @@ use rwkv_gpu::Dispatch;
 ///
 /// # Errors
 /// [`Error::Shape`] for an id past the table or a `y` of another size.
-pub fn embed(ids: impl ExactSizeIterator<Item = u32>, table: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
+pub fn embed(
+    ids: impl ExactSizeIterator<Item = u32>,
+    table: &Matrix<'_>,
+    y: &mut [f32],
+) -> Result<()> {
     let (rows, cols) = (table.shape().rows.0, table.shape().cols.0);
     if y.len() != ids.len() * cols {
         return Err(Error::shape(
@@ -18,7 +22,10 @@ pub fn embed(ids: impl ExactSizeIterator<Item = u32>, table: &Matrix<'_>, y: &mu
     }
     for (id, row) in ids.zip(y.chunks_exact_mut(cols.max(1))) {
         if id as usize >= rows {
-            return Err(Error::shape("embed", format!("id {id} in a table of {rows}")));
+            return Err(Error::shape(
+                "embed",
+                format!("id {id} in a table of {rows}"),
+            ));
         }
         table.expand_row(id as usize, row);
     }
@@ -73,7 +80,8 @@ impl Kernels {
                     y_stride: u32_of("stride", View::stride(op.y.width))?,
                 };
                 let bindings = [op.batch.tokens, op.y.binding()];
-                let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, op.y.rows)?;
+                let mut dispatch =
+                    self.dispatch(pipeline.clone(), &params, &bindings, op.y.rows)?;
                 dispatch.groups.push(chunk.group(self.gpu(), &pipeline)?);
                 Ok(dispatch)
             })

@@ -1,7 +1,9 @@
 //! RWKV-7's two keys, head by head (Peng et al. 2025, eq. 8 and 14):
 //! `replacement = k ⊙ (1 + (a − 1) ⊙ k_a)` goes into the state, and `removal = normalize(k ⊙ k_k)` says what leaves it.
 
-use crate::{Error, GpuVector, Kernels, Result, View, kernels::u32_of, ops::token_shift::block_elements};
+use crate::{
+    Error, GpuVector, Kernels, Result, View, kernels::u32_of, ops::token_shift::block_elements,
+};
 use bytemuck::NoUninit;
 use rwkv_gpu::Dispatch;
 

@@ -1,6 +1,8 @@
 //! Matrix products: `y = f(W x + bias) + residual`.
 
-use crate::{Error, GpuMatrix, GpuVector, Kernels, Matrix, Result, View, kernels::u32_of, ops::Function};
+use crate::{
+    Error, GpuMatrix, GpuVector, Kernels, Matrix, Result, View, kernels::u32_of, ops::Function,
+};
 use bytemuck::NoUninit;
 use rayon::prelude::*;
 use rwkv_gpu::Dispatch;
@@ -15,7 +17,12 @@ pub fn matmul(x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
     if x.len() != tokens * cols || y.len() != tokens * rows {
         return Err(Error::shape(
             "matmul",
-            format!("{} inputs, a {} matrix, {} outputs", x.len(), weight.shape(), y.len()),
+            format!(
+                "{} inputs, a {} matrix, {} outputs",
+                x.len(),
+                weight.shape(),
+                y.len()
+            ),
         ));
     }
     if tokens == 0 || rows == 0 {
@@ -111,7 +118,9 @@ impl Kernels {
             && op.y.width == shape.rows.0
             && op.y.rows == tokens
             && op.bias.is_none_or(|b| b.len() == shape.rows.0)
-            && op.residual.is_none_or(|r| r.width == shape.rows.0 && r.rows == tokens);
+            && op
+                .residual
+                .is_none_or(|r| r.width == shape.rows.0 && r.rows == tokens);
         if !fits {
             return Err(Error::shape(
                 "linear",
@@ -130,7 +139,11 @@ impl Kernels {
         ];
         let pipeline = if matvec {
             constants.push(("RAGGED", f64::from(u8::from(op.weight.ragged()))));
-            let name = format!("matvec/{format}/{}/{}", self.lanes(), tokens.next_power_of_two());
+            let name = format!(
+                "matvec/{format}/{}/{}",
+                self.lanes(),
+                tokens.next_power_of_two()
+            );
             self.pipeline(&name, &constants)?
         } else {
             self.pipeline(&format!("matmul/{format}"), &constants)?

@@ -70,9 +70,14 @@ impl Kernels {
             Map::Add(a, b) => (1.0, Function::Identity, [Some(a), Some(b), None], None),
             Map::Multiply(a, b) => (2.0, Function::Identity, [Some(a), Some(b), None], None),
             Map::Lerp(a, b, t) => (3.0, Function::Identity, [Some(a), Some(b), Some(t)], None),
-            Map::AddVector(a, vector) => (4.0, Function::Identity, [Some(a), None, None], Some(vector)),
+            Map::AddVector(a, vector) => {
+                (4.0, Function::Identity, [Some(a), None, None], Some(vector))
+            }
         };
-        let fit = views.iter().flatten().all(|v| v.rows == y.rows && v.width == y.width);
+        let fit = views
+            .iter()
+            .flatten()
+            .all(|v| v.rows == y.rows && v.width == y.width);
         if !fit || vector.is_some_and(|v| v.len() != y.width) {
             return Err(Error::shape(
                 "map",
@@ -94,6 +99,11 @@ impl Kernels {
             y.binding(),
         ];
         let pipeline = self.pipeline("map", &[("FUNCTION", code), function.constant()])?;
-        self.dispatch(pipeline, &params, &bindings, (y.rows * stride).div_ceil(THREADS))
+        self.dispatch(
+            pipeline,
+            &params,
+            &bindings,
+            (y.rows * stride).div_ceil(THREADS),
+        )
     }
 }

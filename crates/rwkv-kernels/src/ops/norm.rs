@@ -8,7 +8,14 @@ use rwkv_gpu::Dispatch;
 ///
 /// # Errors
 /// [`Error::Shape`] when the sizes do not fit.
-pub fn norm(x: &[f32], group: usize, weight: &[f32], bias: &[f32], epsilon: f32, y: &mut [f32]) -> Result<()> {
+pub fn norm(
+    x: &[f32],
+    group: usize,
+    weight: &[f32],
+    bias: &[f32],
+    epsilon: f32,
+    y: &mut [f32],
+) -> Result<()> {
     let width = weight.len();
     let whole = group > 0 && width.is_multiple_of(group) && x.len().is_multiple_of(width.max(1));
     if !whole || bias.len() != width || y.len() != x.len() {
@@ -19,7 +26,11 @@ pub fn norm(x: &[f32], group: usize, weight: &[f32], bias: &[f32], epsilon: f32,
     }
     for (row, out) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
         let channels = weight.chunks_exact(group).zip(bias.chunks_exact(group));
-        for ((x, y), (weight, bias)) in row.chunks_exact(group).zip(out.chunks_exact_mut(group)).zip(channels) {
+        for ((x, y), (weight, bias)) in row
+            .chunks_exact(group)
+            .zip(out.chunks_exact_mut(group))
+            .zip(channels)
+        {
             let n = group as f32;
             let mean = x.iter().sum::<f32>() / n;
             let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
@@ -66,9 +77,16 @@ impl Kernels {
     pub fn norm(&self, op: &Norm<'_>) -> Result<Dispatch> {
         let width = op.x.width;
         let whole = op.group > 0 && width.is_multiple_of(op.group);
-        if !whole || op.weight.len() != width || op.bias.len() != width || op.y.width != width || op.y.rows != op.x.rows
+        if !whole
+            || op.weight.len() != width
+            || op.bias.len() != width
+            || op.y.width != width
+            || op.y.rows != op.x.rows
         {
-            return Err(Error::shape("norm", format!("rows of {width}, groups of {}", op.group)));
+            return Err(Error::shape(
+                "norm",
+                format!("rows of {width}, groups of {}", op.group),
+            ));
         }
         let groups = width / op.group;
         let params = Params {
@@ -80,7 +98,12 @@ impl Kernels {
         };
         let size = if op.group <= 128 { 64 } else { 256 };
         let pipeline = self.pipeline(&format!("norm/{size}/{}", self.lanes()), &[])?;
-        let bindings = [op.x.binding(), op.weight.binding(), op.bias.binding(), op.y.binding()];
+        let bindings = [
+            op.x.binding(),
+            op.weight.binding(),
+            op.bias.binding(),
+            op.y.binding(),
+        ];
         self.dispatch(pipeline, &params, &bindings, op.x.rows * groups)
     }
 }

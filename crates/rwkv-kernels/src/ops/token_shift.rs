@@ -104,7 +104,11 @@ impl Kernels {
     /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when the kernel does not compile.
     pub fn token_shift(&self, op: &TokenShift<'_>) -> Result<Dispatch> {
         let View { rows, width, .. } = op.x;
-        if op.mix.len() != op.mixes * width || op.mixes == 0 || op.y.width != width || op.y.rows != rows {
+        if op.mix.len() != op.mixes * width
+            || op.mixes == 0
+            || op.y.width != width
+            || op.y.rows != rows
+        {
             return Err(Error::shape(
                 "token shift",
                 format!("{} mixes of {width} channels", op.mixes),

@@ -1,7 +1,10 @@
 //! The RWKV-7 recurrence (Peng et al. 2025, "RWKV-7 Goose", eq. 17), head by head and token by token:
 //! `S ← S diag(w) − (S κ)(κ ⊙ a)ᵀ + v kᵀ`, `y = S r`, with S of [value, key], k the replacement and κ the removal key.
 
-use crate::{BatchTables, Error, Kernels, Page, Result, View, kernels::u32_of, ops::token_shift::block_elements};
+use crate::{
+    BatchTables, Error, Kernels, Page, Result, View, kernels::u32_of,
+    ops::token_shift::block_elements,
+};
 use bytemuck::NoUninit;
 use rayon::prelude::*;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
@@ -31,11 +34,17 @@ pub fn wkv7(x: Wkv7Operands<'_>, head_size: usize, state: &mut [f32], y: &mut [f
     let n = head_size;
     let whole = n > 0 && state.len().is_multiple_of(n * n);
     let width = if whole { state.len() / n } else { 0 };
-    let fit = [x.r, x.w, x.k, x.kappa, x.v, x.a].iter().all(|o| o.len() == y.len());
+    let fit = [x.r, x.w, x.k, x.kappa, x.v, x.a]
+        .iter()
+        .all(|o| o.len() == y.len());
     if !fit || width == 0 || !y.len().is_multiple_of(width) {
         return Err(Error::shape(
             "wkv7",
-            format!("{} elements, a state of {}, heads of {n}", y.len(), state.len()),
+            format!(
+                "{} elements, a state of {}, heads of {n}",
+                y.len(),
+                state.len()
+            ),
         ));
     }
     let tokens = y.len() / width;

@@ -17,7 +17,9 @@ pub enum SamplingError {
         expected: &'static str,
     },
     /// A bias that is NaN or `+inf`.
-    #[error("logit_bias of token {token} is {bias}: give a finite number, or -inf to ban the token")]
+    #[error(
+        "logit_bias of token {token} is {bias}: give a finite number, or -inf to ban the token"
+    )]
     Bias {
         /// The token that the bias is for.
         token: u32,
@@ -31,7 +33,9 @@ pub enum SamplingError {
         token: u32,
     },
     /// A bias for a token that the model does not have.
-    #[error("logit_bias names token {token}, but the model has {vocabulary} tokens: use ids below that")]
+    #[error(
+        "logit_bias names token {token}, but the model has {vocabulary} tokens: use ids below that"
+    )]
     BiasOutsideVocabulary {
         /// The token.
         token: u32,
@@ -42,10 +46,14 @@ pub enum SamplingError {
     #[error("sampler order {0:?} is not known: use \"reference\" or \"temperature-first\"")]
     UnknownOrder(String),
     /// The slice of logits was empty, or longer than token ids can count.
-    #[error("cannot choose a token from {0} logits: pass one logit for each token of the vocabulary")]
+    #[error(
+        "cannot choose a token from {0} logits: pass one logit for each token of the vocabulary"
+    )]
     VocabularySize(usize),
     /// A logit was NaN or `+inf`.
-    #[error("the logit of token {token} is {logit}: the model's output is broken, check its weights and data types")]
+    #[error(
+        "the logit of token {token} is {logit}: the model's output is broken, check its weights and data types"
+    )]
     Logit {
         /// The first such token.
         token: u32,

@@ -20,7 +20,15 @@ pub(super) fn exp_of_negative(x: f32) -> f32 {
     let r = x - n * LN_2_HIGH - n * LN_2_LOW;
     // Taylor's polynomial of degree 7: the next term is at most 5e-9 on this interval.
     let mut sum = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for coefficient in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         sum = sum * r + coefficient;
     }
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
@@ -35,7 +43,10 @@ mod tests {
     fn agrees_with_f64() {
         fn check(x: f32) {
             let (found, exact) = (f64::from(exp_of_negative(x)), f64::from(x).exp());
-            assert!((found - exact).abs() <= 2e-7 * exact, "exp({x}) = {exact}, not {found}");
+            assert!(
+                (found - exact).abs() <= 2e-7 * exact,
+                "exp({x}) = {exact}, not {found}"
+            );
         }
         for step in 0_u16..=50_000 {
             check(-f32::from(step) * 0.001_746_7);
@@ -52,7 +63,11 @@ mod tests {
             (f32::MIN, 0.0),
             (-f32::INFINITY, 0.0),
         ] {
-            assert_eq!(exp_of_negative(x).to_bits(), f32::to_bits(result), "exp({x})");
+            assert_eq!(
+                exp_of_negative(x).to_bits(),
+                f32::to_bits(result),
+                "exp({x})"
+            );
         }
     }
 }

@@ -104,13 +104,27 @@ impl SamplerParams {
             ),
             ("top_p", self.top_p, 0.0..=1.0, share),
             ("min_p", self.min_p, 0.0..=1.0, share),
-            ("presence_penalty", self.presence_penalty, f32::MIN..=f32::MAX, finite),
-            ("frequency_penalty", self.frequency_penalty, f32::MIN..=f32::MAX, finite),
+            (
+                "presence_penalty",
+                self.presence_penalty,
+                f32::MIN..=f32::MAX,
+                finite,
+            ),
+            (
+                "frequency_penalty",
+                self.frequency_penalty,
+                f32::MIN..=f32::MAX,
+                finite,
+            ),
             ("penalty_decay", self.penalty_decay, 0.0..=1.0, share),
         ] {
             // NaN is in no range.
             if !allowed.contains(&value) {
-                return Err(SamplingError::Parameter { name, value, expected });
+                return Err(SamplingError::Parameter {
+                    name,
+                    value,
+                    expected,
+                });
             }
         }
         if let Some(&(token, bias)) = self
@@ -177,8 +191,14 @@ mod tests {
             |p| p.temperature = f32::NAN,
             &format!("sampling parameter temperature is NaN: {temperature}"),
         );
-        check(|p| (p.top_p, p.min_p, p.penalty_decay) = (0.0, 0.0, 0.0), "");
-        check(|p| (p.top_p, p.min_p, p.penalty_decay) = (1.0, 1.0, 1.0), "");
+        check(
+            |p| (p.top_p, p.min_p, p.penalty_decay) = (0.0, 0.0, 0.0),
+            "",
+        );
+        check(
+            |p| (p.top_p, p.min_p, p.penalty_decay) = (1.0, 1.0, 1.0),
+            "",
+        );
         check(
             |p| p.top_p = 1.5,
             "sampling parameter top_p is 1.5: it must be from 0 to 1",
@@ -195,7 +215,10 @@ mod tests {
             |p| p.penalty_decay = 1.25,
             "sampling parameter penalty_decay is 1.25: it must be from 0 to 1",
         );
-        check(|p| (p.presence_penalty, p.frequency_penalty) = (-2.0, f32::MIN), "");
+        check(
+            |p| (p.presence_penalty, p.frequency_penalty) = (-2.0, f32::MIN),
+            "",
+        );
         check(
             |p| p.presence_penalty = -INF,
             "sampling parameter presence_penalty is -inf: it must be a finite number",
@@ -205,7 +228,10 @@ mod tests {
             "sampling parameter frequency_penalty is inf: it must be a finite number",
         );
         check(|p| (p.top_k, p.seed) = (u32::MAX, u64::MAX), "");
-        check(|p| p.logit_bias = vec![(7, 1.0), (u32::MAX, -INF), (0, -3.0)], "");
+        check(
+            |p| p.logit_bias = vec![(7, 1.0), (u32::MAX, -INF), (0, -3.0)],
+            "",
+        );
         let bias = "give a finite number, or -inf to ban the token";
         check(
             |p| p.logit_bias = vec![(7, 1.0), (9, INF)],
@@ -216,6 +242,9 @@ mod tests {
             &format!("logit_bias of token 7 is NaN: {bias}"),
         );
         let repeated = "logit_bias names token 7 more than once: give each token one bias";
-        check(|p| p.logit_bias = vec![(7, 1.0), (2, 0.0), (7, 1.0)], repeated);
+        check(
+            |p| p.logit_bias = vec![(7, 1.0), (2, 0.0), (7, 1.0)],
+            repeated,
+        );
     }
 }

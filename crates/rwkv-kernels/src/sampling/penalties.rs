@@ -55,7 +55,12 @@ pub(super) fn penalise(
         return Err(SamplingError::VocabularySize(vocabulary));
     }
     // `x < inf` is false for NaN too; counting vectorises, an early exit does not.
-    if logits.iter().filter(|logit| **logit < f32::INFINITY).count() < vocabulary {
+    if logits
+        .iter()
+        .filter(|logit| **logit < f32::INFINITY)
+        .count()
+        < vocabulary
+    {
         let broken = (0..)
             .zip(logits)
             .find(|(_, logit)| logit.is_nan() || **logit == f32::INFINITY);
@@ -76,7 +81,10 @@ pub(super) fn penalise(
     }
     for &(token, count) in seen.counts() {
         if let Some(logit) = adjusted.get_mut(token as usize) {
-            *logit = shift(*logit, -(params.presence_penalty + count * params.frequency_penalty));
+            *logit = shift(
+                *logit,
+                -(params.presence_penalty + count * params.frequency_penalty),
+            );
         }
     }
     let max = largest(&adjusted);
@@ -105,7 +113,11 @@ fn largest(values: &[f32]) -> f32 {
             *lane = if value > *lane { value } else { *lane };
         }
     }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max)
 }
 
 #[cfg(test)]
@@ -130,7 +142,12 @@ mod tests {
     fn adjusted_logits() {
         const INF: f32 = f32::INFINITY;
         #[track_caller]
-        fn check(logits: &[f32], bias: &[(u32, f32)], (presence, frequency): (f32, f32), expected: &[f32]) {
+        fn check(
+            logits: &[f32],
+            bias: &[(u32, f32)],
+            (presence, frequency): (f32, f32),
+            expected: &[f32],
+        ) {
             let params = SamplerParams {
                 presence_penalty: presence,
                 frequency_penalty: frequency,
@@ -146,8 +163,18 @@ mod tests {
             assert_eq!(adjusted, expected);
             assert!(adjusted.contains(&max) && adjusted.iter().all(|&x| x <= max));
         }
-        check(&[1.0, 2.0, 3.0, 4.0], &[], (0.0, 0.0), &[1.0, 2.0, 3.0, 4.0]);
-        check(&[1.0, 2.0, 3.0, 4.0], &[], (0.5, 2.0), &[1.0, -2.5, 2.5, 4.0]);
+        check(
+            &[1.0, 2.0, 3.0, 4.0],
+            &[],
+            (0.0, 0.0),
+            &[1.0, 2.0, 3.0, 4.0],
+        );
+        check(
+            &[1.0, 2.0, 3.0, 4.0],
+            &[],
+            (0.5, 2.0),
+            &[1.0, -2.5, 2.5, 4.0],
+        );
         check(
             &[1.0, 2.0, 3.0, 4.0],
             &[(3, -INF), (1, 10.0)],

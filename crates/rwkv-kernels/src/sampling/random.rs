@@ -40,9 +40,17 @@ mod tests {
     #[test]
     fn known_answers() {
         fn check(counter: [u32; 4], key: [u32; 2], answer: [u32; 4]) {
-            assert_eq!(philox4x32(counter, key), answer, "counter {counter:x?}, key {key:x?}");
+            assert_eq!(
+                philox4x32(counter, key),
+                answer,
+                "counter {counter:x?}, key {key:x?}"
+            );
         }
-        check([0; 4], [0; 2], [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]);
+        check(
+            [0; 4],
+            [0; 2],
+            [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8],
+        );
         check(
             [u32::MAX; 4],
             [u32::MAX; 2],
@@ -74,6 +82,9 @@ mod tests {
             tenths[format!("{u:.3}").as_bytes()[2] as usize % 10] += 1;
         }
         // Standard deviation of each count: 95.
-        assert!(tenths.iter().all(|count| count.abs_diff(10_000) < 500), "{tenths:?}");
+        assert!(
+            tenths.iter().all(|count| count.abs_diff(10_000) < 500),
+            "{tenths:?}"
+        );
     }
 }

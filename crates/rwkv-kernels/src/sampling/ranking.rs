@@ -80,7 +80,9 @@ pub(super) fn nucleus_gap(gaps: &[f32], top_p: f32, temperature: f32) -> f32 {
         .iter()
         .zip(&weights)
         .filter(|(_, weight)| f64::from(**weight) >= negligible);
-    let mut members: Vec<(u32, f32)> = relevant.map(|(gap, weight)| (gap.to_bits(), *weight)).collect();
+    let mut members: Vec<(u32, f32)> = relevant
+        .map(|(gap, weight)| (gap.to_bits(), *weight))
+        .collect();
 
     let mut gap_bits = 0;
     let mut before = 0.0;
@@ -125,7 +127,10 @@ mod tests {
 
     /// The tokens that are within a gap.
     fn kept(gaps: &[f32], widest: f32) -> Vec<u32> {
-        within(gaps, widest).iter().map(|place| place.token).collect()
+        within(gaps, widest)
+            .iter()
+            .map(|place| place.token)
+            .collect()
     }
 
     /// The gaps of tokens with these weights.
@@ -168,7 +173,11 @@ mod tests {
             (0.999_999_9, &[0, 1, 2, 3, 4]),
             (1.0, &[0, 1, 2, 3, 4, 5]),
         ] {
-            assert_eq!(kept(&gaps, nucleus_gap(&gaps, share, 1.0)), expected, "top_p {share}");
+            assert_eq!(
+                kept(&gaps, nucleus_gap(&gaps, share, 1.0)),
+                expected,
+                "top_p {share}"
+            );
         }
         // Reaching the share exactly is enough.
         let gaps = [std::f32::consts::LN_2, 0.0, std::f32::consts::LN_2];
@@ -188,18 +197,34 @@ mod tests {
             (0.5, 0.5, &[2]),
             (1.0, 1.0, &[2]),
         ] {
-            assert_eq!(kept(&gaps, min_p_gap(share, temperature)), expected, "min_p {share}");
+            assert_eq!(
+                kept(&gaps, min_p_gap(share, temperature)),
+                expected,
+                "min_p {share}"
+            );
         }
     }
 
     /// Gaps that differ in their lowest bit only are still told apart.
     #[test]
     fn every_bit_of_a_gap_is_looked_at() {
-        for bits in [1_u32, 2, 0x1FF, 0x200, 0x3F80_0000, 0x3FFF_FFFF, 0x40AB_CDEF] {
+        for bits in [
+            1_u32,
+            2,
+            0x1FF,
+            0x200,
+            0x3F80_0000,
+            0x3FFF_FFFF,
+            0x40AB_CDEF,
+        ] {
             let gap = f32::from_bits(bits);
             let gaps = [gap.next_up(), gap, 0.0];
             let share = (1.0 + 0.5 * (-gap).exp()) / (1.0 + 2.0 * (-gap).exp());
-            assert_eq!(kept(&gaps, nucleus_gap(&gaps, share, 1.0)), [1, 2], "bits {bits:x}");
+            assert_eq!(
+                kept(&gaps, nucleus_gap(&gaps, share, 1.0)),
+                [1, 2],
+                "bits {bits:x}"
+            );
         }
     }
 }

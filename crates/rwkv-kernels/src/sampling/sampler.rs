@@ -84,8 +84,11 @@ impl Sampler {
     /// package does that for tokens whose text is a part of `" \t0123456789"`, and accepts only tokens that it
     /// generated, not those of the prompt.
     pub fn accept(&mut self, token: u32, counted: bool) {
-        self.seen
-            .accept(token, if counted { 1.0 } else { 0.0 }, self.params.penalty_decay);
+        self.seen.accept(
+            token,
+            if counted { 1.0 } else { 0.0 },
+            self.params.penalty_decay,
+        );
     }
 
     /// The tokens that [`sample`](Self::sample) could choose now, by ascending id, and their probabilities.
@@ -96,10 +99,15 @@ impl Sampler {
     pub fn distribution(&self, logits: &[f32]) -> Result<Vec<(u32, f32)>, SamplingError> {
         let kept = self.kept(logits)?;
         let total = total(&kept);
-        #[allow(clippy::cast_possible_truncation, reason = "a probability is rounded to f32")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "a probability is rounded to f32"
+        )]
         let share = |weight: f32| (f64::from(weight) / total) as f32;
         let possible = kept.into_iter().filter(|(_, weight)| *weight > 0.0);
-        Ok(possible.map(|(token, weight)| (token, share(weight))).collect())
+        Ok(possible
+            .map(|(token, weight)| (token, share(weight)))
+            .collect())
     }
 
     /// The logits with biases and penalties, and the largest of them.
@@ -120,7 +128,9 @@ impl Sampler {
             // `abs` for the signed zeros: −0 − 0 is −0, whose bits would rank it last.
             *gap = (max - *gap).abs();
         }
-        let widest = |gaps: &[f32], at: f32| nucleus_gap(gaps, params.top_p, at).min(min_p_gap(params.min_p, at));
+        let widest = |gaps: &[f32], at: f32| {
+            nucleus_gap(gaps, params.top_p, at).min(min_p_gap(params.min_p, at))
+        };
         let mut places;
         match params.order {
             SamplerOrder::Reference => {

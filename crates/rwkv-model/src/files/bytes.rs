@@ -27,15 +27,21 @@ impl Bytes {
         // Asked before opening: to open a pipe is to wait for its writer.
         let about = fs::metadata(path).map_err(error)?;
         if about.is_dir() {
-            return Err(FileError::IsDirectory { file: file.to_owned() });
+            return Err(FileError::IsDirectory {
+                file: file.to_owned(),
+            });
         }
         if !about.is_file() {
-            return Err(FileError::NotRegular { file: file.to_owned() });
+            return Err(FileError::NotRegular {
+                file: file.to_owned(),
+            });
         }
         let opened = File::open(path).map_err(error)?;
         // An empty file cannot be mapped on every system.
         if opened.metadata().map_err(error)?.len() == 0 {
-            return Err(FileError::Empty { file: file.to_owned() });
+            return Err(FileError::Empty {
+                file: file.to_owned(),
+            });
         }
         // SAFETY: the mapping is private and read-only, and lives as long as every slice of it (`Deref` borrows from
         // the `Arc`). What Rust cannot promise is that no other process writes to the file: `Checkpoint::open` says

@@ -58,7 +58,9 @@ pub enum FileError {
         advice: &'static str,
     },
     /// The header speaks of bytes past the end of the file.
-    #[error("{file}: the header needs {needs} bytes, the file has {has}; the download may be incomplete")]
+    #[error(
+        "{file}: the header needs {needs} bytes, the file has {has}; the download may be incomplete"
+    )]
     Truncated {
         /// The path.
         file: String,
@@ -68,7 +70,9 @@ pub enum FileError {
         has: u64,
     },
     /// The header contradicts itself or its format.
-    #[error("{file}: {what}; the file is damaged or was not written correctly, download or convert it again")]
+    #[error(
+        "{file}: {what}; the file is damaged or was not written correctly, download or convert it again"
+    )]
     Damaged {
         /// The path.
         file: String,

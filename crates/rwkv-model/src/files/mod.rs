@@ -209,7 +209,8 @@ impl Checkpoint {
             Container::Safetensors => safetensors::read(&bytes),
             Container::Gguf => gguf::read(&bytes),
         };
-        let Contents { tensors, metadata } = contents.map_err(|fault| fault.of(&source, bytes.len() as u64))?;
+        let Contents { tensors, metadata } =
+            contents.map_err(|fault| fault.of(&source, bytes.len() as u64))?;
         let metadata = Metadata::new(bytes.clone(), metadata);
         Ok(Self {
             inner: Arc::new(Inner {

@@ -39,7 +39,11 @@ const DOWNLOAD: &str = "the server sent this instead of the file: download it ag
 
 /// The first row that matches wins.
 const LOOKALIKES: [Lookalike; 18] = [
-    binary(b"PK\x03\x04", "a zip archive, as PyTorch's .pth files are", PYTORCH),
+    binary(
+        b"PK\x03\x04",
+        "a zip archive, as PyTorch's .pth files are",
+        PYTORCH,
+    ),
     binary(b"PK\x05\x06", "an empty zip archive", PYTORCH),
     // A pickled integer, PyTorch's own magic number before it used zip archives.
     binary(
@@ -47,10 +51,18 @@ const LOOKALIKES: [Lookalike; 18] = [
         "an old PyTorch checkpoint",
         PYTORCH,
     ),
-    binary(b"\x80\x02", "a Python pickle, as old .pth files are", PYTORCH),
+    binary(
+        b"\x80\x02",
+        "a Python pickle, as old .pth files are",
+        PYTORCH,
+    ),
     binary(b"FUGG", "a byte-swapped GGUF file", OLD_GGML),
     binary(b"lmgg", "a ggml file older than GGUF", OLD_GGML),
-    binary(b"fmgg", "a ggml file older than GGUF, as rwkv.cpp writes", OLD_GGML),
+    binary(
+        b"fmgg",
+        "a ggml file older than GGUF, as rwkv.cpp writes",
+        OLD_GGML,
+    ),
     binary(b"tjgg", "a ggml file older than GGUF", OLD_GGML),
     binary(b"\x1f\x8b", "a gzip file", UNPACK),
     binary(b"\x28\xb5\x2f\xfd", "a zstd file", UNPACK),
@@ -63,9 +75,21 @@ const LOOKALIKES: [Lookalike; 18] = [
     ),
     text(b"<!doctype html", "an HTML page", DOWNLOAD),
     text(b"<html", "an HTML page", DOWNLOAD),
-    text(b"<?xml", "an XML page, such as a storage server's error", DOWNLOAD),
-    text(b"{", "JSON text", "give the path of the weights that lie beside it"),
-    text(b"[", "JSON text", "give the path of the weights that lie beside it"),
+    text(
+        b"<?xml",
+        "an XML page, such as a storage server's error",
+        DOWNLOAD,
+    ),
+    text(
+        b"{",
+        "JSON text",
+        "give the path of the weights that lie beside it",
+    ),
+    text(
+        b"[",
+        "JSON text",
+        "give the path of the weights that lie beside it",
+    ),
 ];
 
 /// The container that `bytes` begin, or what they are instead and what to do: `(found, advice)`.
@@ -77,7 +101,10 @@ pub(super) fn recognise(bytes: &[u8]) -> Result<Container, (&'static str, &'stat
     if bytes.get(6..9) == Some(b"\0\0{") {
         return Ok(Container::Safetensors);
     }
-    let words = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
+    let words = bytes
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(bytes)
+        .trim_ascii_start();
     let matches = |row: &&Lookalike| {
         let from = if row.text { words } else { bytes };
         from.get(..row.magic.len()).is_some_and(|start| {
@@ -109,8 +136,13 @@ mod tests {
             let got = recognise(bytes).map_err(|(found, _)| found);
             match (got, expected) {
                 (Ok(got), Ok(expected)) => assert_eq!(got, expected),
-                (Err(got), Err(part)) => assert!(got.contains(part), "{got:?} does not speak of {part:?}"),
-                (got, expected) => panic!("{:?} is {got:?}, not {expected:?}", bytes.escape_ascii().to_string()),
+                (Err(got), Err(part)) => {
+                    assert!(got.contains(part), "{got:?} does not speak of {part:?}")
+                }
+                (got, expected) => panic!(
+                    "{:?} is {got:?}, not {expected:?}",
+                    bytes.escape_ascii().to_string()
+                ),
             }
         };
         check(b"GGUF\x03\0\0\0", Ok(Container::Gguf));
@@ -124,7 +156,10 @@ mod tests {
         );
         check(b"\x80\x02}q\0", Err("pickle"));
         check(b"fmgg\x65\0\0\0", Err("rwkv.cpp"));
-        check(b"version https://git-lfs.github.com/spec/v1\noid", Err("Git LFS"));
+        check(
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            Err("Git LFS"),
+        );
         check(b"\n<!DOCTYPE html>", Err("HTML"));
         check(b"<HTML><head>", Err("HTML"));
         check(b"<?xml version=\"1.0\"?><Error>", Err("XML"));

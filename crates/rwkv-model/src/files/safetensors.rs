@@ -23,7 +23,9 @@ const LONGEST: u64 = 16 << 20;
 
 pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
     let has = bytes.len() as u64;
-    let (length, rest) = bytes.split_first_chunk().ok_or(Fault::Truncated { needs: LENGTH })?;
+    let (length, rest) = bytes
+        .split_first_chunk()
+        .ok_or(Fault::Truncated { needs: LENGTH })?;
     let length = u64::from_le_bytes(*length);
     if length > LONGEST {
         return Err(Fault::Damaged(format!(
@@ -31,17 +33,26 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
         )));
     }
     let start = LENGTH + length;
-    let json = usize::try_from(length).ok().and_then(|length| rest.get(..length));
+    let json = usize::try_from(length)
+        .ok()
+        .and_then(|length| rest.get(..length));
     let json = json.ok_or(Fault::Truncated { needs: start })?;
-    let header: Header = serde_json::from_slice(json)
-        .map_err(|error| Fault::Damaged(format!("the JSON header is wrong: {}", quoted(&error.to_string()))))?;
+    let header: Header = serde_json::from_slice(json).map_err(|error| {
+        Fault::Damaged(format!(
+            "the JSON header is wrong: {}",
+            quoted(&error.to_string())
+        ))
+    })?;
 
     let needs = start.saturating_add(header.data_len() as u64);
     if needs > has {
         return Err(Fault::Truncated { needs });
     }
     if needs < has {
-        return Err(Fault::Damaged(format!("{} bytes follow the last tensor", has - needs)));
+        return Err(Fault::Damaged(format!(
+            "{} bytes follow the last tensor",
+            has - needs
+        )));
     }
     let first = bytes.len() - header.data_len();
     let mut tensors = BTreeMap::new();

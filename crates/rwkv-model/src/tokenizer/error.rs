@@ -28,7 +28,9 @@ pub enum TokenizerError {
         problem: TokenProblem,
     },
     /// A token of a GGUF file is malformed, or contradicts another.
-    #[error("GGUF vocabulary, token {id}: {problem} (convert the model again, or name another vocabulary)")]
+    #[error(
+        "GGUF vocabulary, token {id}: {problem} (convert the model again, or name another vocabulary)"
+    )]
     GgufToken {
         /// Place in `tokenizer.ggml.tokens`.
         id: usize,
@@ -64,7 +66,9 @@ pub enum TokenizerError {
         byte: u8,
     },
     /// The vocabulary inside the program does not unpack.
-    #[error("the embedded World vocabulary is damaged ({reason}): build or download the program again")]
+    #[error(
+        "the embedded World vocabulary is damaged ({reason}): build or download the program again"
+    )]
     Embedded {
         /// What does not fit.
         reason: String,

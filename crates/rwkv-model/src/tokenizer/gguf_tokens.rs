@@ -49,14 +49,17 @@ pub(super) fn parse<'a>(
         });
     }
     let ids: Vec<u32> = list.tokens.iter().map(|token| token.id).collect();
-    list.sort()
-        .map_err(|(index, problem)| bad_token(ids.get(index).map_or(index, |&id| id as usize), problem))?;
+    list.sort().map_err(|(index, problem)| {
+        bad_token(ids.get(index).map_or(index, |&id| id as usize), problem)
+    })?;
     Ok(list)
 }
 
 fn add(id: u32, text: &[u8], token_type: i64, list: &mut TokenList) -> Result<(), TokenProblem> {
     match token_type {
-        token_type::UNDEFINED | token_type::UNKNOWN | token_type::CONTROL | token_type::UNUSED => Ok(()),
+        token_type::UNDEFINED | token_type::UNKNOWN | token_type::CONTROL | token_type::UNUSED => {
+            Ok(())
+        }
         token_type::NORMAL | token_type::USER_DEFINED => list.push_with(id, |pool| {
             python_literal::unescape_bytes(text, pool).map_err(TokenProblem::Literal)
         }),
@@ -76,12 +79,20 @@ fn byte_token(text: &[u8]) -> Option<u8> {
     }
     let mut bytes = Vec::new();
     python_literal::unescape_bytes(text, &mut bytes).ok()?;
-    if let [byte] = *bytes { Some(byte) } else { None }
+    if let [byte] = *bytes {
+        Some(byte)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )]
 
     use proptest::prelude::*;
 
@@ -103,7 +114,12 @@ mod tests {
             assert_eq!(tokenizer.end_of_text(), end_of_text, "{tokens:?}");
             assert_eq!(tokenizer.name(), "gguf");
         };
-        check(&["<s>", "a", "[PAD2]"], &[3, 1, 5], &[None, Some(b"a"), None], Some(0));
+        check(
+            &["<s>", "a", "[PAD2]"],
+            &[3, 1, 5],
+            &[None, Some(b"a"), None],
+            Some(0),
+        );
         check(
             &["<s>", r"\n\t\r\\\'", "\"'"],
             &[3, 1, 1],
@@ -138,14 +154,36 @@ mod tests {
             );
         };
         let bad = |id, problem| TokenizerError::GgufToken { id, problem };
-        check(&[], &[], TokenizerError::NoTokens { name: "gguf".into() });
-        check(&["<s>"], &[3], TokenizerError::NoTokens { name: "gguf".into() });
+        check(
+            &[],
+            &[],
+            TokenizerError::NoTokens {
+                name: "gguf".into(),
+            },
+        );
+        check(
+            &["<s>"],
+            &[3],
+            TokenizerError::NoTokens {
+                name: "gguf".into(),
+            },
+        );
         check(
             &["<s>", "a", "b"],
             &[3],
-            TokenizerError::GgufTypes { tokens: 3, types: 1 },
+            TokenizerError::GgufTypes {
+                tokens: 3,
+                types: 1,
+            },
         );
-        check(&["<s>"], &[3, 1], TokenizerError::GgufTypes { tokens: 1, types: 2 });
+        check(
+            &["<s>"],
+            &[3, 1],
+            TokenizerError::GgufTypes {
+                tokens: 1,
+                types: 2,
+            },
+        );
         check(&["<s>", ""], &[3, 1], bad(1, TokenProblem::Empty));
         check(
             &["<s>", "a", "b", "a"],
@@ -163,12 +201,24 @@ mod tests {
             bad(1, TokenProblem::Literal(LiteralError::Escape { at: 0 })),
         );
         check(&["<s>", "a"], &[3, 7], bad(1, TokenProblem::Type(7)));
-        check(&["<s>", "a"], &[3, i64::MIN], bad(1, TokenProblem::Type(i64::MIN)));
+        check(
+            &["<s>", "a"],
+            &[3, i64::MIN],
+            bad(1, TokenProblem::Type(i64::MIN)),
+        );
         check(&["<s>", "ab"], &[3, 6], bad(1, TokenProblem::NotAByte));
         check(&["<s>", "<0x1>"], &[3, 6], bad(1, TokenProblem::NotAByte));
-        check(&["<s>", &"a".repeat(1025)], &[3, 1], bad(1, TokenProblem::TooLong));
+        check(
+            &["<s>", &"a".repeat(1025)],
+            &[3, 1],
+            bad(1, TokenProblem::TooLong),
+        );
         let many = vec!["<s>"; 1 << 20 | 1];
-        check(&many, &vec![3; many.len()], bad(1 << 20, TokenProblem::TooMany));
+        check(
+            &many,
+            &vec![3; many.len()],
+            bad(1 << 20, TokenProblem::TooMany),
+        );
     }
 
     proptest! {

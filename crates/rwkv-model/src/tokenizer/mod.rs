@@ -90,7 +90,12 @@ impl Tokenizer {
     ///
     /// Ids may have gaps and any order. Id 0 is the end of a text and must not stand in the file.
     pub fn from_vocab_text(name: &str, text: &[u8]) -> Result<Self, TokenizerError> {
-        Ok(Self::assemble(name, vocab_file::parse(name, text)?, 0, Some(0)))
+        Ok(Self::assemble(
+            name,
+            vocab_file::parse(name, text)?,
+            0,
+            Some(0),
+        ))
     }
 
     /// Takes the token list of a GGUF file whose `tokenizer.ggml.model` is `rwkv`: `tokens` is
@@ -105,7 +110,12 @@ impl Tokenizer {
     ) -> Result<Self, TokenizerError> {
         let list = gguf_tokens::parse(tokens, types)?;
         let zero_is_text = list.tokens.iter().any(|token| token.id == 0);
-        Ok(Self::assemble("gguf", list, types.len(), (!zero_is_text).then_some(0)))
+        Ok(Self::assemble(
+            "gguf",
+            list,
+            types.len(),
+            (!zero_is_text).then_some(0),
+        ))
     }
 
     /// `list` is sorted by bytes and without repetitions; ids up to `least_size` exist even without bytes.
@@ -164,7 +174,11 @@ impl Tokenizer {
 
     /// The bytes of a text; ids without bytes add nothing. They need not be UTF-8: tokens end inside characters.
     pub fn decode(&self, ids: &[u32]) -> Vec<u8> {
-        ids.iter().filter_map(|&id| self.token(id)).flatten().copied().collect()
+        ids.iter()
+            .filter_map(|&id| self.token(id))
+            .flatten()
+            .copied()
+            .collect()
     }
 
     /// One more than the highest id (World: 65,530). A model may have more rows: no text leads to those.
@@ -191,7 +205,9 @@ impl Tokenizer {
 
     /// All ids that [`is_uncounted`](Self::is_uncounted), in rising order: what a sampler needs once a model.
     pub fn uncounted(&self) -> impl Iterator<Item = u32> + '_ {
-        (0u32..).take(self.vocab_size()).filter(|&id| self.is_uncounted(id))
+        (0u32..)
+            .take(self.vocab_size())
+            .filter(|&id| self.is_uncounted(id))
     }
 }
 

@@ -42,7 +42,12 @@ pub(super) fn unescape_bytes(body: &[u8], out: &mut Vec<u8>) -> Result<(), Liter
     unescape(body, Kind::Bytes, None, out)
 }
 
-fn unescape(body: &[u8], kind: Kind, quote: Option<u8>, out: &mut Vec<u8>) -> Result<(), LiteralError> {
+fn unescape(
+    body: &[u8],
+    kind: Kind,
+    quote: Option<u8>,
+    out: &mut Vec<u8>,
+) -> Result<(), LiteralError> {
     let before = out.len();
     let mut rest = body;
     while let Some((&byte, after)) = rest.split_first() {
@@ -148,6 +153,9 @@ mod tests {
         check(r"b'\u0041'", escape(0));
         check(r"b'\400'", escape(0));
         check("b'é'", Err(LiteralError::RawBytes));
-        assert_eq!(parse(b"'\xff'", &mut Vec::new()), Err(LiteralError::RawBytes));
+        assert_eq!(
+            parse(b"'\xff'", &mut Vec::new()),
+            Err(LiteralError::RawBytes)
+        );
     }
 }

@@ -158,7 +158,10 @@ mod tests {
             let mut filter = StopStrings::new(stops);
             // The second text finds the filter as the first did.
             for _ in 0..2 {
-                let mut texts: Vec<String> = pieces.iter().map(|piece| filter.push(piece).text.to_owned()).collect();
+                let mut texts: Vec<String> = pieces
+                    .iter()
+                    .map(|piece| filter.push(piece).text.to_owned())
+                    .collect();
                 assert_eq!(filter.push("").matched, matched, "{stops:?} {pieces:?}");
                 let last = filter.finish();
                 assert_eq!(last.matched, matched, "{stops:?} {pieces:?}");
@@ -169,8 +172,18 @@ mod tests {
         check(&[], &["abc", "d"], &["abc", "d", ""], None);
         check(&[""], &["abc"], &["abc", ""], None);
         check(&["", "b"], &["abc"], &["a", ""], Some(1));
-        check(&["stop"], &["a st", "op b", "c"], &["a ", "", "", ""], Some(0));
-        check(&["stop"], &["a st", "ay sto"], &["a ", "stay ", "sto"], None);
+        check(
+            &["stop"],
+            &["a st", "op b", "c"],
+            &["a ", "", "", ""],
+            Some(0),
+        );
+        check(
+            &["stop"],
+            &["a st", "ay sto"],
+            &["a ", "stay ", "sto"],
+            None,
+        );
         check(
             &["\n\nUser:"],
             &["Hi\n", "\n\n", "User:"],
@@ -184,7 +197,12 @@ mod tests {
         check(&["bc", "abc", "c"], &["abc"], &["", ""], Some(1));
         check(&["c", "b"], &["abc"], &["a", ""], Some(1));
         // 中 and 串 share their first two bytes: held back are characters, not bytes.
-        check(&["中国"], &["在中", "串", "在中国"], &["在", "中串", "在", ""], Some(0));
+        check(
+            &["中国"],
+            &["在中", "串", "在中国"],
+            &["在", "中串", "在", ""],
+            Some(0),
+        );
         check(&["é"], &["aèé"], &["aè", ""], Some(0));
     }
 
@@ -197,7 +215,9 @@ mod tests {
                 .enumerate()
                 .filter(|(_, stop)| !stop.is_empty() && seen.ends_with(*stop));
             // The first of the longest.
-            if let Some((place, stop)) = ending.min_by_key(|(_, stop)| std::cmp::Reverse(stop.len())) {
+            if let Some((place, stop)) =
+                ending.min_by_key(|(_, stop)| std::cmp::Reverse(stop.len()))
+            {
                 return (seen[..seen.len() - stop.len()].to_owned(), Some(place));
             }
         }

@@ -77,10 +77,17 @@ proptest! {
 fn bytes() {
     let tokenizer = Tokenizer::bytes();
     assert_eq!(
-        (tokenizer.name(), tokenizer.vocab_size(), tokenizer.end_of_text()),
+        (
+            tokenizer.name(),
+            tokenizer.vocab_size(),
+            tokenizer.end_of_text()
+        ),
         ("bytes", 256, None)
     );
-    assert_eq!((tokenizer.token(255), tokenizer.token(256)), (Some(&[255][..]), None));
+    assert_eq!(
+        (tokenizer.token(255), tokenizer.token(256)),
+        (Some(&[255][..]), None)
+    );
     assert_eq!(
         tokenizer.uncounted().collect::<Vec<_>>(),
         b"\t 0123456789".map(u32::from)

@@ -49,7 +49,8 @@ impl TextDecoder {
 
 /// Whether more bytes could make a character of these.
 fn is_beginning(invalid: &[u8]) -> bool {
-    std::str::from_utf8(invalid).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    std::str::from_utf8(invalid)
+        .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
 }
 
 #[cfg(test)]
@@ -63,7 +64,10 @@ mod tests {
         // Pieces, and what each makes printable; the last is what `finish` adds.
         let check = |pieces: &[&[u8]], expected: &[&str]| {
             let mut decoder = TextDecoder::new();
-            let mut texts: Vec<String> = pieces.iter().map(|piece| decoder.push(piece).to_owned()).collect();
+            let mut texts: Vec<String> = pieces
+                .iter()
+                .map(|piece| decoder.push(piece).to_owned())
+                .collect();
             texts.push(decoder.finish().to_owned());
             assert_eq!(texts, expected, "{pieces:?}");
             assert_eq!(decoder.push(b"a"), "a", "ready for another text");
@@ -75,7 +79,10 @@ mod tests {
         check(&[b"\xe4\xb8", b"A"], &["", "\u{fffd}A", ""]);
         check(&[b"\xe4\xb8A\xe4"], &["\u{fffd}A", "\u{fffd}"]);
         check(&[b"\xf0\x9f\x98"], &["", "\u{fffd}"]);
-        check(&[b"\xff\xff", b"\x80"], &["\u{fffd}\u{fffd}", "\u{fffd}", ""]);
+        check(
+            &[b"\xff\xff", b"\x80"],
+            &["\u{fffd}\u{fffd}", "\u{fffd}", ""],
+        );
         // A surrogate and an overlong form: no character begins so, nothing is held back.
         check(&[b"\xed\xa0"], &["\u{fffd}\u{fffd}", ""]);
         check(&[b"\xc0", b"\xaf"], &["\u{fffd}", "\u{fffd}", ""]);
@@ -84,8 +91,9 @@ mod tests {
 
     /// Bytes that form, cut and spoil characters more often than random ones do.
     fn bytes() -> impl Strategy<Value = Vec<u8>> {
-        let edges =
-            prop::sample::select(b"a\x7f\x80\x8f\x90\x9f\xa0\xbf\xc0\xc2\xdf\xe0\xe4\xed\xef\xf0\xf4\xf5\xff".to_vec());
+        let edges = prop::sample::select(
+            b"a\x7f\x80\x8f\x90\x9f\xa0\xbf\xc0\xc2\xdf\xe0\xe4\xed\xef\xf0\xf4\xf5\xff".to_vec(),
+        );
         let character = any::<char>().prop_map(|character| character.to_string().into_bytes());
         let piece = prop_oneof![
             edges.prop_map(|byte| vec![byte]),

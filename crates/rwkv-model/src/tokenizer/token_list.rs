@@ -62,7 +62,8 @@ impl TokenList {
     /// Sorts the tokens by bytes. Fails with the place in the list, before sorting, of a token that repeats the id
     /// or the bytes of an earlier one.
     pub(super) fn sort(&mut self) -> Result<(), (usize, TokenProblem)> {
-        let mut order: Vec<(u32, usize)> = self.tokens.iter().map(|token| token.id).zip(0..).collect();
+        let mut order: Vec<(u32, usize)> =
+            self.tokens.iter().map(|token| token.id).zip(0..).collect();
         order.sort_unstable();
         for pair in order.windows(2) {
             if let [(id, _), (again, place)] = *pair

@@ -80,7 +80,9 @@ impl Trie {
         let mut node = 0;
         let mut longest = None;
         for (&byte, length) in text.iter().zip(1..) {
-            let Some(child) = self.child(node, byte) else { break };
+            let Some(child) = self.child(node, byte) else {
+                break;
+            };
             node = child;
             match self.ids.get(node) {
                 Some(&NO_TOKEN) | None => {}

@@ -15,7 +15,9 @@ pub(super) fn parse(file: &str, text: &[u8]) -> Result<TokenList, TokenizerError
     };
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     if text.is_empty() {
-        return Err(TokenizerError::NoTokens { name: file.to_owned() });
+        return Err(TokenizerError::NoTokens {
+            name: file.to_owned(),
+        });
     }
     let mut list = TokenList::default();
     for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
@@ -23,7 +25,8 @@ pub(super) fn parse(file: &str, text: &[u8]) -> Result<TokenList, TokenizerError
         parse_line(line, &mut list).map_err(|problem| bad_line(index, problem))?;
     }
     // Every line is a token: the place in the list is the line.
-    list.sort().map_err(|(index, problem)| bad_line(index, problem))?;
+    list.sort()
+        .map_err(|(index, problem)| bad_line(index, problem))?;
     Ok(list)
 }
 
@@ -40,7 +43,10 @@ fn parse_line(line: &[u8], list: &mut TokenList) -> Result<(), TokenProblem> {
         .filter(|id| (1..=MAX_ID).contains(id))
         .ok_or(TokenProblem::Id)?;
     let literal = line.get(first + 1..last).ok_or(TokenProblem::Fields)?;
-    let declared = line.get(last + 1..).and_then(number).ok_or(TokenProblem::Length)?;
+    let declared = line
+        .get(last + 1..)
+        .and_then(number)
+        .ok_or(TokenProblem::Length)?;
     list.push_with(id, |pool| {
         let start = pool.len();
         python_literal::parse(literal, pool).map_err(TokenProblem::Literal)?;
@@ -64,11 +70,17 @@ fn number(digits: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )]
 
     use proptest::prelude::*;
 
-    use super::TokenProblem::{Empty, Fields, Id, Length, Literal, RepeatedId, RepeatedText, TooLong, WrongLength};
+    use super::TokenProblem::{
+        Empty, Fields, Id, Length, Literal, RepeatedId, RepeatedText, TooLong, WrongLength,
+    };
     use super::*;
     use crate::tokenizer::{LiteralError, Tokenizer};
 
@@ -77,7 +89,9 @@ mod tests {
         let check = |text: &str, expected: &[(u32, &[u8])]| {
             let tokenizer = Tokenizer::from_vocab_text("vocab.txt", text.as_bytes()).unwrap();
             let size = tokenizer.vocab_size() as u32;
-            let tokens: Vec<_> = (0..size).filter_map(|id| Some((id, tokenizer.token(id)?))).collect();
+            let tokens: Vec<_> = (0..size)
+                .filter_map(|id| Some((id, tokenizer.token(id)?)))
+                .collect();
             assert_eq!(tokens, expected, "{text:?}");
             assert_eq!(size, expected.last().unwrap().0 + 1);
             assert_eq!(tokenizer.end_of_text(), Some(0));
@@ -129,10 +143,28 @@ mod tests {
         for length in ["", "x", "-1", "1.0", "99999999999999999999999", "1\t"] {
             check(format!("1 'a' {length}").as_bytes(), 1, Length);
         }
-        check(b"1 'a' 2", 1, WrongLength { declared: 2, actual: 1 });
-        check(b"1 '\xe4\xb8\xad' 1", 1, WrongLength { declared: 1, actual: 3 });
+        check(
+            b"1 'a' 2",
+            1,
+            WrongLength {
+                declared: 2,
+                actual: 1,
+            },
+        );
+        check(
+            b"1 '\xe4\xb8\xad' 1",
+            1,
+            WrongLength {
+                declared: 1,
+                actual: 3,
+            },
+        );
         check(b"1 '' 0", 1, Empty);
-        check(format!("1 '{}' 1025", "a".repeat(1025)).as_bytes(), 1, TooLong);
+        check(
+            format!("1 '{}' 1025", "a".repeat(1025)).as_bytes(),
+            1,
+            TooLong,
+        );
         check(b"1 'a' 1\n2  'b' 1", 2, Literal(LiteralError::Quotes));
         check(b"1 '\xff' 1", 1, Literal(LiteralError::RawBytes));
         check(br"1 '\x' 1", 1, Literal(LiteralError::Escape { at: 0 }));
@@ -153,11 +185,15 @@ mod tests {
         let path = folder.path().join("small_vocab.txt");
         let error = Tokenizer::from_vocab_file(&path).unwrap_err().to_string();
         assert!(
-            error.starts_with("cannot read the vocabulary file ") && error.contains("small_vocab.txt"),
+            error.starts_with("cannot read the vocabulary file ")
+                && error.contains("small_vocab.txt"),
             "{error}"
         );
         std::fs::write(&path, "1 'a' 1").unwrap();
-        assert_eq!(Tokenizer::from_vocab_file(&path).unwrap().name(), "small_vocab.txt");
+        assert_eq!(
+            Tokenizer::from_vocab_file(&path).unwrap().name(),
+            "small_vocab.txt"
+        );
         std::fs::write(&path, "1 'a' 3").unwrap();
         let error = Tokenizer::from_vocab_file(&path).unwrap_err().to_string();
         assert_eq!(

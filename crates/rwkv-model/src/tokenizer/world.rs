@@ -67,7 +67,11 @@ fn tokens(plain: &[u8]) -> Option<TokenList> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )]
 
     use proptest::prelude::*;
 
@@ -106,7 +110,10 @@ mod tests {
     #[test]
     fn is_sorted_and_unique() {
         let list = unpack().unwrap();
-        assert!(list.tokens.is_sorted_by(|&a, &b| list.bytes(a) < list.bytes(b)));
+        assert!(
+            list.tokens
+                .is_sorted_by(|&a, &b| list.bytes(a) < list.bytes(b))
+        );
     }
 
     #[test]
@@ -127,8 +134,8 @@ mod tests {
             .map(|id| String::from_utf8_lossy(world.token(id).unwrap()))
             .collect();
         let expected = [
-            "\t", " ", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", " \t", "01", "12", "23", "34", "45", "56",
-            "67", "78", "89",
+            "\t", " ", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", " \t", "01", "12", "23",
+            "34", "45", "56", "67", "78", "89",
         ];
         assert_eq!(texts, expected);
         assert!(!world.is_uncounted(0) && !world.is_uncounted(u32::MAX));

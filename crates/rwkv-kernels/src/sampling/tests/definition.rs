@@ -55,7 +55,8 @@ impl Case {
         }
         for (token, count) in counts {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit -= f64::from(params.presence_penalty) + count * f64::from(params.frequency_penalty);
+                *logit -= f64::from(params.presence_penalty)
+                    + count * f64::from(params.frequency_penalty);
             }
         }
         logits
@@ -79,13 +80,19 @@ impl Case {
             temperature
         };
         let max = logits[ranking[0]];
-        let mut p: Vec<f64> = logits.iter().map(|logit| ((logit - max) / divisor).exp()).collect();
+        let mut p: Vec<f64> = logits
+            .iter()
+            .map(|logit| ((logit - max) / divisor).exp())
+            .collect();
         normalise(&mut p);
         let mut ambiguous = false;
 
         let top_k = |p: &mut [f64]| {
             if params.top_k > 0 {
-                ranking.iter().skip(params.top_k as usize).for_each(|&id| p[id] = 0.0);
+                ranking
+                    .iter()
+                    .skip(params.top_k as usize)
+                    .for_each(|&id| p[id] = 0.0);
             }
         };
         if params.order == SamplerOrder::TemperatureFirst {
@@ -110,7 +117,9 @@ impl Case {
         }
         let threshold = f64::from(params.min_p) * p[ranking[0]];
         ambiguous |= p.iter().any(|&p| p > 0.0 && close(p, threshold));
-        p.iter_mut().filter(|p| **p < threshold).for_each(|p| *p = 0.0);
+        p.iter_mut()
+            .filter(|p| **p < threshold)
+            .for_each(|p| *p = 0.0);
         if params.order == SamplerOrder::Reference {
             // p^(1/T) of p divided by the largest p, so that a low temperature does not make all of them underflow.
             let largest = p[ranking[0]];
@@ -135,7 +144,11 @@ impl Case {
         let total: f64 = found.iter().map(|&(_, p)| f64::from(p)).sum();
         prop_assert!((total - 1.0).abs() < 1e-5, "probabilities sum to {total}");
         let token = sampler.sample(&self.logits).unwrap();
-        prop_assert!(found.iter().any(|&(possible, p)| possible == token && p > 0.0));
+        prop_assert!(
+            found
+                .iter()
+                .any(|&(possible, p)| possible == token && p > 0.0)
+        );
 
         found.retain(|&(_, p)| p > 1e-30);
         let expected = self.expected();
@@ -223,7 +236,9 @@ proptest! {
 #[test]
 fn whole_vocabulary() {
     for (row, scale) in (0..).zip([0.0_f32, 1.0, 8.0, 40.0]) {
-        let logits: Vec<f32> = (0..65_536).map(|token| scale * uniform(row, token)).collect();
+        let logits: Vec<f32> = (0..65_536)
+            .map(|token| scale * uniform(row, token))
+            .collect();
         for (temperature, top_p, top_k, min_p) in [
             (1.0, 0.85, 0, 0.0),
             (0.7, 0.5, 1000, 0.0),

@@ -133,7 +133,10 @@ fn greedy_takes_the_first_of_the_largest() {
         presence_penalty: 10.0,
         ..SamplerParams::default()
     };
-    assert_eq!(generate(&mut sampler(params), &[3.0, 2.0, 4.0], 3), [2, 0, 1]);
+    assert_eq!(
+        generate(&mut sampler(params), &[3.0, 2.0, 4.0], 3),
+        [2, 0, 1]
+    );
 }
 
 #[test]
@@ -166,21 +169,32 @@ fn extreme_logits() {
             let mut sampler = sampler(params);
             assert_eq!(sampler.distribution(logits).unwrap(), expected);
             for token in generate(&mut sampler, logits, 20) {
-                assert!(expected.iter().any(|&(possible, _)| possible == token), "token {token}");
+                assert!(
+                    expected.iter().any(|&(possible, _)| possible == token),
+                    "token {token}"
+                );
             }
         }
     }
     check(|_| (), &[1e30, -1e30, 1e30, -INF], &[(0, 0.5), (2, 0.5)]);
     check(|_| (), &[f32::MAX, f32::MIN, -INF], &[(0, 1.0)]);
     check(|_| (), &[f32::MIN, f32::MIN, -INF], &[(0, 0.5), (1, 0.5)]);
-    check(|p| p.temperature = f32::MAX, &[1.0, -INF, 2.0], &[(0, 0.5), (2, 0.5)]);
+    check(
+        |p| p.temperature = f32::MAX,
+        &[1.0, -INF, 2.0],
+        &[(0, 0.5), (2, 0.5)],
+    );
     check(
         |p| p.temperature = f32::from_bits(1),
         &[2.0, 1.0, 2.0],
         &[(0, 0.5), (2, 0.5)],
     );
     check(|p| p.top_k = 1, &[-0.0, 0.0, -0.0], &[(0, 1.0)]);
-    check(|p| p.top_k = 2, &[0.0, -0.0, 0.0, 0.0], &[(0, 0.5), (1, 0.5)]);
+    check(
+        |p| p.top_k = 2,
+        &[0.0, -0.0, 0.0, 0.0],
+        &[(0, 0.5), (1, 0.5)],
+    );
     // The largest is found to be −0 here, and −0 − 0 is −0.
     let mut zeros = [-0.0; 10];
     zeros[8] = 0.0;
@@ -190,7 +204,11 @@ fn extreme_logits() {
         &[0, 1, 2, 3, 4, 5, 6, 7, 8].map(|token| (token, 1.0 / 9.0)),
     );
     check(|p| p.top_p = 0.0, &[1.0, 2.0, 2.0], &[(1, 0.5), (2, 0.5)]);
-    check(|p| p.min_p = 1.0, &[-1e30, 0.0, 0.0, -INF], &[(1, 0.5), (2, 0.5)]);
+    check(
+        |p| p.min_p = 1.0,
+        &[-1e30, 0.0, 0.0, -INF],
+        &[(1, 0.5), (2, 0.5)],
+    );
     check(|p| p.logit_bias = vec![(0, -INF)], &[5.0, 1.0], &[(1, 1.0)]);
     check(
         |p| p.logit_bias = vec![(0, f32::MAX)],
@@ -223,7 +241,10 @@ fn errors() {
             };
             let mut sampler = sampler(params);
             assert_eq!(sampler.sample(logits).unwrap_err().to_string(), message);
-            assert_eq!(sampler.distribution(logits).unwrap_err().to_string(), message);
+            assert_eq!(
+                sampler.distribution(logits).unwrap_err().to_string(),
+                message
+            );
             assert_eq!(sampler.step(), 0);
         }
     }
@@ -243,10 +264,18 @@ fn errors() {
         &[0.0, -f32::NAN],
         &format!("the logit of token 1 is NaN: {broken}"),
     );
-    check(&[], &[0.0, 1.0, INF], &format!("the logit of token 2 is inf: {broken}"));
+    check(
+        &[],
+        &[0.0, 1.0, INF],
+        &format!("the logit of token 2 is inf: {broken}"),
+    );
     let none = "tokens is ruled out (-inf): ban fewer tokens with logit_bias";
     check(&[], &[-INF; 3], &format!("every one of the 3 {none}"));
-    check(&[(1, -INF)], &[-INF, 3.0], &format!("every one of the 2 {none}"));
+    check(
+        &[(1, -INF)],
+        &[-INF, 3.0],
+        &format!("every one of the 2 {none}"),
+    );
     check(
         &[(2, 1.0)],
         &[0.0, 0.0],

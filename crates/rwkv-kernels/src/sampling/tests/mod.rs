@@ -1,6 +1,11 @@
 //! The sampler against models of it that are written straight from the definitions.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 mod definition;
 mod draws;

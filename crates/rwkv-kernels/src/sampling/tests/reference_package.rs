@@ -84,18 +84,33 @@ const ROWS: &[Row] = &[
         &[],
         &[(0, 0.506_480_4), (2, 0.307_195_9), (4, 0.186_323_7)],
     ),
-    (BANNED, (1.5, 2, 0.999), &[], &[(0, 0.582_570_2), (2, 0.417_429_8)]),
+    (
+        BANNED,
+        (1.5, 2, 0.999),
+        &[],
+        &[(0, 0.582_570_2), (2, 0.417_429_8)],
+    ),
     (
         PLAIN,
         (1.0, 0, 0.85),
         &[(3, 1.992), (0, 0.0)],
-        &[(0, 0.276_894_2), (3, 0.393_560_8), (5, 0.124_416_6), (7, 0.205_128_3)],
+        &[
+            (0, 0.276_894_2),
+            (3, 0.393_560_8),
+            (5, 0.124_416_6),
+            (7, 0.205_128_3),
+        ],
     ),
     (
         PLAIN,
         (1.3, 4, 0.9),
         &[(3, 5.5), (7, 0.996), (2, 1.0), (0, 3.25)],
-        &[(0, 0.243_104_7), (3, 0.306_207_1), (5, 0.216_612), (7, 0.234_076_1)],
+        &[
+            (0, 0.243_104_7),
+            (3, 0.306_207_1),
+            (5, 0.216_612),
+            (7, 0.234_076_1),
+        ],
     ),
 ];
 
@@ -114,7 +129,10 @@ fn probabilities() {
         }
         // A sampler cannot be told counts, so the penalties are taken off before it.
         let (penalised, _) = penalise(logits, &params, &seen).unwrap();
-        let found = Sampler::new(params.clone()).unwrap().distribution(&penalised).unwrap();
+        let found = Sampler::new(params.clone())
+            .unwrap()
+            .distribution(&penalised)
+            .unwrap();
         assert!(
             same(&found, expected, 1e-6),
             "{params:?}, counts {counts:?}: {found:?}, not {expected:?}"
@@ -133,7 +151,9 @@ fn generate_loop() {
     let mut sampler = Sampler::new(params).unwrap();
     let mut occurrence = HashMap::<u32, f64>::new();
     for step in 0..600 {
-        let mut logits: Vec<f32> = (0..256).map(|token| 8.0 * uniform(1, step * 256 + token)).collect();
+        let mut logits: Vec<f32> = (0..256)
+            .map(|token| 8.0 * uniform(1, step * 256 + token))
+            .collect();
         // Digits and letters come often, so that counts grow with and without an amount.
         for byte in b"0123 abcde" {
             logits[usize::from(*byte)] += 5.0;
@@ -145,8 +165,12 @@ fn generate_loop() {
         }
         let (penalised, _) = sampler.penalised(&logits).unwrap();
         for (token, (&found, &expected)) in penalised.iter().zip(&out).enumerate() {
-            let agrees = (f64::from(found) - expected).abs() < 1e-5 || (found == NEVER && expected == -f64::INFINITY);
-            assert!(agrees, "step {step}, token {token}: {found}, not {expected}");
+            let agrees = (f64::from(found) - expected).abs() < 1e-5
+                || (found == NEVER && expected == -f64::INFINITY);
+            assert!(
+                agrees,
+                "step {step}, token {token}: {found}, not {expected}"
+            );
         }
 
         let token = sampler.sample(&logits).unwrap();

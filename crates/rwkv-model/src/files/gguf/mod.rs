@@ -90,7 +90,8 @@ fn version(version: u32) -> Result<(), Fault> {
     match version {
         2 | 3 => Ok(()),
         1 => Err(Fault::Version(
-            "GGUF version 1 is not read; convert the original checkpoint again, to version 3".to_owned(),
+            "GGUF version 1 is not read; convert the original checkpoint again, to version 3"
+                .to_owned(),
         )),
         _ if (1..=3).contains(&version.swap_bytes()) => Err(Fault::Version(
             "big-endian GGUF is not read; convert the file to little-endian".to_owned(),
@@ -103,7 +104,9 @@ fn version(version: u32) -> Result<(), Fault> {
 
 fn read_alignment(value: Value<'_>) -> Result<u64, Fault> {
     match value {
-        Value::U64(alignment) if alignment.is_power_of_two() && ALIGNMENTS.contains(&alignment) => Ok(alignment),
+        Value::U64(alignment) if alignment.is_power_of_two() && ALIGNMENTS.contains(&alignment) => {
+            Ok(alignment)
+        }
         other => {
             let (least, most) = (ALIGNMENTS.start(), ALIGNMENTS.end());
             let found = match other {
@@ -126,7 +129,8 @@ fn name(cursor: &mut Cursor<'_>, what: &str) -> Result<String, Fault> {
             bytes.len()
         )));
     }
-    let name = std::str::from_utf8(bytes).map_err(|_| Fault::Damaged(format!("the name of a {what} is not UTF-8")))?;
+    let name = std::str::from_utf8(bytes)
+        .map_err(|_| Fault::Damaged(format!("the name of a {what} is not UTF-8")))?;
     Ok(name.to_owned())
 }
 
@@ -135,7 +139,9 @@ fn row(cursor: &mut Cursor<'_>, alignment: u64) -> Result<Row, Fault> {
     let damaged = |what: String| Fault::Damaged(format!("tensor {} {what}", quoted(&name)));
     let dims = cursor.u32()?;
     if dims > MOST_DIMS {
-        return Err(damaged(format!("has {dims} dimensions, more than {MOST_DIMS}")));
+        return Err(damaged(format!(
+            "has {dims} dimensions, more than {MOST_DIMS}"
+        )));
     }
     let mut shape = Vec::new();
     for _ in 0..dims {
@@ -144,8 +150,11 @@ fn row(cursor: &mut Cursor<'_>, alignment: u64) -> Result<Row, Fault> {
     }
     let id = cursor.u32()?;
     let offset = cursor.u64()?;
-    let ggml = GgmlType::from_id(id)
-        .ok_or_else(|| damaged(format!("has the type number {id}, which is not known to this program")))?;
+    let ggml = GgmlType::from_id(id).ok_or_else(|| {
+        damaged(format!(
+            "has the type number {id}, which is not known to this program"
+        ))
+    })?;
     if elements(&shape).is_none() {
         return Err(damaged(format!("is too large: {shape:?}")));
     }
@@ -174,8 +183,15 @@ fn row(cursor: &mut Cursor<'_>, alignment: u64) -> Result<Row, Fault> {
 }
 
 /// Gives every tensor its range of a file of `has` bytes whose header ends at `header_end`.
-fn place(mut rows: Vec<Row>, header_end: u64, alignment: u64, has: u64) -> Result<BTreeMap<String, Tensor>, Fault> {
-    let start = header_end.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
+fn place(
+    mut rows: Vec<Row>,
+    header_end: u64,
+    alignment: u64,
+    has: u64,
+) -> Result<BTreeMap<String, Tensor>, Fault> {
+    let start = header_end
+        .checked_next_multiple_of(alignment)
+        .unwrap_or(u64::MAX);
     let mut tensors = BTreeMap::new();
     rows.sort_by_key(|row| (row.offset, row.bytes));
     // The furthest first, so that an error tells how long the whole file should be.
@@ -207,7 +223,10 @@ fn place(mut rows: Vec<Row>, header_end: u64, alignment: u64, has: u64) -> Resul
         let range = at(start + offset)?..at(start + offset + bytes)?;
         match tensors.entry(name) {
             btree_map::Entry::Occupied(twice) => {
-                return Err(Fault::Damaged(format!("tensor {} is there twice", quoted(twice.key()))));
+                return Err(Fault::Damaged(format!(
+                    "tensor {} is there twice",
+                    quoted(twice.key())
+                )));
             }
             btree_map::Entry::Vacant(free) => free.insert(Tensor {
                 kind: ggml.kind(),

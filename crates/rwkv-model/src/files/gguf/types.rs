@@ -88,7 +88,9 @@ impl GgmlType {
     /// Bytes of a tensor whose rows have `cols` elements, or `None` where a row is no whole number of blocks, or the
     /// size overflows.
     pub(super) fn bytes(&self, rows: u64, cols: u64) -> Option<u64> {
-        let blocks = cols.is_multiple_of(self.block).then_some(cols / self.block)?;
+        let blocks = cols
+            .is_multiple_of(self.block)
+            .then_some(cols / self.block)?;
         blocks.checked_mul(self.block_bytes)?.checked_mul(rows)
     }
 }
@@ -115,10 +117,17 @@ mod tests {
                 row.name
             );
             if let TensorType::Format(format) = row.kind() {
-                let (block, bytes) = (format.spec().block() as u64, format.spec().block_bytes() as u64);
+                let (block, bytes) = (
+                    format.spec().block() as u64,
+                    format.spec().block_bytes() as u64,
+                );
                 assert_eq!((block, bytes), (row.block, row.block_bytes), "{}", row.name);
             }
         }
-        assert!(Format::ALL.iter().all(|&format| GgmlType::of(format.into()).is_some()));
+        assert!(
+            Format::ALL
+                .iter()
+                .all(|&format| GgmlType::of(format.into()).is_some())
+        );
     }
 }

@@ -101,7 +101,9 @@ impl<'a> Array<'a> {
     /// The elements in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Value<'a>> + use<'a> {
         let (kind, depth) = (self.kind, self.depth);
-        self.walk(Value::Bool(false), move |cursor| value(cursor, kind, depth + 1))
+        self.walk(Value::Bool(false), move |cursor| {
+            value(cursor, kind, depth + 1)
+        })
     }
 
     /// The elements as bytes, where they are strings.
@@ -121,7 +123,11 @@ impl<'a> Array<'a> {
 }
 
 /// Reads one value of `kind` that is inside of `depth` arrays, checking all of it: elements of arrays too.
-pub(super) fn value<'a>(cursor: &mut Cursor<'a>, kind: ValueKind, depth: u32) -> Result<Value<'a>, Fault> {
+pub(super) fn value<'a>(
+    cursor: &mut Cursor<'a>,
+    kind: ValueKind,
+    depth: u32,
+) -> Result<Value<'a>, Fault> {
     Ok(match kind {
         ValueKind::U8 => Value::U64(u8::from_le_bytes(cursor.array()?).into()),
         ValueKind::U16 => Value::U64(u16::from_le_bytes(cursor.array()?).into()),
@@ -136,7 +142,11 @@ pub(super) fn value<'a>(cursor: &mut Cursor<'a>, kind: ValueKind, depth: u32) ->
         ValueKind::Bool => match cursor.array()? {
             [0] => Value::Bool(false),
             [1] => Value::Bool(true),
-            [other] => return Err(Fault::Damaged(format!("a boolean of the metadata is {other}"))),
+            [other] => {
+                return Err(Fault::Damaged(format!(
+                    "a boolean of the metadata is {other}"
+                )));
+            }
         },
         ValueKind::String => {
             let bytes = cursor.string()?;
@@ -178,7 +188,9 @@ fn array<'a>(cursor: &mut Cursor<'a>, depth: u32) -> Result<Array<'a>, Fault> {
 /// Reads the number of a kind.
 pub(super) fn kind(cursor: &mut Cursor<'_>) -> Result<ValueKind, Fault> {
     let id = cursor.u32()?;
-    let known = usize::try_from(id).ok().and_then(|at| ValueKind::ALL.get(at));
+    let known = usize::try_from(id)
+        .ok()
+        .and_then(|at| ValueKind::ALL.get(at));
     known
         .copied()
         .ok_or_else(|| Fault::Damaged(format!("the metadata has a value of the unknown type {id}")))

@@ -105,7 +105,10 @@ impl<'a> Field<'a> {
 
     /// An array of 32-bit integers, such as token types.
     pub fn integers(numbers: impl IntoIterator<Item = i32>) -> Self {
-        Field::Array(ValueKind::I32, numbers.into_iter().map(Field::I32).collect())
+        Field::Array(
+            ValueKind::I32,
+            numbers.into_iter().map(Field::I32).collect(),
+        )
     }
 
     /// The kind of value that this is in the file.
@@ -145,7 +148,9 @@ impl<'a> Field<'a> {
             Field::Array(kind, items) => {
                 out.extend(kind.id().to_le_bytes());
                 out.extend((items.len() as u64).to_le_bytes());
-                return items.iter().all(|item| item.kind() == *kind && item.encode(out));
+                return items
+                    .iter()
+                    .all(|item| item.kind() == *kind && item.encode(out));
             }
         }
         true
@@ -195,7 +200,11 @@ impl GgufWriter {
     }
 
     /// Sets `key`, once. `general.alignment` must be a `u32`, and also moves the tensors.
-    pub fn set<'a>(&mut self, key: &str, value: impl Into<Field<'a>>) -> Result<&mut Self, WriteError> {
+    pub fn set<'a>(
+        &mut self,
+        key: &str,
+        value: impl Into<Field<'a>>,
+    ) -> Result<&mut Self, WriteError> {
         let value = value.into();
         if key == ALIGNMENT_KEY {
             let alignment = match value {
@@ -206,7 +215,10 @@ impl GgufWriter {
         }
         let mut encoded = Vec::new();
         if !value.encode(&mut encoded) {
-            return Err(wrong_key(key, "is an array with elements of another kind than it says"));
+            return Err(wrong_key(
+                key,
+                "is an array with elements of another kind than it says",
+            ));
         }
         self.append(key, value.kind(), &encoded)
     }
@@ -227,15 +239,26 @@ impl GgufWriter {
 
     fn set_alignment(&mut self, alignment: u64) -> Result<(), WriteError> {
         if !alignment.is_power_of_two() || !ALIGNMENTS.contains(&alignment) {
-            return Err(wrong_key(ALIGNMENT_KEY, "must be a u32, a power of two from 8 to 2^20"));
+            return Err(wrong_key(
+                ALIGNMENT_KEY,
+                "must be a u32, a power of two from 8 to 2^20",
+            ));
         }
         self.alignment = alignment;
         Ok(())
     }
 
-    fn append(&mut self, key: &str, kind: ValueKind, encoded: &[u8]) -> Result<&mut Self, WriteError> {
+    fn append(
+        &mut self,
+        key: &str,
+        kind: ValueKind,
+        encoded: &[u8],
+    ) -> Result<&mut Self, WriteError> {
         if key.is_empty() || key.len() as u64 > LONGEST_NAME {
-            return Err(wrong_key(key, "has a key of no bytes, or of more than 65,535"));
+            return Err(wrong_key(
+                key,
+                "has a key of no bytes, or of more than 65,535",
+            ));
         }
         if !self.keys.insert(key.to_owned()) {
             return Err(wrong_key(key, "is set twice"));
@@ -265,10 +288,16 @@ impl GgufWriter {
             )));
         }
         if shape.len() > MOST_DIMS {
-            return Err(wrong(format!("has {} dimensions, more than {MOST_DIMS}", shape.len())));
+            return Err(wrong(format!(
+                "has {} dimensions, more than {MOST_DIMS}",
+                shape.len()
+            )));
         }
-        let ggml = GgmlType::of(kind).ok_or_else(|| wrong(format!("has the type {kind}, which GGUF does not have")))?;
-        let (cols, outer) = shape.split_last().map_or((1, shape), |(&cols, outer)| (cols, outer));
+        let ggml = GgmlType::of(kind)
+            .ok_or_else(|| wrong(format!("has the type {kind}, which GGUF does not have")))?;
+        let (cols, outer) = shape
+            .split_last()
+            .map_or((1, shape), |(&cols, outer)| (cols, outer));
         let bytes = elements(shape)
             .and_then(|_| ggml.bytes(outer.iter().map(|&n| n as u64).product(), cols as u64))
             .ok_or_else(|| {
@@ -363,10 +392,17 @@ impl<W: Write> GgufBody<W> {
             what,
         };
         self.advance(Some(tensor))?;
-        let Some(current) = self.current.as_ref().filter(|current| current.name == tensor) else {
+        let Some(current) = self
+            .current
+            .as_ref()
+            .filter(|current| current.name == tensor)
+        else {
             return match &self.current {
                 None => Err(wrong("was not planned, or comes too late".to_owned())),
-                Some(current) => Err(wrong(format!("comes where the plan has {}", quoted(&current.name)))),
+                Some(current) => Err(wrong(format!(
+                    "comes where the plan has {}",
+                    quoted(&current.name)
+                ))),
             };
         };
         let left = current.bytes - self.written;
@@ -395,7 +431,10 @@ impl<W: Write> GgufBody<W> {
 
     /// Goes past tensors that are complete, up to the one called `wanted`.
     fn advance(&mut self, wanted: Option<&str>) -> io::Result<()> {
-        while let Some(current) = self.current.take_if(|current| current.bytes == self.written) {
+        while let Some(current) = self
+            .current
+            .take_if(|current| current.bytes == self.written)
+        {
             if wanted == Some(&current.name) {
                 // More of a tensor that has everything: `write` will count the bytes.
                 self.current = Some(current);

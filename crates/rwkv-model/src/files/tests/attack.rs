@@ -29,7 +29,10 @@ fn attack(bytes: Vec<u8>) -> Result<(), FileError> {
                 "{message:?}"
             );
             assert!(message.len() < 1000, "{message:?}");
-            if let FileError::Truncated { needs, has: said, .. } = error {
+            if let FileError::Truncated {
+                needs, has: said, ..
+            } = error
+            {
                 assert!(*needs > has && *said == has, "{message}");
             }
         }
@@ -89,7 +92,10 @@ fn a_truncated_file_never_opens() {
                 let Err(FileError::Truncated { needs, .. }) = opened else {
                     panic!("{len}: {opened:?}")
                 };
-                assert_eq!(needs, data_end as u64, "the length of the whole file is known");
+                assert_eq!(
+                    needs, data_end as u64,
+                    "the length of the whole file is known"
+                );
             }
         }
     }
@@ -149,7 +155,9 @@ impl Raw {
     }
 
     fn tensor(mut self, name: &str, dims: &[u64], kind: u32, offset: u64) -> Self {
-        self = self.string(name.as_bytes()).u32(u32::try_from(dims.len()).unwrap());
+        self = self
+            .string(name.as_bytes())
+            .u32(u32::try_from(dims.len()).unwrap());
         for &n in dims {
             self = self.u64(n);
         }
@@ -166,14 +174,20 @@ impl Raw {
 fn each_fault_has_its_message() {
     let check = |bytes: Vec<u8>, expected: &str| {
         let message = attack(bytes).map_or_else(|error| error.to_string(), |()| "opens".to_owned());
-        assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+        assert!(
+            message.contains(expected),
+            "{message:?} does not say {expected:?}"
+        );
     };
     check(Vec::new(), "is empty");
     check(
         b"PK\x03\x04\x14\0".to_vec(),
         "PyTorch checkpoints are not read yet: convert it to safetensors",
     );
-    check(b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "git lfs pull");
+    check(
+        b"version https://git-lfs.github.com/spec/v1\n".to_vec(),
+        "git lfs pull",
+    );
 
     check(Raw::gguf(3, 0, 0).0, "opens");
     check(Raw::gguf(2, 0, 0).0, "opens");
@@ -193,7 +207,10 @@ fn each_fault_has_its_message() {
     check(pair(b"k", 9).u32(8).u64(1 << 61).0, "needs");
     // One array in another, without end.
     check(
-        (0..9).fold(pair(b"k", 9), |raw, _| raw.u32(9).u64(1)).zeros(9).0,
+        (0..9)
+            .fold(pair(b"k", 9), |raw, _| raw.u32(9).u64(1))
+            .zeros(9)
+            .0,
         "nested",
     );
     check(
@@ -219,7 +236,12 @@ fn each_fault_has_its_message() {
         check(pair(b"general.alignment", kind).u32(alignment).0, message);
     }
 
-    let one = |dims: &[u64], kind, offset| Raw::gguf(3, 1, 0).tensor("t\n", dims, kind, offset).zeros(256).0;
+    let one = |dims: &[u64], kind, offset| {
+        Raw::gguf(3, 1, 0)
+            .tensor("t\n", dims, kind, offset)
+            .zeros(256)
+            .0
+    };
     check(one(&[4, 2], 0, 0), "opens");
     check(one(&[], 0, 0), "opens");
     check(one(&[1; 8], 0, 0), "opens");
@@ -248,20 +270,37 @@ fn each_fault_has_its_message() {
     check(two("b", 0), "over another one");
     check(two("a", 64), "tensor \"a\" is there twice");
 
-    let json = |json: &str, data: usize| [&(json.len() as u64).to_le_bytes(), json.as_bytes(), &vec![0; data]].concat();
+    let json = |json: &str, data: usize| {
+        [
+            &(json.len() as u64).to_le_bytes(),
+            json.as_bytes(),
+            &vec![0; data],
+        ]
+        .concat()
+    };
     let t = r#"{"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     check(json("{}", 0), "opens");
     check(json(t, 8), "opens");
     check(json(t, 7), "may be incomplete");
     check(json(t, 9), "1 bytes follow");
     check(json("{\"t\":", 8), "JSON header is wrong");
-    check(json(&t.replace("[0,8]", "[8,0]"), 8), "JSON header is wrong");
-    check(json(&t.replace("[0,8]", "[4,12]"), 12), "JSON header is wrong");
+    check(
+        json(&t.replace("[0,8]", "[8,0]"), 8),
+        "JSON header is wrong",
+    );
+    check(
+        json(&t.replace("[0,8]", "[4,12]"), 12),
+        "JSON header is wrong",
+    );
     check(json(&t.replace("[2]", "[3]"), 8), "JSON header is wrong");
-    check(json(&t.replace("F32", "\\u001b[31m"), 8), "JSON header is wrong");
+    check(
+        json(&t.replace("F32", "\\u001b[31m"), 8),
+        "JSON header is wrong",
+    );
     check(
         json(
-            &t.replace("[2]", "[0,4294967296,4294967296]").replace("[0,8]", "[0,0]"),
+            &t.replace("[2]", "[0,4294967296,4294967296]")
+                .replace("[0,8]", "[0,0]"),
             0,
         ),
         "too large",

@@ -31,7 +31,10 @@ fn write_gguf(fields: &[(&str, Field<'_>)], tensors: &BTreeMap<String, Planned>)
     body.finish().unwrap()
 }
 
-fn write_safetensors(texts: &BTreeMap<String, String>, tensors: &BTreeMap<String, Planned>) -> Vec<u8> {
+fn write_safetensors(
+    texts: &BTreeMap<String, String>,
+    tensors: &BTreeMap<String, Planned>,
+) -> Vec<u8> {
     let stored = tensors.iter().map(|(name, (kind, shape, bytes))| {
         let dtype = match kind {
             TensorType::Format(Format::F32) => Dtype::F32,
@@ -66,7 +69,10 @@ fn read_all(checkpoint: &Checkpoint) {
         assert_eq!(checkpoint.get(view.name).unwrap().bytes, view.bytes);
         total += view.bytes.len() as u64;
     }
-    assert!(total <= checkpoint.len_bytes(), "tensors lie over each other");
+    assert!(
+        total <= checkpoint.len_bytes(),
+        "tensors lie over each other"
+    );
     let metadata = checkpoint.metadata();
     for key in metadata.keys() {
         let (_, _, _, _) = (
@@ -91,9 +97,18 @@ fn read_all(checkpoint: &Checkpoint) {
 fn small(container: Container) -> (Vec<u8>, usize) {
     let pattern = |len: u8| (1..=len).collect::<Vec<u8>>();
     let mut tensors = BTreeMap::from([
-        ("blk.0.a".to_owned(), (Format::F32.into(), vec![2, 3], pattern(24))),
-        ("blk.0.b".to_owned(), (Format::F16.into(), vec![1, 1, 5], pattern(10))),
-        ("c".to_owned(), (TensorType::Other("i64"), vec![2], pattern(16))),
+        (
+            "blk.0.a".to_owned(),
+            (Format::F32.into(), vec![2, 3], pattern(24)),
+        ),
+        (
+            "blk.0.b".to_owned(),
+            (Format::F16.into(), vec![1, 1, 5], pattern(10)),
+        ),
+        (
+            "c".to_owned(),
+            (TensorType::Other("i64"), vec![2], pattern(16)),
+        ),
     ]);
     match container {
         Container::Safetensors => {
@@ -108,7 +123,10 @@ fn small(container: Container) -> (Vec<u8>, usize) {
             (file, header)
         }
         Container::Gguf => {
-            tensors.insert("d".to_owned(), (Format::Q8_0.into(), vec![1, 32], pattern(34)));
+            tensors.insert(
+                "d".to_owned(),
+                (Format::Q8_0.into(), vec![1, 32], pattern(34)),
+            );
             let nested = Field::Array(
                 ValueKind::Array,
                 vec![Field::integers([1, 2]), Field::strings(["x", "yz"])],

@@ -19,7 +19,9 @@ fn assert_tensors(checkpoint: &Checkpoint, tensors: &BTreeMap<String, Planned>) 
         );
         match *kind {
             TensorType::Format(format) => assert_eq!(view.format().unwrap(), format),
-            TensorType::Other(_) => assert!(matches!(view.format(), Err(FileError::TensorType { .. }))),
+            TensorType::Other(_) => {
+                assert!(matches!(view.format(), Err(FileError::TensorType { .. })))
+            }
         }
     }
     assert!(checkpoint.get("no such tensor").is_none());
@@ -45,10 +47,15 @@ fn agree(field: &Field<'_>, value: Value<'_>) -> bool {
             _ => false,
         },
         Field::Array(kind, items) => {
-            let Value::Array(array) = value else { return false };
+            let Value::Array(array) = value else {
+                return false;
+            };
             array.kind() == *kind
                 && array.len() == items.len()
-                && array.iter().zip(items).all(|(value, item)| agree(item, value))
+                && array
+                    .iter()
+                    .zip(items)
+                    .all(|(value, item)| agree(item, value))
         }
     }
 }
@@ -68,7 +75,8 @@ fn scalar(kind: ValueKind) -> BoxedStrategy<Field<'static>> {
         ValueKind::Bool => any::<bool>().prop_map(Field::Bool).boxed(),
         // Text, and bytes that are mostly none.
         ValueKind::String | ValueKind::Array => {
-            let text = vec(any::<char>(), 0..9).prop_map(|text| text.into_iter().collect::<String>().into_bytes());
+            let text = vec(any::<char>(), 0..9)
+                .prop_map(|text| text.into_iter().collect::<String>().into_bytes());
             prop_oneof![text, vec(any::<u8>(), 0..9)]
                 .prop_map(|bytes| Field::String(bytes.into()))
                 .boxed()
@@ -93,7 +101,8 @@ const SCALARS: [ValueKind; 12] = [
 
 fn field() -> impl Strategy<Value = Field<'static>> {
     let array = |most: usize| {
-        let of = move |kind| vec(scalar(kind), 0..most).prop_map(move |items| Field::Array(kind, items));
+        let of =
+            move |kind| vec(scalar(kind), 0..most).prop_map(move |items| Field::Array(kind, items));
         select(&SCALARS[..]).prop_flat_map(of)
     };
     prop_oneof![
@@ -113,7 +122,9 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 /// Tensors of `kinds`, each with the elements of a block and the bytes of one, in up to four dimensions.
-fn tensors(kinds: &'static [(TensorType, usize, usize)]) -> impl Strategy<Value = BTreeMap<String, Planned>> {
+fn tensors(
+    kinds: &'static [(TensorType, usize, usize)],
+) -> impl Strategy<Value = BTreeMap<String, Planned>> {
     let tensor = (select(kinds), vec(0usize..5, 0..4), 0usize..3, any::<u64>());
     let tensor = tensor.prop_map(|((kind, block, block_bytes), mut shape, blocks, seed)| {
         let scalar = shape.is_empty() && block == 1;
@@ -123,7 +134,9 @@ fn tensors(kinds: &'static [(TensorType, usize, usize)]) -> impl Strategy<Value 
         }
         let mut state = seed;
         let bytes = (0..count * block_bytes).map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             state.to_be_bytes()[0]
         });
         (kind, shape, bytes.collect())
@@ -228,10 +241,17 @@ fn metadata_is_read_by_type() {
     let checkpoint = Checkpoint::from_static("safetensors", file.leak()).unwrap();
     let metadata = checkpoint.metadata();
     assert_eq!(
-        (metadata.f64("eps"), metadata.u64("eps"), metadata.u64("none")),
+        (
+            metadata.f64("eps"),
+            metadata.u64("eps"),
+            metadata.u64("none")
+        ),
         (Some(1e-5), None, None)
     );
-    assert!(matches!(checkpoint.tensor("none"), Err(FileError::NoTensor { .. })));
+    assert!(matches!(
+        checkpoint.tensor("none"),
+        Err(FileError::NoTensor { .. })
+    ));
 }
 
 #[test]
@@ -242,20 +262,35 @@ fn the_writer_refuses_what_would_not_read() {
     check("key twice", |w| w.set("k", 1u32)?.set("k", 2u32).map(drop));
     check("empty key", |w| w.set("", 1u32).map(drop));
     check("mixed array", |w| {
-        w.set("k", Field::Array(ValueKind::U8, vec![Field::U8(1), Field::I8(1)]))
-            .map(drop)
+        w.set(
+            "k",
+            Field::Array(ValueKind::U8, vec![Field::U8(1), Field::I8(1)]),
+        )
+        .map(drop)
     });
-    check("odd alignment", |w| w.set("general.alignment", 48u32).map(drop));
-    check("wide alignment", |w| w.set("general.alignment", 64u64).map(drop));
+    check("odd alignment", |w| {
+        w.set("general.alignment", 48u32).map(drop)
+    });
+    check("wide alignment", |w| {
+        w.set("general.alignment", 64u64).map(drop)
+    });
     check("tensor twice", |w| {
         w.tensor("t", Format::F32, &[1])?
             .tensor("t", Format::F32, &[1])
             .map(drop)
     });
-    check("long name", |w| w.tensor(&"t".repeat(64), Format::F32, &[1]).map(drop));
-    check("five dimensions", |w| w.tensor("t", Format::F32, &[1; 5]).map(drop));
-    check("half a block", |w| w.tensor("t", Format::Q8_0, &[2, 16]).map(drop));
-    check("overflow", |w| w.tensor("t", Format::F32, &[usize::MAX, 2]).map(drop));
+    check("long name", |w| {
+        w.tensor(&"t".repeat(64), Format::F32, &[1]).map(drop)
+    });
+    check("five dimensions", |w| {
+        w.tensor("t", Format::F32, &[1; 5]).map(drop)
+    });
+    check("half a block", |w| {
+        w.tensor("t", Format::Q8_0, &[2, 16]).map(drop)
+    });
+    check("overflow", |w| {
+        w.tensor("t", Format::F32, &[usize::MAX, 2]).map(drop)
+    });
     check("unknown type", |w| {
         w.tensor("t", TensorType::Other("f8_e4m3"), &[1]).map(drop)
     });
@@ -291,7 +326,10 @@ fn opening_a_path_says_what_is_there() {
     std::fs::write(&path, "").unwrap();
     assert!(matches!(open(&path), FileError::Empty { .. }));
     if cfg!(unix) {
-        assert!(matches!(open(Path::new("/dev/null")), FileError::NotRegular { .. }));
+        assert!(matches!(
+            open(Path::new("/dev/null")),
+            FileError::NotRegular { .. }
+        ));
     }
 
     // Of the wrong name, but known by its content; and still there after its name is gone.

@@ -91,7 +91,19 @@ impl Recorder {
 
     /// Records copying `bytes` of `buffer` from `offset` to the start of `readback`.
     pub fn read(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: u64, readback: &Readback) {
-        self.copy((buffer, offset), (readback.buffer(), 0), bytes);
+        self.read_to(buffer, offset, bytes, readback, 0);
+    }
+
+    /// Records copying `bytes` of `buffer` from `offset` to byte `at` of `readback`.
+    pub fn read_to(
+        &mut self,
+        buffer: &wgpu::Buffer,
+        offset: u64,
+        bytes: u64,
+        readback: &Readback,
+        at: u64,
+    ) {
+        self.copy((buffer, offset), (readback.buffer(), at), bytes);
     }
 
     /// Submits what was recorded.

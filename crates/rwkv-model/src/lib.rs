@@ -1,3 +1,19 @@
-//! Model.
+//! What is this model? Checkpoint files, tokenizers, and the binding of weights to the graphs of `rwkv-sched`.
+//!
+//! [`ModelFile`] opens a checkpoint, finds out its version and dimensions, and gives a [`rwkv_sched::Model`] whose
+//! tensors stay in the mapped file, and the [`Tokenizer`] that belongs to it.
+
+#[cfg(feature = "demo")]
+mod demo;
+mod error;
 pub mod files;
+mod model_file;
+mod names;
 pub mod tokenizer;
+
+pub use error::Error;
+pub use model_file::{ModelFile, TensorSummary};
+pub use tokenizer::Tokenizer;
+
+/// What this crate's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

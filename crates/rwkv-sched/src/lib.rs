@@ -1,1 +1,37 @@
-//! Stub.
+//! What runs when? RWKV's layer graphs, and the two executors that run them: token ids in, logits and token ids out.
+//!
+//! A [`Model`] is a logical [`Graph`] (the equations of one RWKV version) with [`Weights`]. An [`Executor`] keeps the
+//! states of many sequences, one a slot, and advances them by a ragged [`Batch`]: [`CpuExecutor`] interprets the graph
+//! with the plain twins of `rwkv-kernels`; [`GpuExecutor`] fuses it, plans its buffers and replays the dispatches.
+
+mod batch;
+mod config;
+mod cpu;
+mod device;
+mod error;
+mod executor;
+mod fuse;
+mod generation;
+mod gpu;
+mod graph;
+mod layers;
+mod model;
+mod state;
+mod weights;
+
+pub use batch::{Batch, BatchSpan, Logits, SlotId, TokenId, Wanted};
+pub use config::{ModelConfig, Version};
+pub use cpu::CpuExecutor;
+pub use device::{Device, Opened};
+pub use error::Error;
+pub use executor::{Executor, LoadOptions, LoadProgress, WeightsDType, load};
+pub use generation::{Generation, prefill};
+pub use gpu::GpuExecutor;
+pub use graph::{Domain, Graph, Node, Op, ShiftHalf, Value, ValueId};
+pub use model::Model;
+pub use rwkv_kernels::sampling;
+pub use state::{State, StateLayout};
+pub use weights::{Affine, BlockWeight, InMemoryWeights, Lora, Mix, Weight, Weights};
+
+/// What this crate's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -137,7 +137,7 @@ mod tests {
             match (got, expected) {
                 (Ok(got), Ok(expected)) => assert_eq!(got, expected),
                 (Err(got), Err(part)) => {
-                    assert!(got.contains(part), "{got:?} does not speak of {part:?}")
+                    assert!(got.contains(part), "{got:?} does not speak of {part:?}");
                 }
                 (got, expected) => panic!(
                     "{:?} is {got:?}, not {expected:?}",

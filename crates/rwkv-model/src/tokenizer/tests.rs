@@ -100,7 +100,7 @@ fn ids_without_text() {
     assert!(tokenizer.to_string().contains("line 3"), "{tokenizer}");
     let tokenizer = Tokenizer::from_vocab_text("gaps", b"2 'a' 1\n4 'b' 1").unwrap();
     assert_eq!(tokenizer.decode(&[0, 4, 3, 2, 5, u32::MAX, 4]), b"bab");
-    assert_eq!(tokenizer.encode(b"").unwrap(), []);
+    assert_eq!(tokenizer.encode(b"").unwrap(), Vec::<u32>::new());
     let error = tokenizer.encode(b"ab\xffa").unwrap_err().to_string();
     let expected = "cannot encode byte 0xff at offset 2: no token of vocabulary gaps matches there (choose a vocabulary that has all 256 bytes)";
     assert_eq!(error, expected);

@@ -1,0 +1,69 @@
+//! What can go wrong between a file and a model.
+
+use crate::{files::FileError, tokenizer::TokenizerError};
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+
+    /// The vocabulary cannot be read, or a text not encoded.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+
+    /// The tensors do not make a model.
+    #[error("{file}: {source}")]
+    Model {
+        /// The file.
+        file: String,
+        /// What does not fit.
+        source: rwkv_sched::Error,
+    },
+
+    /// A readable file that holds something else than a model we know.
+    #[error("{file}: {what}")]
+    NotAModel {
+        /// The file.
+        file: String,
+        /// What it holds, and what to do.
+        what: String,
+    },
+
+    /// A model of a kind that is recognised and not supported.
+    #[error("{file}: not supported: {what}")]
+    Unsupported {
+        /// The file.
+        file: String,
+        /// The kind.
+        what: String,
+    },
+
+    /// No vocabulary belongs to the model.
+    #[error(
+        "{file}: no tokenizer is known for a vocabulary of {vocab} tokens; name one with --tokenizer FILE|world|bytes"
+    )]
+    NoTokenizer {
+        /// The file.
+        file: String,
+        /// Tokens of the vocabulary.
+        vocab: usize,
+    },
+
+    /// A vocabulary with more tokens than the model.
+    #[error(
+        "the tokenizer {tokenizer} has {tokens} tokens, but {file} has only {vocab}; choose another with --tokenizer"
+    )]
+    TokenizerTooLarge {
+        /// The tokenizer.
+        tokenizer: String,
+        /// Its tokens.
+        tokens: usize,
+        /// The file.
+        file: String,
+        /// The model's tokens.
+        vocab: usize,
+    },
+}

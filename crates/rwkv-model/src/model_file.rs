@@ -1,0 +1,180 @@
+//! A model as one thing: checkpoint, dimensions, tokenizer.
+
+use crate::{
+    Error, Result, Tokenizer,
+    files::{Checkpoint, TensorType},
+    names::{self, Naming},
+};
+use rwkv_sched::{Model, ModelConfig};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A checkpoint whose version and dimensions are known.
+#[derive(Clone)]
+pub struct ModelFile {
+    checkpoint: Checkpoint,
+    naming: Naming,
+    config: ModelConfig,
+    path: Option<PathBuf>,
+}
+
+/// A tensor of a file, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSummary {
+    /// Its name in the file.
+    pub name: String,
+    /// How its elements are packed.
+    pub kind: TensorType,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Bytes in the file.
+    pub bytes: u64,
+}
+
+impl ModelFile {
+    /// Opens a checkpoint: maps the file, and reads version and dimensions from its tensors.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that cannot be read, [`Error::NotAModel`] and [`Error::Unsupported`] for one that
+    /// holds something else.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_checkpoint(Checkpoint::open(path)?, Some(path))
+    }
+
+    /// A model from an opened checkpoint; `path` is where to look for a vocabulary beside it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_checkpoint(checkpoint: Checkpoint, path: Option<&Path>) -> Result<Self> {
+        let (naming, config) = names::detect(&checkpoint)?;
+        config.validate().map_err(|source| Error::Model {
+            file: checkpoint.source().to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            checkpoint,
+            naming,
+            config,
+            path: path.map(Path::to_path_buf),
+        })
+    }
+
+    /// The file.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The dimensions.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Elements of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.checkpoint
+            .tensors()
+            .map(|t| t.shape.iter().map(|n| *n as u64).product::<u64>())
+            .sum()
+    }
+
+    /// Every tensor of the file.
+    pub fn tensors(&self) -> Vec<TensorSummary> {
+        self.checkpoint
+            .tensors()
+            .map(|t| TensorSummary {
+                name: t.name.to_owned(),
+                kind: t.kind,
+                shape: t.shape.to_vec(),
+                bytes: t.bytes.len() as u64,
+            })
+            .collect()
+    }
+
+    /// The model, with its tensors in the mapped file.
+    ///
+    /// # Errors
+    /// [`Error::Model`] names a tensor that is missing or does not fit.
+    pub fn model(&self) -> Result<Model> {
+        let in_file = |source| Error::Model {
+            file: self.checkpoint.source().to_owned(),
+            source,
+        };
+        let weights = names::bind(&self.checkpoint, self.naming, &self.config).map_err(in_file)?;
+        Model::new(self.config.clone(), Arc::new(weights)).map_err(in_file)
+    }
+
+    /// The tokenizer: `choice` (`world`, `bytes` or a vocabulary file), or the one inside the file, or a `*vocab*.txt`
+    /// beside it, or the one that a vocabulary of this size goes with.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a vocabulary that cannot be read, [`Error::TokenizerTooLarge`] for one of another
+    /// model, [`Error::NoTokenizer`] when nothing fits.
+    pub fn tokenizer(&self, choice: Option<&str>) -> Result<Tokenizer> {
+        let tokenizer = match choice {
+            Some("world") => Tokenizer::world()?,
+            Some("bytes") => Tokenizer::bytes(),
+            Some(file) => Tokenizer::from_vocab_file(Path::new(file))?,
+            None => self.own_tokenizer()?,
+        };
+        // The World vocabulary numbers its tokens from 1, and models have rows from 65,529 on.
+        if tokenizer.vocab_size() > self.config.vocab + 1 {
+            return Err(Error::TokenizerTooLarge {
+                tokenizer: tokenizer.name().to_owned(),
+                tokens: tokenizer.vocab_size(),
+                file: self.checkpoint.source().to_owned(),
+                vocab: self.config.vocab,
+            });
+        }
+        Ok(tokenizer)
+    }
+
+    fn own_tokenizer(&self) -> Result<Tokenizer> {
+        let metadata = self.checkpoint.metadata();
+        if metadata.string("tokenizer.ggml.model") == Some("rwkv")
+            && let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")
+        {
+            let types = metadata
+                .integers("tokenizer.ggml.token_type")
+                .unwrap_or_default();
+            return Ok(Tokenizer::from_gguf_tokens(tokens, &types)?);
+        }
+        if let Some(file) = self.vocabulary_beside() {
+            return Ok(Tokenizer::from_vocab_file(&file)?);
+        }
+        match self.config.vocab {
+            65_529..=65_536 => Ok(Tokenizer::world()?),
+            256 => Ok(Tokenizer::bytes()),
+            vocab => Err(Error::NoTokenizer {
+                file: self.checkpoint.source().to_owned(),
+                vocab,
+            }),
+        }
+    }
+
+    /// The first `*vocab*.txt` beside the file, by name.
+    fn vocabulary_beside(&self) -> Option<PathBuf> {
+        let folder = match self.path.as_deref()?.parent()? {
+            empty if empty.as_os_str().is_empty() => Path::new("."),
+            folder => folder,
+        };
+        let mut found: Vec<_> = std::fs::read_dir(folder)
+            .ok()?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                let name = path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .to_lowercase();
+                let text = path
+                    .extension()
+                    .is_some_and(|e| e.eq_ignore_ascii_case("txt"));
+                text && name.contains("vocab") && path.is_file()
+            })
+            .collect();
+        found.sort();
+        found.into_iter().next()
+    }
+}

@@ -1,0 +1,77 @@
+//! From a file's tensor names to a model's logical ones.
+
+mod gguf;
+mod original;
+mod sources;
+
+use crate::{
+    Error, Result,
+    files::{Checkpoint, Container},
+};
+use rwkv_sched::ModelConfig;
+pub(crate) use sources::BoundWeights;
+
+/// Whose names a file uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// BlinkDL's checkpoints.
+    Original,
+    /// llama.cpp's.
+    Gguf,
+}
+
+/// Finds out a checkpoint's naming, version and dimensions.
+pub(crate) fn detect(checkpoint: &Checkpoint) -> Result<(Naming, ModelConfig)> {
+    match checkpoint.container() {
+        Container::Gguf => Ok((Naming::Gguf, gguf::config(checkpoint)?)),
+        _ => Ok((Naming::Original, original::config(checkpoint)?)),
+    }
+}
+
+/// Binds every tensor that the graph of `config` can ask for.
+pub(crate) fn bind(
+    checkpoint: &Checkpoint,
+    naming: Naming,
+    config: &ModelConfig,
+) -> Result<BoundWeights, rwkv_sched::Error> {
+    let mut weights = BoundWeights::new(checkpoint);
+    match naming {
+        Naming::Original => original::bind(&mut weights, config)?,
+        Naming::Gguf => gguf::bind(&mut weights, config)?,
+    }
+    Ok(weights)
+}
+
+/// The dimensions of the matrix called `name`.
+fn dimensions(checkpoint: &Checkpoint, name: &str) -> Result<[usize; 2]> {
+    let tensor = checkpoint.tensor(name)?;
+    tensor.shape.try_into().map_err(|_| Error::NotAModel {
+        file: checkpoint.source().to_owned(),
+        what: format!(
+            "tensor {name} has shape {:?}, where a matrix is needed",
+            tensor.shape
+        ),
+    })
+}
+
+/// How many layers there are: the names `prefix` N `suffix` from 0 on.
+fn layers(checkpoint: &Checkpoint, prefix: &str, suffix: &str) -> usize {
+    // No file has more layers than tensors.
+    (0..checkpoint.names().len())
+        .take_while(|n| checkpoint.get(&format!("{prefix}{n}{suffix}")).is_some())
+        .count()
+}
+
+/// A positive number of the metadata, or `default` where there is none.
+fn epsilon(checkpoint: &Checkpoint, key: &str, default: f32) -> f32 {
+    // Metadata has decimal digits of a number that was an f32.
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "epsilons are f32 in every model"
+    )]
+    checkpoint.metadata().f64(key).map_or(default, |x| x as f32)
+}
+
+/// What RWKV's layer norms and group norms add to the variance unless a file says otherwise.
+const NORM_EPSILON: f32 = 1e-5;
+const GROUP_NORM_EPSILON: f32 = 64e-5;

@@ -1,0 +1,75 @@
+//! A model's dimensions.
+
+use crate::{Error, Result};
+use std::fmt;
+
+/// A version of RWKV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Version {
+    /// RWKV-7 "Goose" (Peng et al. 2025).
+    V7,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V7 => f.write_str("RWKV-7"),
+        }
+    }
+}
+
+/// A model's dimensions, all read from its tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The version.
+    pub version: Version,
+    /// Layers.
+    pub layers: usize,
+    /// Channels of the residual stream.
+    pub width: usize,
+    /// Channels a head.
+    pub head_size: usize,
+    /// Channels inside the channel mix.
+    pub ffn: usize,
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    /// Added to the variance in layer norms.
+    pub norm_epsilon: f32,
+    /// Added to the variance in the group norm after the recurrence.
+    pub group_norm_epsilon: f32,
+}
+
+impl ModelConfig {
+    /// Heads of the recurrence.
+    pub fn heads(&self) -> usize {
+        self.width / self.head_size.max(1)
+    }
+
+    /// Checks that the dimensions make a model that the executors can run.
+    ///
+    /// # Errors
+    /// [`Error::Config`] says which do not.
+    pub fn validate(&self) -> Result<()> {
+        let problem = if self.layers == 0 || self.width == 0 || self.ffn == 0 || self.vocab == 0 {
+            format!(
+                "{} layers of {} channels, {} inside, {} tokens",
+                self.layers, self.width, self.ffn, self.vocab
+            )
+        } else if !(1..=128).contains(&self.head_size) || !self.width.is_multiple_of(self.head_size)
+        {
+            format!(
+                "heads of {} in {} channels; sizes from 1 to 128 that divide them are supported",
+                self.head_size, self.width
+            )
+        } else if !(self.norm_epsilon > 0.0 && self.group_norm_epsilon > 0.0) {
+            format!(
+                "epsilons {} and {}",
+                self.norm_epsilon, self.group_norm_epsilon
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config { problem })
+    }
+}

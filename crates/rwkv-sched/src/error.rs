@@ -1,0 +1,75 @@
+//! What can go wrong between a model and its tokens.
+
+use crate::{SlotId, TokenId};
+use rwkv_kernels::sampling::SamplingError;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A kernel or the GPU refused.
+    #[error(transparent)]
+    Kernel(#[from] rwkv_kernels::Error),
+
+    /// The GPU refused.
+    #[error(transparent)]
+    Gpu(#[from] rwkv_gpu::Error),
+
+    /// The sampler refused.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+
+    /// A tensor that the graph needs is missing or does not fit.
+    #[error("tensor {name}: {problem}")]
+    Weight {
+        /// The tensor's name in its file.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// Dimensions that make no model.
+    #[error("not a model that can run: {problem}")]
+    Config {
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// A token that the vocabulary does not have.
+    #[error(
+        "token {token} is out of range: the model's vocabulary has {vocab} tokens, numbered from 0"
+    )]
+    TokenRange {
+        /// The token.
+        token: TokenId,
+        /// How many there are.
+        vocab: usize,
+    },
+
+    /// A slot that the executor does not have.
+    #[error("slot {} is out of range: there are {slots}", .slot.0)]
+    SlotRange {
+        /// The slot.
+        slot: SlotId,
+        /// How many there are.
+        slots: usize,
+    },
+
+    /// A batch that cannot be run.
+    #[error("a batch that cannot run: {problem}")]
+    Batch {
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// There is nothing to start from.
+    #[error("the prompt is empty: give at least one token")]
+    EmptyPrompt,
+
+    /// A state of another model.
+    #[error("a state that does not fit this model: {problem}")]
+    State {
+        /// What is wrong.
+        problem: String,
+    },
+}

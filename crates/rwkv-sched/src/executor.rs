@@ -1,0 +1,103 @@
+//! What an executor is, and choosing one for a device.
+
+use crate::{
+    Batch, CpuExecutor, Device, GpuExecutor, Logits, Model, ModelConfig, Result, SlotId, State,
+};
+
+/// Runs a model: keeps a state a slot, and advances slots by batches.
+pub trait Executor: Send {
+    /// The model's dimensions.
+    fn config(&self) -> &ModelConfig;
+
+    /// Where it runs, for people.
+    fn device(&self) -> &str;
+
+    /// How many sequences it keeps.
+    fn slots(&self) -> usize;
+
+    /// The tokens a prompt is best cut into: more pay off little, and hold more memory.
+    fn chunk(&self) -> usize;
+
+    /// Bytes of device memory beyond what the weights' file holds mapped.
+    fn device_bytes(&self) -> u64;
+
+    /// Advances the batch's slots by its tokens, and returns the wanted logits.
+    ///
+    /// # Errors
+    /// What [`Batch::tables`] says of a batch that cannot run (nothing has changed then), or a GPU's failure, after
+    /// which the states of the batch's slots are undefined.
+    fn run(&mut self, batch: &Batch) -> Result<Logits>;
+
+    /// Makes `slot` a sequence that has seen nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::SlotRange`], or a GPU's failure.
+    fn reset(&mut self, slot: SlotId) -> Result<()>;
+
+    /// A copy of the state of `slot`.
+    ///
+    /// # Errors
+    /// [`crate::Error::SlotRange`], or a GPU's failure.
+    fn state(&mut self, slot: SlotId) -> Result<State>;
+
+    /// Replaces the state of `slot`.
+    ///
+    /// # Errors
+    /// [`crate::Error::SlotRange`], [`crate::Error::State`] for a state of another model, or a GPU's failure.
+    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()>;
+}
+
+/// What F32 and BF16 weights become on the GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightsDType {
+    /// F16; a value that does not fit is an error.
+    #[default]
+    F16,
+    /// F32.
+    F32,
+    /// F16, but F32 for a matrix that has a value that does not fit.
+    Auto,
+}
+
+/// How to load a model.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Sequences to keep.
+    pub slots: usize,
+    /// On the GPU.
+    pub weights_dtype: WeightsDType,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            slots: 1,
+            weights_dtype: WeightsDType::default(),
+        }
+    }
+}
+
+/// How far loading is, in bytes of the model's tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// An executor of `model` on `device`.
+///
+/// # Errors
+/// A tensor that is missing, or memory that does not suffice.
+pub fn load(
+    model: &Model,
+    device: &Device,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn Executor>> {
+    Ok(match device {
+        Device::Cpu => Box::new(CpuExecutor::new(model, options.slots)?),
+        Device::Gpu(gpu) => Box::new(GpuExecutor::new(model, gpu, options, progress)?),
+    })
+}

@@ -1,0 +1,188 @@
+//! The GPU executor: fuses the graph, plans its buffers for each batch shape, and replays the resolved dispatches.
+
+mod plan;
+mod resident;
+mod states;
+
+use crate::{
+    Batch, Error, Executor, LoadOptions, LoadProgress, Logits, Model, ModelConfig, Result, SlotId,
+    State, StateLayout,
+    batch::Tables,
+    fuse::{Step, fuse},
+};
+use plan::{BatchShape, Plan};
+use quick_cache::unsync::Cache;
+use resident::ResidentWeights;
+use rwkv_gpu::{Gpu, Readback};
+use rwkv_kernels::Kernels;
+use rwkv_mem::{Interned, Interner, Pool};
+use states::States;
+
+/// Runs a model on a GPU.
+pub struct GpuExecutor {
+    model: Model,
+    name: String,
+    kernels: Kernels,
+    pool: Pool,
+    weights: ResidentWeights,
+    states: States,
+    steps: Vec<Step>,
+    shapes: Interner<BatchShape>,
+    plans: Cache<Interned<BatchShape>, Plan>,
+    readback: Option<Readback>,
+}
+
+/// Batch shapes whose plans are kept. Each holds its activations, so the number is small.
+const PLANS: usize = 16;
+
+/// Tokens of a prompt's chunk.
+const CHUNK: usize = 256;
+
+impl GpuExecutor {
+    /// Uploads `model` to `gpu`. When it fails, everything it took is free again.
+    ///
+    /// # Errors
+    /// Memory that does not suffice, or a tensor that the kernels cannot take; both name the tensor.
+    pub fn new(
+        model: &Model,
+        gpu: &Gpu,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
+        if options.slots == 0 {
+            return Err(Error::Config {
+                problem: "0 slots".to_owned(),
+            });
+        }
+        let kernels = Kernels::new(gpu)?;
+        let weights = ResidentWeights::upload(model, gpu, options.weights_dtype, progress)?;
+        let states = States::new(gpu, model.state_layout(), options.slots)?;
+        Ok(Self {
+            name: gpu.name().to_owned(),
+            kernels,
+            pool: Pool::new(gpu),
+            weights,
+            states,
+            steps: fuse(model.graph()),
+            shapes: Interner::default(),
+            plans: Cache::new(PLANS),
+            readback: None,
+            model: model.clone(),
+        })
+    }
+
+    /// The plan for batches of this shape, made on first use.
+    fn plan(&mut self, shape: BatchShape) -> Result<Interned<BatchShape>> {
+        let key = self.shapes.intern(shape);
+        if self.plans.get(&key).is_none() {
+            let context = plan::Context {
+                model: &self.model,
+                kernels: &self.kernels,
+                pool: &self.pool,
+                weights: &self.weights,
+                states: &self.states,
+                steps: &self.steps,
+            };
+            let plan = Plan::new(&context, shape)?;
+            self.plans.insert(key.clone(), plan);
+            self.shapes.trim();
+        }
+        Ok(key)
+    }
+
+    /// A readback buffer of at least `bytes`.
+    fn readback(&mut self, bytes: u64) -> Result<&Readback> {
+        if self.readback.as_ref().is_none_or(|r| r.capacity() < bytes) {
+            self.readback = None;
+        }
+        match &mut self.readback {
+            Some(readback) => Ok(readback),
+            empty => Ok(empty.insert(Readback::new(
+                self.kernels.gpu(),
+                "logits",
+                bytes.next_power_of_two(),
+            )?)),
+        }
+    }
+}
+
+impl Executor for GpuExecutor {
+    fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    fn device(&self) -> &str {
+        &self.name
+    }
+
+    fn slots(&self) -> usize {
+        self.states.slots()
+    }
+
+    fn chunk(&self) -> usize {
+        CHUNK
+    }
+
+    fn device_bytes(&self) -> u64 {
+        let counters = self.pool.counters();
+        self.weights.bytes() + self.states.bytes() + counters.live + counters.cached
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<Logits> {
+        let vocab = self.model.config().vocab;
+        let tables = batch.tables(vocab, self.slots())?;
+        let key = self.plan(BatchShape::of(&tables))?;
+        let gpu = self.kernels.gpu().clone();
+        let bytes = tables.outputs.len() as u64 * rwkv_kernels::View::bytes(1, vocab);
+        self.readback(bytes)?;
+        let Some(plan) = self.plans.get(&key) else {
+            return Err(Error::Batch {
+                problem: "its plan passed the cache's size".to_owned(),
+            });
+        };
+        plan.write_tables(&gpu, &tables)?;
+        let mut recorder = gpu.recorder("step");
+        recorder.dispatch(plan.dispatches());
+        if let (Some((buffer, offset)), Some(readback)) = (plan.logits(), &self.readback) {
+            recorder.read(buffer, offset, bytes, readback);
+            let submission = recorder.submit()?;
+            let stride = rwkv_kernels::View::stride(vocab);
+            let values = readback.view(&gpu, &submission, bytes, |raw| {
+                let padded: &[f32] = bytemuck::cast_slice(raw);
+                padded
+                    .chunks_exact(stride)
+                    .flat_map(|row| &row[..vocab])
+                    .copied()
+                    .collect()
+            })?;
+            return Ok(Logits::new(vocab, values));
+        }
+        let submission = recorder.submit()?;
+        gpu.wait(&submission)?;
+        Ok(Logits::new(vocab, Vec::new()))
+    }
+
+    fn reset(&mut self, slot: SlotId) -> Result<()> {
+        self.states.reset(self.kernels.gpu(), slot)
+    }
+
+    fn state(&mut self, slot: SlotId) -> Result<State> {
+        self.states.read(self.kernels.gpu(), slot)
+    }
+
+    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
+        state.check(StateLayout::of(self.model.config()))?;
+        self.states.write(self.kernels.gpu(), slot, state)
+    }
+}
+
+impl BatchShape {
+    /// The shape of a batch.
+    fn of(tables: &Tables) -> Self {
+        Self {
+            tokens: tables.tokens.len(),
+            spans: tables.spans.len(),
+            outputs: tables.outputs.len(),
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! A plan: for one batch shape, a buffer for each value, and every dispatch resolved.
+
+use super::{resident::ResidentWeights, states::States};
+use crate::{
+    Domain, Error, Model, Op, Result, ShiftHalf, ValueId, Weight,
+    batch::Tables,
+    fuse::{LinearStep, Step},
+};
+use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu};
+use rwkv_kernels::{
+    BatchTables, GpuMatrix, GpuVector, Kernels, View,
+    ops::{Bonus, Embed, Keys7, Linear, Map, Norm, Select, StoreShift, TokenShift, Wkv7},
+};
+use rwkv_mem::{Pool, Pooled};
+use std::collections::{HashMap, VecDeque};
+
+/// What batches must agree in to share a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct BatchShape {
+    pub(super) tokens: usize,
+    pub(super) spans: usize,
+    pub(super) outputs: usize,
+}
+
+/// What plans are made from.
+pub(super) struct Context<'a> {
+    pub(super) model: &'a Model,
+    pub(super) kernels: &'a Kernels,
+    pub(super) pool: &'a Pool,
+    pub(super) weights: &'a ResidentWeights,
+    pub(super) states: &'a States,
+    pub(super) steps: &'a [Step],
+}
+
+/// Everything that a step of one batch shape does.
+pub(super) struct Plan {
+    dispatches: Vec<Dispatch>,
+    tables: TableBuffer,
+    logits: Option<(Buffer, u64)>,
+    /// Activations: held so that nobody else takes them.
+    _buffers: Vec<Pooled>,
+}
+
+impl Plan {
+    /// Resolves the steps for batches of `shape`.
+    pub(super) fn new(context: &Context<'_>, shape: BatchShape) -> Result<Self> {
+        let tables = TableBuffer::new(context.kernels.gpu(), context.pool, shape)?;
+        let activations = Activations::assign(context, shape)?;
+        let resolver = Resolver {
+            context,
+            shape,
+            activations: &activations,
+            batch: tables.bindings(shape),
+        };
+        let mut dispatches = Vec::new();
+        for step in context.steps {
+            if !skipped(context, shape, step) {
+                resolver.resolve(step, &mut dispatches)?;
+            }
+        }
+        let logits = match context.model.graph().logits() {
+            Some(id) if shape.outputs > 0 => {
+                let view = activations.view(id)?;
+                Some((view.buffer.clone(), view.offset))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            dispatches,
+            logits,
+            _buffers: activations.buffers,
+            tables,
+        })
+    }
+
+    pub(super) fn dispatches(&self) -> &[Dispatch] {
+        &self.dispatches
+    }
+
+    /// Where the logits come out, if any are wanted.
+    pub(super) fn logits(&self) -> Option<(&Buffer, u64)> {
+        self.logits
+            .as_ref()
+            .map(|(buffer, offset)| (buffer, *offset))
+    }
+
+    /// Writes what differs between steps of one shape.
+    pub(super) fn write_tables(&self, gpu: &Gpu, tables: &Tables) -> Result<()> {
+        self.tables.write(gpu, tables)
+    }
+}
+
+/// The batch's tables in one buffer, written at once.
+struct TableBuffer {
+    buffer: Pooled,
+    /// First bytes of tokens, spans and outputs.
+    offsets: [u64; 3],
+}
+
+impl TableBuffer {
+    fn new(gpu: &Gpu, pool: &Pool, shape: BatchShape) -> Result<Self> {
+        let alignment = gpu.capabilities().limits.offset_alignment;
+        let sizes = [shape.tokens * 8, shape.spans * 16, shape.outputs.max(1) * 4];
+        let mut end = 0;
+        let offsets = sizes.map(|size| {
+            let start = end;
+            end = (start + size as u64).next_multiple_of(alignment);
+            start
+        });
+        Ok(Self {
+            buffer: pool.take(BufferKind::Storage, "batch", end)?,
+            offsets,
+        })
+    }
+
+    fn bindings(&self, shape: BatchShape) -> BatchTables<'_> {
+        let sizes = [shape.tokens * 8, shape.spans * 16, shape.outputs.max(1) * 4];
+        let binding = |i: usize| Binding {
+            buffer: &self.buffer,
+            offset: self.offsets[i],
+            size: Some(sizes[i] as u64),
+        };
+        BatchTables {
+            tokens: binding(0),
+            spans: binding(1),
+            outputs: binding(2),
+            span_count: shape.spans,
+        }
+    }
+
+    fn write(&self, gpu: &Gpu, tables: &Tables) -> Result<()> {
+        let mut bytes = bytemuck::cast_slice(&tables.tokens).to_vec();
+        let rest: [(u64, &[u8]); 2] = [
+            (self.offsets[1], bytemuck::cast_slice(&tables.spans)),
+            (self.offsets[2], bytemuck::cast_slice(&tables.outputs)),
+        ];
+        for (offset, section) in rest {
+            bytes.resize(usize::try_from(offset).unwrap_or(usize::MAX), 0);
+            bytes.extend_from_slice(section);
+        }
+        Ok(gpu.write(&self.buffer, 0, &bytes)?)
+    }
+}
+
+/// A buffer for each value. A buffer is used again once its value was read for the last time; the one that has been
+/// free for longest is taken, so that kernels that do not depend on each other seldom meet in one.
+struct Activations {
+    buffers: Vec<Pooled>,
+    places: HashMap<ValueId, Place>,
+}
+
+/// Where a value lies.
+#[derive(Clone, Copy)]
+struct Place {
+    buffer: usize,
+    offset: u64,
+    rows: usize,
+    width: usize,
+}
+
+impl Activations {
+    fn assign(context: &Context<'_>, shape: BatchShape) -> Result<Self> {
+        let graph = context.model.graph();
+        let mut last_use: HashMap<ValueId, usize> = HashMap::new();
+        for (index, step) in context.steps.iter().enumerate() {
+            for id in step.inputs(graph).into_iter().chain(step.outputs(graph)) {
+                last_use.insert(id, index);
+            }
+        }
+        if let Some(logits) = graph.logits() {
+            last_use.insert(logits, usize::MAX);
+        }
+        let mut activations = Self {
+            buffers: Vec::new(),
+            places: HashMap::new(),
+        };
+        let mut free: HashMap<u64, VecDeque<usize>> = HashMap::new();
+        // How many values of a buffer are still to be read, and its size.
+        let mut live: Vec<(usize, u64)> = Vec::new();
+        for (index, step) in context.steps.iter().enumerate() {
+            if skipped(context, shape, step) {
+                continue;
+            }
+            let outputs = step.outputs(graph);
+            if let Some(first) = outputs.first() {
+                let value = graph.value(*first);
+                let rows = shape.rows(value.domain);
+                let block = View::block_bytes(rows, value.width);
+                let bytes = block * outputs.len() as u64;
+                let shelf = free.entry(bytes).or_default();
+                let buffer = if let Some(buffer) = shelf.pop_front() {
+                    buffer
+                } else {
+                    activations.buffers.push(context.pool.take(
+                        BufferKind::Storage,
+                        "activation",
+                        bytes,
+                    )?);
+                    live.push((0, bytes));
+                    live.len() - 1
+                };
+                live[buffer].0 = outputs.len();
+                for (i, id) in (0u64..).zip(&outputs) {
+                    let place = Place {
+                        buffer,
+                        offset: i * block,
+                        rows,
+                        width: value.width,
+                    };
+                    activations.places.insert(*id, place);
+                }
+            }
+            let mut done = step.inputs(graph);
+            done.extend(&outputs);
+            done.sort_unstable();
+            done.dedup();
+            for id in done {
+                if last_use.get(&id) == Some(&index)
+                    && let Some(place) = activations.places.get(&id)
+                {
+                    let (left, bytes) = &mut live[place.buffer];
+                    *left -= 1;
+                    if *left == 0 {
+                        free.entry(*bytes).or_default().push_back(place.buffer);
+                    }
+                }
+            }
+        }
+        Ok(activations)
+    }
+
+    fn view(&self, id: ValueId) -> Result<View<'_>> {
+        match self.places.get(&id) {
+            Some(place) => Ok(View {
+                buffer: &self.buffers[place.buffer],
+                offset: place.offset,
+                rows: place.rows,
+                width: place.width,
+            }),
+            None => Err(Error::Config {
+                problem: format!("value {} has no place", id.0),
+            }),
+        }
+    }
+}
+
+/// Whether a step only makes logits that nobody wants.
+fn skipped(context: &Context<'_>, shape: BatchShape, step: &Step) -> bool {
+    let graph = context.model.graph();
+    step.outputs(graph)
+        .iter()
+        .all(|id| shape.rows(graph.value(*id).domain) == 0)
+}
+
+impl BatchShape {
+    fn rows(self, domain: Domain) -> usize {
+        match domain {
+            Domain::Tokens => self.tokens,
+            Domain::Outputs => self.outputs,
+        }
+    }
+}
+
+/// Turns steps into dispatches.
+struct Resolver<'a> {
+    context: &'a Context<'a>,
+    shape: BatchShape,
+    activations: &'a Activations,
+    batch: BatchTables<'a>,
+}
+
+impl Resolver<'_> {
+    fn matrix(&self, weight: Weight) -> Result<&GpuMatrix> {
+        self.context
+            .weights
+            .matrix(weight)
+            .ok_or_else(|| self.missing(weight))
+    }
+
+    fn vector(&self, weight: Weight) -> Result<&GpuVector> {
+        self.context
+            .weights
+            .vectors(&[weight])
+            .ok_or_else(|| self.missing(weight))
+    }
+
+    fn missing(&self, weight: Weight) -> Error {
+        Error::Weight {
+            name: self.context.model.weights().name(weight),
+            problem: "not on the GPU".to_owned(),
+        }
+    }
+
+    fn resolve(&self, step: &Step, out: &mut Vec<Dispatch>) -> Result<()> {
+        match step {
+            Step::Linear(step) => self.linear(step, out),
+            Step::Node(index) => {
+                let node = &self.context.model.graph().nodes()[*index];
+                let inputs = node
+                    .inputs
+                    .iter()
+                    .map(|id| self.activations.view(*id))
+                    .collect::<Result<Vec<_>>>()?;
+                let y = self.activations.view(node.outputs[0])?;
+                self.node(&node.op, &inputs, y, out)
+            }
+        }
+    }
+
+    fn linear(&self, step: &LinearStep, out: &mut Vec<Dispatch>) -> Result<()> {
+        let op = Linear {
+            x: self.activations.view(step.x)?,
+            weight: self.matrix(step.weight)?,
+            bias: step.bias.map(|b| self.vector(b)).transpose()?,
+            function: step.function,
+            residual: step
+                .residual
+                .map(|r| self.activations.view(r))
+                .transpose()?,
+            y: self.activations.view(step.y)?,
+        };
+        out.extend(self.context.kernels.linear(&op)?);
+        Ok(())
+    }
+
+    fn node(&self, op: &Op, x: &[View<'_>], y: View<'_>, out: &mut Vec<Dispatch>) -> Result<()> {
+        let (kernels, batch) = (self.context.kernels, self.batch);
+        match op {
+            Op::Embed { table } => out.extend(kernels.embed(&Embed {
+                batch,
+                table: self.matrix(*table)?,
+                y,
+            })?),
+            Op::MatMul { .. } => {
+                return Err(Error::Config {
+                    problem: "a matrix product that was not fused".to_owned(),
+                });
+            }
+            Op::Norm {
+                weight,
+                bias,
+                group,
+                epsilon,
+            } => {
+                let (weight, bias) = (self.vector(*weight)?, self.vector(*bias)?);
+                out.push(kernels.norm(&Norm {
+                    x: x[0],
+                    group: *group,
+                    weight,
+                    bias,
+                    epsilon: *epsilon,
+                    y,
+                })?);
+            }
+            Op::TokenShift { layer, half, mixes } => {
+                self.token_shift(*layer, *half, mixes, x[0], y, out)?;
+            }
+            Op::AddVector { vector } => {
+                out.push(kernels.map(Map::AddVector(x[0], self.vector(*vector)?), y)?);
+            }
+            Op::Apply(function) => out.push(kernels.map(Map::Apply(*function, x[0]), y)?),
+            Op::Add => out.push(kernels.map(Map::Add(x[0], x[1]), y)?),
+            Op::Multiply => out.push(kernels.map(Map::Multiply(x[0], x[1]), y)?),
+            Op::Lerp => out.push(kernels.map(Map::Lerp(x[0], x[1], x[2]), y)?),
+            Op::Keys7 {
+                removal,
+                replacement,
+                head_size,
+            } => {
+                let (k_k, k_a) = (self.vector(*removal)?, self.vector(*replacement)?);
+                out.push(kernels.keys7(&Keys7 {
+                    k: x[0],
+                    a: x[1],
+                    k_k,
+                    k_a,
+                    head_size: *head_size,
+                    y,
+                })?);
+            }
+            Op::Wkv7 { layer, head_size } => {
+                for page in self.context.states.pages() {
+                    out.push(kernels.wkv7(&Wkv7 {
+                        batch,
+                        r: x[0],
+                        w: x[1],
+                        // The removal key, x[3], follows the replacement key.
+                        keys: x[2],
+                        v: x[4],
+                        a: x[5],
+                        head_size: *head_size,
+                        state: page.wkv(*layer),
+                        page: page.page(),
+                        y,
+                    })?);
+                }
+            }
+            Op::Bonus { weight, head_size } => {
+                let r_k = self.vector(*weight)?;
+                out.push(kernels.bonus(&Bonus {
+                    x: x[0],
+                    r: x[1],
+                    k: x[2],
+                    v: x[3],
+                    r_k,
+                    head_size: *head_size,
+                    y,
+                })?);
+            }
+            Op::Select => out.push(kernels.select(&Select { batch, x: x[0], y })?),
+        }
+        Ok(())
+    }
+
+    /// Reads the state, then stores the spans' last rows: two dispatches, since a workgroup of the first may run after
+    /// another one has finished.
+    fn token_shift(
+        &self,
+        layer: usize,
+        half: ShiftHalf,
+        mixes: &[Weight],
+        x: View<'_>,
+        y: View<'_>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        let mix = self
+            .context
+            .weights
+            .vectors(mixes)
+            .ok_or_else(|| self.missing(mixes[0]))?;
+        let which = match half {
+            ShiftHalf::Att => 0,
+            ShiftHalf::Ffn => 1,
+        };
+        let (kernels, batch) = (self.context.kernels, self.batch);
+        for page in self.context.states.pages() {
+            let (state, page) = (page.shift(layer), page.page());
+            out.push(kernels.token_shift(&TokenShift {
+                batch,
+                x,
+                mix,
+                mixes: mixes.len(),
+                state,
+                page,
+                which,
+                y,
+            })?);
+            out.push(kernels.store_shift(&StoreShift {
+                batch,
+                x,
+                state,
+                page,
+                which,
+            })?);
+        }
+        debug_assert_eq!(x.rows, self.shape.tokens);
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! A model's weights in GPU memory.
+
+use crate::{LoadProgress, Model, Op, Result, Weight, WeightsDType};
+use rwkv_gpu::Gpu;
+use rwkv_kernels::{Format, GpuMatrix, GpuVector};
+use rwkv_mem::Upload;
+use std::collections::HashMap;
+
+/// Matrices and vectors by name; vectors that a kernel reads together lie one after the other.
+pub(super) struct ResidentWeights {
+    matrices: HashMap<Weight, GpuMatrix>,
+    vectors: HashMap<Vec<Weight>, GpuVector>,
+}
+
+impl ResidentWeights {
+    /// Uploads every tensor of `model`'s graph.
+    pub(super) fn upload(
+        model: &Model,
+        gpu: &Gpu,
+        dtype: WeightsDType,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
+        let weights = model.weights();
+        let mut total = 0;
+        for weight in model.tensors() {
+            total += weights.matrix(weight)?.bytes().len() as u64;
+        }
+        let mut upload = Upload::new(gpu);
+        let (mut matrices, mut vectors) = (HashMap::new(), HashMap::new());
+        let mut done = 0;
+        for node in model.graph().nodes() {
+            if let Some(weight) = node.op.matrix()
+                && !matrices.contains_key(&weight)
+            {
+                let matrix = weights.matrix(weight)?;
+                let name = weights.name(weight);
+                let load = |format, upload: &mut Upload| {
+                    GpuMatrix::new(gpu, &name, &matrix, format, upload)
+                };
+                let resident = match load(resident_format(matrix.format(), dtype), &mut upload) {
+                    Err(rwkv_kernels::Error::OutsideF16 { .. }) if dtype == WeightsDType::Auto => {
+                        load(Format::F32, &mut upload)?
+                    }
+                    other => other?,
+                };
+                matrices.insert(weight, resident);
+                done += matrix.bytes().len() as u64;
+            }
+            for group in vector_groups(&node.op) {
+                if vectors.contains_key(&group) {
+                    continue;
+                }
+                let mut values = Vec::new();
+                for &weight in &group {
+                    let matrix = weights.matrix(weight)?;
+                    values.extend(weights.vector(weight, matrix.shape().elements().unwrap_or(0))?);
+                    done += matrix.bytes().len() as u64;
+                }
+                let name = group.first().map(|w| weights.name(*w)).unwrap_or_default();
+                vectors.insert(group, GpuVector::new(gpu, &name, &values, &mut upload)?);
+            }
+            progress(LoadProgress {
+                done: done.min(total),
+                total,
+            });
+        }
+        upload.flush()?;
+        Ok(Self { matrices, vectors })
+    }
+
+    pub(super) fn matrix(&self, weight: Weight) -> Option<&GpuMatrix> {
+        self.matrices.get(&weight)
+    }
+
+    /// The vectors `group`, one after the other.
+    pub(super) fn vectors(&self, group: &[Weight]) -> Option<&GpuVector> {
+        self.vectors.get(group)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let matrices: u64 = self.matrices.values().map(GpuMatrix::bytes).sum();
+        let vectors: u64 = self.vectors.values().map(GpuVector::bytes).sum();
+        matrices + vectors
+    }
+}
+
+/// The vectors of an operation, as its kernel binds them.
+fn vector_groups(op: &Op) -> Vec<Vec<Weight>> {
+    match op {
+        Op::TokenShift { mixes, .. } => vec![mixes.clone()],
+        other => other.vectors().into_iter().map(|w| vec![w]).collect(),
+    }
+}
+
+/// The format on the GPU of a matrix that is `format` in its file.
+fn resident_format(format: Format, dtype: WeightsDType) -> Format {
+    match (format, dtype) {
+        (Format::F32 | Format::Bf16, WeightsDType::F32) => Format::F32,
+        (Format::F32 | Format::Bf16, WeightsDType::F16 | WeightsDType::Auto) => Format::F16,
+        (other, _) => other,
+    }
+}

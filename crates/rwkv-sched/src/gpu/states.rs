@@ -1,0 +1,179 @@
+//! The states of all slots in GPU memory: a layer's recurrences in one buffer `[slot, head, value, key]` and its shift
+//! vectors in another `[slot, 2, C]`, cut into pages of slots where they pass the binding limit.
+
+use crate::{Error, Result, SlotId, State, StateLayout};
+use rwkv_gpu::{Buffer, BufferKind, Gpu, Readback};
+use rwkv_kernels::Page;
+
+/// The states of all slots.
+pub(super) struct States {
+    layout: StateLayout,
+    slots: usize,
+    pages: Vec<StatePage>,
+}
+
+/// The slots that fit one binding.
+pub(super) struct StatePage {
+    page: Page,
+    /// A layer each.
+    wkv: Vec<Buffer>,
+    shift: Vec<Buffer>,
+}
+
+impl StatePage {
+    pub(super) fn page(&self) -> Page {
+        self.page
+    }
+
+    pub(super) fn wkv(&self, layer: usize) -> &Buffer {
+        &self.wkv[layer]
+    }
+
+    pub(super) fn shift(&self, layer: usize) -> &Buffer {
+        &self.shift[layer]
+    }
+}
+
+impl States {
+    /// `slots` zeroed states.
+    pub(super) fn new(gpu: &Gpu, layout: StateLayout, slots: usize) -> Result<Self> {
+        let limits = &gpu.capabilities().limits;
+        let largest = limits.binding_bytes.min(limits.buffer_bytes);
+        let slot_bytes = (layout.wkv.max(layout.shift) * 4) as u64;
+        let fit = usize::try_from(largest / slot_bytes.max(1))
+            .unwrap_or(usize::MAX)
+            .max(1);
+        Self::paged(gpu, layout, slots, fit)
+    }
+
+    /// `slots` zeroed states in pages of `fit`.
+    fn paged(gpu: &Gpu, layout: StateLayout, slots: usize, fit: usize) -> Result<Self> {
+        let index = |n: usize| {
+            u32::try_from(n).map_err(|_| Error::Config {
+                problem: format!("{slots} slots, more than 2^32"),
+            })
+        };
+        let mut pages = Vec::new();
+        for first in (0..slots).step_by(fit) {
+            let count = fit.min(slots - first);
+            let buffers = |what: &str, elements: usize| {
+                (0..layout.layers)
+                    .map(|layer| {
+                        let label = format!("{what} state of layer {layer}");
+                        gpu.buffer(BufferKind::Storage, &label, (count * elements * 4) as u64)
+                    })
+                    .collect::<rwkv_gpu::Result<Vec<_>>>()
+            };
+            let page = Page {
+                first_slot: index(first)?,
+                slots: index(count)?,
+                padding: [0; 2],
+            };
+            pages.push(StatePage {
+                page,
+                wkv: buffers("wkv", layout.wkv)?,
+                shift: buffers("shift", layout.shift)?,
+            });
+        }
+        Ok(Self {
+            layout,
+            slots,
+            pages,
+        })
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.pages
+            .iter()
+            .flat_map(|p| p.wkv.iter().chain(&p.shift))
+            .map(Buffer::size)
+            .sum()
+    }
+
+    pub(super) fn pages(&self) -> &[StatePage] {
+        &self.pages
+    }
+
+    /// The page of `slot`, and the slot's place in it.
+    fn find(&self, slot: SlotId) -> Result<(&StatePage, u64)> {
+        self.pages
+            .iter()
+            .find_map(|p| {
+                let place = slot
+                    .0
+                    .checked_sub(p.page.first_slot)
+                    .filter(|place| *place < p.page.slots)?;
+                Some((p, u64::from(place)))
+            })
+            .ok_or(Error::SlotRange {
+                slot,
+                slots: self.slots,
+            })
+    }
+
+    /// Every block of a slot's state: buffer, first byte, bytes; a layer's recurrence and then its shift vectors.
+    fn blocks(&self, slot: SlotId) -> Result<Vec<(&Buffer, u64, u64)>> {
+        let (page, place) = self.find(slot)?;
+        let sizes = [(self.layout.wkv * 4) as u64, (self.layout.shift * 4) as u64];
+        let blocks = |buffers| {
+            let [wkv, shift]: [&Buffer; 2] = buffers;
+            [
+                (wkv, place * sizes[0], sizes[0]),
+                (shift, place * sizes[1], sizes[1]),
+            ]
+        };
+        Ok(page
+            .wkv
+            .iter()
+            .zip(&page.shift)
+            .flat_map(|(w, s)| blocks([w, s]))
+            .collect())
+    }
+
+    pub(super) fn reset(&self, gpu: &Gpu, slot: SlotId) -> Result<()> {
+        let mut recorder = gpu.recorder("reset");
+        for (buffer, offset, bytes) in self.blocks(slot)? {
+            recorder.clear(buffer, offset, bytes);
+        }
+        recorder.submit()?;
+        Ok(())
+    }
+
+    pub(super) fn write(&self, gpu: &Gpu, slot: SlotId, state: &State) -> Result<()> {
+        let layers = state.wkv.iter().zip(&state.shift).flat_map(|(w, s)| [w, s]);
+        for ((buffer, offset, _), values) in self.blocks(slot)?.into_iter().zip(layers) {
+            gpu.write(buffer, offset, bytemuck::cast_slice(values))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn read(&self, gpu: &Gpu, slot: SlotId) -> Result<State> {
+        let mut state = State::zeros(self.layout);
+        let readback = Readback::new(gpu, "state", self.layout.bytes())?;
+        let mut recorder = gpu.recorder("read state");
+        let mut at = 0;
+        for (buffer, offset, bytes) in self.blocks(slot)? {
+            recorder.read_to(buffer, offset, bytes, &readback, at);
+            at += bytes;
+        }
+        let submission = recorder.submit()?;
+        readback.view(gpu, &submission, at, |raw| {
+            let mut rest: &[f32] = bytemuck::cast_slice(raw);
+            for values in state
+                .wkv
+                .iter_mut()
+                .zip(&mut state.shift)
+                .flat_map(|(w, s)| [w, s])
+            {
+                let (head, tail) = rest.split_at(values.len());
+                values.copy_from_slice(head);
+                rest = tail;
+            }
+        })?;
+        Ok(state)
+    }
+}

@@ -1,0 +1,117 @@
+//! The logical operations.
+
+use crate::Weight;
+use rwkv_kernels::ops::Function;
+
+/// Which of a layer's two shift vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ShiftHalf {
+    /// The time mix's.
+    Att,
+    /// The channel mix's.
+    Ffn,
+}
+
+/// An operation. Its equation stands beside its twin in `rwkv_kernels::ops`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// () → x: the table's rows that the tokens name.
+    Embed {
+        /// `[V, C]`.
+        table: Weight,
+    },
+    /// x → y: norm of groups of channels; one group is a layer norm.
+    Norm {
+        /// `[C]`.
+        weight: Weight,
+        /// `[C]`.
+        bias: Weight,
+        /// Channels normalised together.
+        group: usize,
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// x → one value a mix: `x + (previous − x) ⊙ mix`; the state's vector is read, then becomes the span's last x.
+    TokenShift {
+        /// Whose state.
+        layer: usize,
+        /// Which vector of it.
+        half: ShiftHalf,
+        /// `[C]` each.
+        mixes: Vec<Weight>,
+    },
+    /// x → y: `W x`.
+    MatMul {
+        /// `[out, in]`.
+        weight: Weight,
+    },
+    /// x → y: the vector is added to each row.
+    AddVector {
+        /// `[C]`.
+        vector: Weight,
+    },
+    /// x → y: element by element.
+    Apply(Function),
+    /// a, b → a + b.
+    Add,
+    /// a, b → a ⊙ b.
+    Multiply,
+    /// a, b, t → a + (b − a) ⊙ t.
+    Lerp,
+    /// k, a → replacement key, removal key.
+    Keys7 {
+        /// k_k, `[C]`.
+        removal: Weight,
+        /// k_a, `[C]`.
+        replacement: Weight,
+        /// Channels a head.
+        head_size: usize,
+    },
+    /// r, w, replacement key, removal key, v, a → y; advances the state.
+    Wkv7 {
+        /// Whose state.
+        layer: usize,
+        /// Channels a head.
+        head_size: usize,
+    },
+    /// x, r, k, v → y: `x + (Σ r ⊙ k ⊙ r_k) v`, head by head.
+    Bonus {
+        /// r_k, `[C]`.
+        weight: Weight,
+        /// Channels a head.
+        head_size: usize,
+    },
+    /// x → the rows whose logits are wanted.
+    Select,
+}
+
+impl Op {
+    /// The tensors that it reads.
+    pub fn weights(&self) -> Vec<Weight> {
+        self.matrix().into_iter().chain(self.vectors()).collect()
+    }
+
+    /// The matrix that it reads.
+    pub fn matrix(&self) -> Option<Weight> {
+        match self {
+            Self::Embed { table: weight } | Self::MatMul { weight } => Some(*weight),
+            _ => None,
+        }
+    }
+
+    /// The vectors that it reads.
+    pub fn vectors(&self) -> Vec<Weight> {
+        match self {
+            Self::Norm { weight, bias, .. } => vec![*weight, *bias],
+            Self::TokenShift { mixes, .. } => mixes.clone(),
+            Self::AddVector { vector } => vec![*vector],
+            Self::Keys7 {
+                removal,
+                replacement,
+                ..
+            } => vec![*removal, *replacement],
+            Self::Bonus { weight, .. } => vec![*weight],
+            _ => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! A graph with weights.
+
+use crate::{Graph, ModelConfig, Result, StateLayout, Weight, Weights, layers};
+use std::sync::Arc;
+
+/// A model: its equations and its tensors. Cloning shares the tensors.
+#[derive(Clone)]
+pub struct Model {
+    config: ModelConfig,
+    graph: Arc<Graph>,
+    weights: Arc<dyn Weights>,
+}
+
+impl Model {
+    /// Builds the graph of `config`'s version and checks that `weights` has every tensor it needs, in its shape.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] or [`crate::Error::Weight`], which names the tensor.
+    pub fn new(config: ModelConfig, weights: Arc<dyn Weights>) -> Result<Self> {
+        config.validate()?;
+        let graph = layers::build(&config, weights.as_ref())?;
+        Ok(Self {
+            config,
+            graph: Arc::new(graph),
+            weights,
+        })
+    }
+
+    /// Its dimensions.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its equations.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Its tensors.
+    pub fn weights(&self) -> &dyn Weights {
+        self.weights.as_ref()
+    }
+
+    /// How large a sequence's state is.
+    pub fn state_layout(&self) -> StateLayout {
+        StateLayout::of(&self.config)
+    }
+
+    /// Every tensor of the graph, once.
+    pub fn tensors(&self) -> Vec<Weight> {
+        let mut seen = std::collections::HashSet::new();
+        self.graph
+            .nodes()
+            .iter()
+            .flat_map(|n| n.op.weights())
+            .filter(|w| seen.insert(*w))
+            .collect()
+    }
+}

@@ -1,0 +1,67 @@
+//! What a sequence carries from token to token.
+
+use crate::{Error, ModelConfig, Result};
+
+/// The size of a sequence's state, all f32: a layer has one WKV block and one shift block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateLayout {
+    /// Layers.
+    pub layers: usize,
+    /// Elements of a layer's recurrence, `[head, value, key]`.
+    pub wkv: usize,
+    /// Elements of a layer's shift vectors, `[2, C]`: the time mix's, then the channel mix's.
+    pub shift: usize,
+}
+
+impl StateLayout {
+    /// The layout of a model's state.
+    pub fn of(config: &ModelConfig) -> Self {
+        Self {
+            layers: config.layers,
+            wkv: config.width * config.head_size,
+            shift: 2 * config.width,
+        }
+    }
+
+    /// Bytes of one sequence's state.
+    pub fn bytes(self) -> u64 {
+        (self.layers * (self.wkv + self.shift) * 4) as u64
+    }
+}
+
+/// One sequence's state on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// A layer each: `[head, value, key]`.
+    pub wkv: Vec<Vec<f32>>,
+    /// A layer each: `[2, C]`.
+    pub shift: Vec<Vec<f32>>,
+}
+
+impl State {
+    /// The state before the first token: zeros.
+    pub fn zeros(layout: StateLayout) -> Self {
+        Self {
+            wkv: vec![vec![0.0; layout.wkv]; layout.layers],
+            shift: vec![vec![0.0; layout.shift]; layout.layers],
+        }
+    }
+
+    /// Checks that the state has the sizes of `layout`.
+    ///
+    /// # Errors
+    /// [`Error::State`] says what differs.
+    pub fn check(&self, layout: StateLayout) -> Result<()> {
+        let fits = self.wkv.len() == layout.layers
+            && self.shift.len() == layout.layers
+            && self.wkv.iter().all(|l| l.len() == layout.wkv)
+            && self.shift.iter().all(|l| l.len() == layout.shift);
+        if fits {
+            return Ok(());
+        }
+        let StateLayout { layers, wkv, shift } = layout;
+        Err(Error::State {
+            problem: format!("{layers} layers of {wkv} and {shift} elements are needed"),
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! Logical names of a model's tensors, and where the tensors come from.
+
+use crate::{Error, Result};
+use rwkv_kernels::{Format, Matrix};
+use rwkv_mem::{Cols, Rows};
+use std::collections::HashMap;
+
+/// The two vectors of a norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Affine {
+    /// What multiplies.
+    Weight,
+    /// What is added.
+    Bias,
+}
+
+/// The low-rank pairs of RWKV-7's time mix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lora {
+    /// w: the decay.
+    Decay,
+    /// a: the in-context learning rate.
+    Rate,
+    /// v: how much of the first layer's value is mixed in; not in layer 0.
+    Value,
+    /// g: the gate, which has no bias.
+    Gate,
+}
+
+/// The token-shift mixes of the time mix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mix {
+    /// Receptance.
+    Receptance,
+    /// Decay.
+    Decay,
+    /// Key.
+    Key,
+    /// Value.
+    Value,
+    /// In-context learning rate.
+    Rate,
+    /// Gate.
+    Gate,
+}
+
+/// A tensor of one layer. Matrices are `[out, in]`, the low-rank ones too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BlockWeight {
+    /// The norm before the time mix, `[C]`.
+    AttNorm(Affine),
+    /// A mix of the time mix's token shift, `[C]`.
+    AttMix(Mix),
+    /// `[C, C]`.
+    AttReceptance,
+    /// `[C, C]`.
+    AttKey,
+    /// `[C, C]`.
+    AttValue,
+    /// `[C, C]`.
+    AttOutput,
+    /// The first matrix of a pair, `[R, C]`.
+    LoraDown(Lora),
+    /// The second matrix of a pair, `[C, R]`.
+    LoraUp(Lora),
+    /// What a pair's product is added to, `[C]`.
+    LoraBias(Lora),
+    /// k_k: scales the key that is removed, `[C]`.
+    RemovalKey,
+    /// k_a: how far the rate scales the key that is added, `[C]`.
+    ReplacementKey,
+    /// r_k: the weight of the current token, `[C]`.
+    Bonus,
+    /// The group norm after the recurrence, `[C]`.
+    GroupNorm(Affine),
+    /// The norm before the channel mix, `[C]`.
+    FfnNorm(Affine),
+    /// The mix of the channel mix's token shift, `[C]`.
+    FfnMix,
+    /// `[F, C]`.
+    FfnKey,
+    /// `[C, F]`.
+    FfnValue,
+}
+
+/// A tensor of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Weight {
+    /// `[V, C]`.
+    Embedding,
+    /// The norm of the embedding, `[C]`.
+    EmbeddingNorm(Affine),
+    /// A layer's.
+    Block(usize, BlockWeight),
+    /// The norm before the head, `[C]`.
+    OutputNorm(Affine),
+    /// `[V, C]`.
+    Head,
+}
+
+/// Where a model's tensors come from: binds logical names to packed bytes, which stay where they are (a mapped file,
+/// say).
+pub trait Weights: Send + Sync {
+    /// A tensor; a vector is one row.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] when the model has none, or cannot be read as one.
+    fn matrix(&self, weight: Weight) -> Result<Matrix<'_>>;
+
+    /// What the tensor is called in its file, for messages.
+    fn name(&self, weight: Weight) -> String;
+
+    /// A vector of `len` elements.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] when there is none of this length.
+    fn vector(&self, weight: Weight, len: usize) -> Result<Vec<f32>> {
+        let matrix = self.matrix(weight)?;
+        if matrix.shape().elements() != Some(len) {
+            let problem = format!("{} where {len} elements are needed", matrix.shape());
+            return Err(Error::Weight {
+                name: self.name(weight),
+                problem,
+            });
+        }
+        let mut values = vec![0.0; len];
+        matrix
+            .format()
+            .spec()
+            .dequantize(matrix.bytes(), &mut values);
+        Ok(values)
+    }
+}
+
+/// Tensors held in memory.
+#[derive(Clone, Debug, Default)]
+pub struct InMemoryWeights {
+    tensors: HashMap<Weight, (Format, Rows, Cols, Vec<u8>)>,
+}
+
+impl InMemoryWeights {
+    /// Packs `values` (row-major, `rows · cols`) as `format` and keeps them as `weight`.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] when the sizes do not fit.
+    pub fn insert(
+        &mut self,
+        weight: Weight,
+        format: Format,
+        rows: Rows,
+        cols: Cols,
+        values: &[f32],
+    ) -> Result<()> {
+        let bytes = format.row_bytes(cols.0).and_then(|n| n.checked_mul(rows.0));
+        match bytes.filter(|_| rows.0.checked_mul(cols.0) == Some(values.len())) {
+            None => {
+                let problem = format!(
+                    "{} values do not make {}×{} of {format}",
+                    values.len(),
+                    rows.0,
+                    cols.0
+                );
+                Err(Error::Weight {
+                    name: self.name(weight),
+                    problem,
+                })
+            }
+            Some(bytes) => {
+                let mut packed = vec![0; bytes];
+                format.spec().quantize(values, &mut packed);
+                self.tensors.insert(weight, (format, rows, cols, packed));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Weights for InMemoryWeights {
+    fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
+        match self.tensors.get(&weight) {
+            Some((format, rows, cols, bytes)) => Ok(Matrix::new(*format, *rows, *cols, bytes)?),
+            None => Err(Error::Weight {
+                name: self.name(weight),
+                problem: "missing".to_owned(),
+            }),
+        }
+    }
+
+    fn name(&self, weight: Weight) -> String {
+        format!("{weight:?}")
+    }
+}

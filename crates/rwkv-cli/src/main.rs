@@ -1,1 +1,59 @@
-fn main() {}
+//! `rwkv-cli`: RWKV models from the command line.
+//!
+//! Results go to stdout and nothing else does; progress, notes and errors go to stderr.
+
+mod args;
+mod commands;
+mod interrupt;
+mod open;
+mod output;
+mod usage;
+
+use args::{Args, Command};
+use clap::Parser;
+use std::process::ExitCode;
+use usage::UsageError;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    log_to_stderr();
+    let result = match args.command {
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Logits(args) => commands::logits::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Devices(args) => commands::devices::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// The error and its causes on one line, each said once.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            let separator = if line.is_empty() { "" } else { ": " };
+            line.push_str(separator);
+            line.push_str(&text);
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// `RWKV_LOG` chooses what is logged, in the syntax of `tracing`'s filters; warnings of our own by default.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RWKV_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("off,rwkv_gpu=warn,rwkv_model=warn,rwkv_sched=warn")
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}

@@ -94,21 +94,27 @@ pub struct AdapterSummary {
 
 /// Every adapter of this machine, the best first.
 pub fn list_adapters() -> Vec<AdapterSummary> {
-    let candidates = candidates(&instance());
-    candidates
+    candidates()
         .iter()
         .enumerate()
         .map(|(index, c)| c.summary(index))
         .collect()
 }
 
+/// The interfaces that are looked through, in turn, until one has an adapter: GL reaches the same hardware as the
+/// others, more slowly and with fewer features.
+const BACKENDS: [wgpu::Backends; 2] = [
+    wgpu::Backends::VULKAN
+        .union(wgpu::Backends::METAL)
+        .union(wgpu::Backends::DX12),
+    wgpu::Backends::GL,
+];
+
 /// An instance without validation: every size is checked on our side, and the indirect-call validation would cost a
 /// barrier a dispatch. `WGPU_VALIDATION` and its like still switch it on for debugging.
-pub(crate) fn instance() -> wgpu::Instance {
+fn instance(backends: wgpu::Backends) -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends =
-        wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::GL;
-    descriptor.backends = descriptor.backends.with_env();
+    descriptor.backends = backends;
     descriptor.flags = if cfg!(debug_assertions) {
         wgpu::InstanceFlags::VALIDATION
     } else {
@@ -182,29 +188,31 @@ impl Candidate {
     }
 }
 
-/// The adapters of `instance`, best first, each physical one once (through its best interface).
-pub(crate) fn candidates(instance: &wgpu::Instance) -> Vec<Candidate> {
-    let mut found: Vec<Candidate> =
-        pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
-            .into_iter()
-            .map(|adapter| {
-                let info = adapter.get_info();
-                let kind = match info.device_type {
-                    wgpu::DeviceType::DiscreteGpu => Kind::Discrete,
-                    wgpu::DeviceType::IntegratedGpu => Kind::Integrated,
-                    wgpu::DeviceType::VirtualGpu => Kind::Virtual,
-                    wgpu::DeviceType::Other => Kind::Unknown,
-                    wgpu::DeviceType::Cpu => Kind::Software,
-                };
-                Candidate {
-                    adapter,
-                    info,
-                    kind,
-                }
-            })
-            .collect();
-    let backend_rank = |c: &Candidate| u8::from(c.info.backend == wgpu::Backend::Gl);
-    found.sort_by_key(|c| (c.kind, backend_rank(c)));
+/// The adapters of this machine, best first.
+pub(crate) fn candidates() -> Vec<Candidate> {
+    let mut found: Vec<Candidate> = BACKENDS
+        .into_iter()
+        .map(|backends| pollster::block_on(instance(backends).enumerate_adapters(backends)))
+        .find(|adapters| !adapters.is_empty())
+        .unwrap_or_default()
+        .into_iter()
+        .map(|adapter| {
+            let info = adapter.get_info();
+            let kind = match info.device_type {
+                wgpu::DeviceType::DiscreteGpu => Kind::Discrete,
+                wgpu::DeviceType::IntegratedGpu => Kind::Integrated,
+                wgpu::DeviceType::VirtualGpu => Kind::Virtual,
+                wgpu::DeviceType::Other => Kind::Unknown,
+                wgpu::DeviceType::Cpu => Kind::Software,
+            };
+            Candidate {
+                adapter,
+                info,
+                kind,
+            }
+        })
+        .collect();
+    found.sort_by_key(|c| c.kind);
     found
 }
 
@@ -213,10 +221,9 @@ pub(crate) fn choose(candidates: Vec<Candidate>, selector: &Selector) -> Result<
     let mut refused = Vec::new();
     for (index, candidate) in candidates.into_iter().enumerate() {
         let reason = match selector {
-            Selector::Auto if candidate.kind == Kind::Software => Some(
-                "a software adapter, slower than the CPU executor; name it to use it anyway"
-                    .to_owned(),
-            ),
+            Selector::Auto if candidate.kind == Kind::Software => {
+                Some("software, taken only when it is named".to_owned())
+            }
             Selector::Index(wanted) if *wanted != index => Some(format!("is number {index}")),
             Selector::Name(part)
                 if !candidate

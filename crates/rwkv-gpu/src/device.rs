@@ -79,7 +79,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoAdapter`] says why each adapter was refused; [`Error::OpenFailed`] has the driver's words.
     pub fn open(selector: &Selector, options: &OpenOptions) -> Result<Self> {
-        let candidate = adapter::choose(adapter::candidates(&adapter::instance()), selector)?;
+        let candidate = adapter::choose(adapter::candidates(), selector)?;
         let name = candidate.info.name.clone();
         let features = options.hidden.features(&candidate.adapter);
         // SAFETY: the only experimental feature requested is the cooperative matrix, whose hazard is undefined

@@ -1,0 +1,217 @@
+//! The command line as it is written.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Run RWKV language models on any GPU, or on the CPU.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Continue a text.
+    Generate(GenerateArgs),
+    /// Write the logits after given tokens.
+    Logits(LogitsArgs),
+    /// Show what a model file holds.
+    Inspect(InspectArgs),
+    /// List the devices that can run a model.
+    Devices(DevicesArgs),
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ModelArgs {
+    /// Model file: safetensors with the original names, or GGUF. Without it the bundled demo model runs.
+    #[arg(long, short, value_name = "FILE", env = "RWKV_MODEL")]
+    pub(crate) model: Option<PathBuf>,
+    /// Vocabulary: `world`, `bytes` or a vocabulary file. Without it: the one inside the model file, a `*vocab*.txt`
+    /// beside it, or what the vocabulary's size tells.
+    #[arg(long, value_name = "FILE|world|bytes")]
+    pub(crate) tokenizer: Option<String>,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct DeviceArgs {
+    /// Where to run: `auto` (the best GPU, else the CPU), `cpu`, or a device's number or part of its name.
+    #[arg(
+        long,
+        short,
+        value_name = "DEVICE",
+        env = "RWKV_DEVICE",
+        default_value = "auto"
+    )]
+    pub(crate) device: String,
+    /// What F32 and BF16 weights become on a GPU; `auto` keeps F32 where F16 cannot hold a matrix.
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub(crate) weights_dtype: WeightsDTypeArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum WeightsDTypeArg {
+    F16,
+    F32,
+    Auto,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum SamplerOrderArg {
+    /// Penalties, softmax, top-p, top-k, min-p, temperature: the reference implementation's.
+    Reference,
+    /// Penalties, temperature, softmax, top-k, top-p, min-p: most other engines'.
+    TemperatureFirst,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct GenerateArgs {
+    /// The text to continue.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    pub(crate) prompt: Option<String>,
+    /// Read the text to continue from a file, or from stdin with `-`.
+    #[arg(long, short, value_name = "FILE|-")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Tokens to generate at most.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Sharpness of the choice: 0 always takes the most probable token.
+    #[arg(
+        long,
+        short,
+        value_name = "T",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    pub(crate) temperature: f32,
+    /// Choose among the most probable tokens that together have this probability; 1 is off.
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.3,
+        allow_negative_numbers = true
+    )]
+    pub(crate) top_p: f32,
+    /// Choose among this many most probable tokens; 0 is off.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: u32,
+    /// Choose among tokens at least this probable relative to the most probable; 0 is off.
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub(crate) min_p: f32,
+    /// Taken off the logit of every token that was generated before.
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.2,
+        allow_negative_numbers = true
+    )]
+    pub(crate) presence_penalty: f32,
+    /// Taken off the logit once more for each time.
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.2,
+        allow_negative_numbers = true
+    )]
+    pub(crate) frequency_penalty: f32,
+    /// What the counts of the frequency penalty are multiplied by after each token.
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.996,
+        allow_negative_numbers = true
+    )]
+    pub(crate) penalty_decay: f32,
+    /// The order of the sampler's steps.
+    #[arg(long, value_name = "ORDER", default_value = "reference")]
+    pub(crate) sampler_order: SamplerOrderArg,
+    /// Add to a token's logit; may be given several times.
+    #[arg(long, value_name = "TOKEN=BIAS", value_parser = token_bias, allow_hyphen_values = true)]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    /// The same seed chooses the same tokens; without one it is random, and told at the end.
+    #[arg(long, short, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// Stop before this text; may be given several times. The end-of-text token always stops.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Print the prompt before its continuation.
+    #[arg(long)]
+    pub(crate) echo: bool,
+}
+
+#[derive(ClapArgs)]
+#[group(id = "input", required = true, multiple = false)]
+pub(crate) struct LogitsInput {
+    /// Token numbers, separated by commas.
+    #[arg(long, value_name = "1,2,3", group = "input")]
+    pub(crate) tokens: Option<String>,
+    /// A file of token numbers, separated by commas or white space; `-` is stdin.
+    #[arg(long, value_name = "FILE|-", group = "input")]
+    pub(crate) tokens_file: Option<PathBuf>,
+    /// A text.
+    #[arg(long, value_name = "TEXT", group = "input")]
+    pub(crate) prompt: Option<String>,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    pub(crate) input: LogitsInput,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Write the logits after every token, not only after the last.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Feed this many tokens at a time; by default what suits the device.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) chunk: Option<u32>,
+    /// Where to: a file of little-endian f32, or `-` for one number a line on stdout.
+    #[arg(long, short, value_name = "FILE|-")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// List every tensor.
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct DevicesArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn token_bias(text: &str) -> Result<(u32, f32), String> {
+    let (token, bias) = text
+        .split_once('=')
+        .ok_or("expected TOKEN=BIAS, such as 261=-2.5")?;
+    let token = token
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{token}` is no token number"))?;
+    let bias = bias
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{bias}` is no number"))?;
+    Ok((token, bias))
+}

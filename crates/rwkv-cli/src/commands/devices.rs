@@ -1,0 +1,89 @@
+//! `rwkv-cli devices`: what can run a model here.
+
+use crate::{args::DevicesArgs, output};
+use anyhow::Result;
+use rwkv_gpu::{AdapterSummary, list_adapters};
+use serde::Serialize;
+use std::{io::Write, process::ExitCode};
+
+#[derive(Serialize)]
+struct Row {
+    /// What `--device` takes.
+    device: String,
+    name: String,
+    kind: String,
+    backend: String,
+    driver: String,
+    features: Vec<String>,
+    largest_binding: u64,
+    refused: Option<String>,
+}
+
+pub(crate) fn run(args: &DevicesArgs) -> Result<ExitCode> {
+    let rows: Vec<_> = list_adapters().iter().map(row).collect();
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &rows)?;
+        writeln!(out)?;
+    } else {
+        for row in &rows {
+            writeln!(
+                out,
+                "{:<4} {} ({}, {}, {})",
+                row.device, row.name, row.kind, row.backend, row.driver
+            )?;
+            match &row.refused {
+                Some(reason) => writeln!(out, "     cannot be used: {reason}")?,
+                None => writeln!(
+                    out,
+                    "     {}; tensors up to {} in one piece",
+                    row.features.join(", "),
+                    output::bytes(row.largest_binding)
+                )?,
+            }
+        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        writeln!(out, "cpu  the CPU executor ({threads} threads)")?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(adapter: &AdapterSummary) -> Row {
+    let have = &adapter.capabilities;
+    let mut features = Vec::new();
+    if let Some(sizes) = have.subgroups {
+        let range = if sizes.min == sizes.max {
+            sizes.min.to_string()
+        } else {
+            format!("{}–{}", sizes.min, sizes.max)
+        };
+        features.push(format!("subgroups of {range}"));
+    }
+    let named = [
+        (have.f16, "f16"),
+        (
+            !have.cooperative_matrices.is_empty(),
+            "cooperative matrices",
+        ),
+        (have.timestamps, "timestamps"),
+        (have.pipeline_cache, "pipeline cache"),
+        (have.mappable_buffers, "mappable buffers"),
+    ];
+    features.extend(
+        named
+            .iter()
+            .filter(|(there, _)| *there)
+            .map(|(_, name)| (*name).to_owned()),
+    );
+    Row {
+        device: adapter.index.to_string(),
+        name: adapter.name.clone(),
+        kind: adapter.kind.to_string(),
+        backend: adapter.backend.clone(),
+        driver: adapter.driver.clone(),
+        features,
+        largest_binding: have.limits.binding_bytes,
+        refused: adapter.refused.clone(),
+    }
+}

@@ -1,0 +1,227 @@
+//! `rwkv-cli generate`: continue a text.
+
+use crate::{
+    args::{GenerateArgs, SamplerOrderArg},
+    interrupt::{EXIT_CODE, Interrupt},
+    open,
+    usage::UsageError,
+};
+use anyhow::Result;
+use rwkv_model::{
+    Tokenizer,
+    tokenizer::{StopStrings, TextDecoder},
+};
+use rwkv_sched::{
+    Executor, Generation, SlotId, Wanted, prefill,
+    sampling::{Sampler, SamplerOrder, SamplerParams},
+};
+use std::{
+    hash::{BuildHasher, RandomState},
+    io::Write,
+    ops::ControlFlow,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+const SLOT: SlotId = SlotId(0);
+
+/// Prompts of at least this many chunks get a progress bar.
+const LONG_PROMPT: usize = 2;
+
+pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
+    let params = sampler_params(args);
+    let sampler = Sampler::new(params.clone()).map_err(|e| UsageError::error(e.to_string()))?;
+    let prompt = match (&args.prompt, &args.file) {
+        (Some(prompt), _) => prompt.clone().into_bytes(),
+        (None, Some(file)) => open::read_input(file)?,
+        (None, None) => Vec::new(),
+    };
+    if prompt.is_empty() {
+        return Err(UsageError::error(
+            "the prompt is empty: give a text to continue",
+        ));
+    }
+    let file = open::model(&args.model)?;
+    let tokenizer = file.tokenizer(args.model.tokenizer.as_deref())?;
+    let tokens = tokenizer.encode(&prompt)?;
+    let mut executor = open::executor(&file, &args.device)?;
+    let interrupt = Interrupt::listen()?;
+    let start = Instant::now();
+    let mut summary = Summary {
+        device: executor.device().to_owned(),
+        seed: args.seed.is_none().then_some(params.seed),
+        prompt: (tokens.len(), Duration::ZERO),
+        decoded: (0, Duration::ZERO),
+        first: None,
+    };
+    let mut out = std::io::stdout().lock();
+    if args.echo {
+        out.write_all(&prompt)?;
+        out.flush()?;
+    }
+    let Some(logits) = feed(executor.as_mut(), &tokens, &interrupt)? else {
+        return Ok(ExitCode::from(EXIT_CODE));
+    };
+    summary.prompt.1 = start.elapsed();
+    let uncounted = tokenizer.uncounted().collect();
+    let generation = Generation::new(executor.as_mut(), SLOT, sampler, uncounted, &logits)?;
+    let stops = StopStrings::new(&args.stop);
+    let written = stream(
+        generation,
+        &tokenizer,
+        stops,
+        args.max_tokens,
+        &interrupt,
+        &mut out,
+        start,
+        &mut summary,
+    );
+    // A terminal's prompt starts on a line of its own; a file or pipe gets the text alone.
+    if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        let _ = writeln!(out);
+    }
+    written?;
+    summary.print();
+    Ok(if interrupt.pressed() {
+        ExitCode::from(EXIT_CODE)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn sampler_params(args: &GenerateArgs) -> SamplerParams {
+    SamplerParams {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
+        penalty_decay: args.penalty_decay,
+        logit_bias: args.logit_bias.clone(),
+        // The standard library seeds its hash tables from the system's randomness.
+        seed: args
+            .seed
+            .unwrap_or_else(|| RandomState::new().hash_one(0u8)),
+        order: match args.sampler_order {
+            SamplerOrderArg::Reference => SamplerOrder::Reference,
+            SamplerOrderArg::TemperatureFirst => SamplerOrder::TemperatureFirst,
+        },
+    }
+}
+
+/// Feeds the prompt; `None` when it was interrupted.
+fn feed(
+    executor: &mut dyn Executor,
+    tokens: &[u32],
+    interrupt: &Interrupt,
+) -> Result<Option<rwkv_sched::Logits>> {
+    let chunk = executor.chunk();
+    let bar = (tokens.len() > LONG_PROMPT * chunk).then(|| {
+        let bar = open::progress_bar("prompt {bar:30} {pos}/{len} tokens {per_sec}");
+        bar.set_length(tokens.len() as u64);
+        bar
+    });
+    let logits = prefill(
+        executor,
+        SLOT,
+        tokens,
+        chunk,
+        Wanted::Last,
+        &mut |done, _| {
+            if let Some(bar) = &bar {
+                bar.set_position(done as u64);
+            }
+            if interrupt.pressed() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        },
+    )?;
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok((!interrupt.pressed()).then_some(logits))
+}
+
+/// Writes the continuation as it comes.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the parts of one loop, each used once"
+)]
+fn stream(
+    generation: Generation<'_>,
+    tokenizer: &Tokenizer,
+    mut stops: StopStrings,
+    max_tokens: usize,
+    interrupt: &Interrupt,
+    out: &mut impl Write,
+    start: Instant,
+    summary: &mut Summary,
+) -> Result<()> {
+    let mut decoder = TextDecoder::new();
+    let decode_start = Instant::now();
+    for token in generation.take(max_tokens) {
+        let token = token?;
+        summary.decoded = (summary.decoded.0 + 1, decode_start.elapsed());
+        summary.first.get_or_insert_with(|| start.elapsed());
+        if Some(token) == tokenizer.end_of_text() {
+            break;
+        }
+        let text = decoder.push(tokenizer.token(token).unwrap_or_default());
+        let shown = stops.push(text);
+        out.write_all(shown.text.as_bytes())?;
+        out.flush()?;
+        if shown.matched.is_some() {
+            return Ok(());
+        }
+        if interrupt.pressed() {
+            break;
+        }
+    }
+    let last = stops.push(decoder.finish());
+    out.write_all(last.text.as_bytes())?;
+    if last.matched.is_none() {
+        out.write_all(stops.finish().text.as_bytes())?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// What is told at the end.
+struct Summary {
+    device: String,
+    /// If nobody chose it.
+    seed: Option<u64>,
+    /// Tokens and time.
+    prompt: (usize, Duration),
+    decoded: (usize, Duration),
+    /// From the start of the prompt to the first token.
+    first: Option<Duration>,
+}
+
+impl Summary {
+    fn print(&self) {
+        let rate = |(tokens, time): (usize, Duration)| tokens as f64 / time.as_secs_f64().max(1e-9);
+        // The first token comes from the prompt's logits; each later one costs a step.
+        let steps = (self.decoded.0.saturating_sub(1), self.decoded.1);
+        eprint!(
+            "\n{}: prompt {} tokens, {:.1} tokens/s",
+            self.device,
+            self.prompt.0,
+            rate(self.prompt)
+        );
+        if let Some(first) = self.first {
+            eprint!("; first token after {:.1} ms", first.as_secs_f64() * 1e3);
+        }
+        eprint!("; generated {} tokens", self.decoded.0);
+        if steps.0 > 0 {
+            eprint!(", {:.1} tokens/s", rate(steps));
+        }
+        match self.seed {
+            Some(seed) => eprintln!("; seed {seed}"),
+            None => eprintln!(),
+        }
+    }
+}

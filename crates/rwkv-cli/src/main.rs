@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use usage::UsageError;
 
 fn main() -> ExitCode {
+    skip_device_select_layer();
     let args = Args::parse();
     log_to_stderr();
     let result = match args.command {
@@ -30,6 +31,17 @@ fn main() -> ExitCode {
             eprintln!("error: {}", one_line(&error));
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
+    }
+}
+
+/// Mesa's Vulkan layer that orders adapters asks a display server, and prints an error of its own where there is none.
+/// We order adapters ourselves, so it is left out unless the user has told it which to take.
+fn skip_device_select_layer() {
+    const LAYER_OFF: &str = "NODEVICE_SELECT";
+    let told = ["MESA_VK_DEVICE_SELECT", "DRI_PRIME", LAYER_OFF];
+    if told.iter().all(|name| std::env::var_os(name).is_none()) {
+        // SAFETY: `main` has started no thread yet, so nothing reads the environment meanwhile.
+        unsafe { std::env::set_var(LAYER_OFF, "1") };
     }
 }
 

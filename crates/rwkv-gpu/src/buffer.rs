@@ -30,16 +30,16 @@ impl Gpu {
     /// # Errors
     /// [`Error::OverLimit`] or [`Error::OutOfMemory`]; nothing is left behind.
     pub fn buffer(&self, kind: BufferKind, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
-        let size = bytes.max(4).next_multiple_of(4);
         let allowed = self.capabilities().limits.buffer_bytes;
-        if size > allowed {
+        let size = bytes.max(4).checked_next_multiple_of(4);
+        let Some(size) = size.filter(|size| *size <= allowed) else {
             return Err(Error::OverLimit {
                 what: format!("buffer `{label}`"),
                 bytes,
                 limit: "largest buffer",
                 allowed,
             });
-        }
+        };
         self.scoped(&|| format!("buffer `{label}` of {bytes} bytes"), |device| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),

@@ -5,8 +5,8 @@
 #[non_exhaustive]
 pub enum Error {
     /// No adapter fits the selection.
-    #[error("no usable GPU for device `{wanted}`: {}; `rwkv-cli devices` lists what there is, `--device cpu` needs no GPU",
-        reasons_line(.refused))]
+    #[error("no usable GPU for device `{}`: {}; `rwkv-cli devices` lists what there is, `--device cpu` needs no GPU",
+        .wanted.escape_debug(), reasons_line(.refused))]
     NoAdapter {
         /// The selection as it was written.
         wanted: String,
@@ -75,7 +75,7 @@ pub enum Error {
     },
 
     /// A value of an environment variable or flag that is not understood.
-    #[error("`{value}` in {name}: {problem}")]
+    #[error("`{}` in {name}: {}", .value.escape_debug(), one_line(.problem))]
     BadSetting {
         /// The variable or flag.
         name: &'static str,

@@ -29,10 +29,11 @@ impl Readback {
         &self.buffer
     }
 
-    /// Waits for `submission`, which copied here, and shows the first `bytes` to `view`.
+    /// Waits for `submission`, which copied here, and shows the first `bytes` to `view`. After an error the buffer can
+    /// be used again.
     ///
     /// # Errors
-    /// [`Error::Lost`] when the device is gone, [`Error::Rejected`] when the range cannot be mapped.
+    /// [`Error::Lost`] when the device is gone, [`Error::Rejected`] when `bytes` do not fit or the driver refuses.
     pub fn view<T>(
         &self,
         gpu: &Gpu,
@@ -44,31 +45,58 @@ impl Readback {
             gpu.wait(submission)?;
             return Ok(view(&[]));
         }
-        let rejected = |message: String| Error::Rejected {
-            what: "reading results back".to_owned(),
-            message,
-        };
+        if bytes > self.capacity() {
+            return Err(rejected(format!(
+                "{bytes} bytes are more than a readback buffer of {} holds",
+                self.capacity()
+            )));
+        }
+        let shown = self.map(gpu, submission, bytes, view);
+        if shown.is_ok() {
+            self.buffer.unmap();
+        } else {
+            // Mapped, about to be, or neither, which is an error of no interest here.
+            let _ = gpu.scoped(&|| "reading results back".to_owned(), |_| {
+                self.buffer.unmap();
+            });
+        }
+        shown
+    }
+
+    fn map<T>(
+        &self,
+        gpu: &Gpu,
+        submission: &Submission,
+        bytes: u64,
+        view: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
+        // A multiple of 4, as the capacity is.
+        let range = 0..bytes.next_multiple_of(4);
         let (done, mapped) = mpsc::channel();
-        self.buffer.map_async(
-            wgpu::MapMode::Read,
-            0..bytes.next_multiple_of(4),
-            move |result| {
+        self.buffer
+            .map_async(wgpu::MapMode::Read, range.clone(), move |result| {
                 // The receiver lives until the end of this function.
                 let _ = done.send(result);
-            },
-        );
+            });
         gpu.wait(submission)?;
         mapped
             .recv()
             .map_err(|_| rejected("the driver dropped the request".to_owned()))?
             .map_err(|e| rejected(e.to_string()))?;
-        let result = match self.buffer.get_mapped_range(0..bytes.next_multiple_of(4)) {
-            Ok(range) => range
-                .get(..usize::try_from(bytes).unwrap_or(usize::MAX))
-                .map(view),
-            Err(e) => return Err(rejected(e.to_string())),
-        };
-        self.buffer.unmap();
-        result.ok_or_else(|| rejected(format!("{bytes} bytes do not fit the readback buffer")))
+        let range = self
+            .buffer
+            .get_mapped_range(range)
+            .map_err(|e| rejected(e.to_string()))?;
+        range
+            .get(..usize::try_from(bytes).unwrap_or(usize::MAX))
+            .map(view)
+            .ok_or_else(|| rejected("the driver mapped fewer bytes".to_owned()))
+    }
+}
+
+fn rejected(message: String) -> Error {
+    Error::Rejected {
+        what: "reading results back".to_owned(),
+        message,
     }
 }

@@ -76,6 +76,11 @@ impl<'a> Composer<'a> {
             };
             match directive {
                 "ifdef" | "ifndef" => {
+                    // A comment or a second name would make a name that is never defined.
+                    if argument.is_empty() || argument.contains(|c: char| c.is_whitespace()) {
+                        let problem = format!("#{directive} needs one name, not `{argument}`");
+                        return Err(error(number, problem));
+                    }
                     open.push((
                         self.definitions.contains_key(argument) == (directive == "ifdef"),
                         false,

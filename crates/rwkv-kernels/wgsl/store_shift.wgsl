@@ -30,7 +30,8 @@ fn main(
         return;
     }
     let span = spans[at / blocks];
-    if !in_page(params.page, span.slot) {
+    // A span without tokens has no last row.
+    if span.length == 0u || !in_page(params.page, span.slot) {
         return;
     }
     state[((span.slot - params.page.first_slot) * 2u + params.which) * params.width + channel] =

@@ -80,12 +80,9 @@ impl Pool {
     /// [`rwkv_gpu::Error::OutOfMemory`] or [`rwkv_gpu::Error::OverLimit`].
     pub fn take(&self, kind: BufferKind, label: &str, bytes: u64) -> Result<Pooled> {
         let inner = &self.inner;
-        let class = (
-            kind,
-            size_class(bytes)
-                .min(inner.gpu.capabilities().limits.buffer_bytes)
-                .max(bytes),
-        );
+        // Buffers are whole words, and the largest one may not be.
+        let largest = inner.gpu.capabilities().limits.buffer_bytes / 4 * 4;
+        let class = (kind, size_class(bytes).min(largest).max(bytes));
         let shelved = inner
             .shelves
             .get_mut(&class)
@@ -111,8 +108,12 @@ impl Pool {
 
     /// Frees the buffers that are not in use.
     pub fn trim(&self) {
-        self.inner.shelves.clear();
-        self.inner.cached.store(0, Relaxed);
+        self.inner.shelves.retain(|class, shelf| {
+            // What other threads put on a shelf meanwhile is not counted off.
+            let bytes = class.1 * shelf.len() as u64;
+            self.inner.cached.fetch_sub(bytes, Relaxed);
+            false
+        });
     }
 
     /// What it has done so far.

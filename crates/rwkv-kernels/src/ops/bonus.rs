@@ -21,7 +21,11 @@ pub fn bonus(
     let fit = [r.len(), k.len(), v.len(), y.len()]
         .iter()
         .all(|n| *n == x.len());
-    if !fit || head_size == 0 || !width.is_multiple_of(head_size) {
+    let whole = width > 0
+        && head_size > 0
+        && width.is_multiple_of(head_size)
+        && x.len().is_multiple_of(width);
+    if !fit || !whole {
         return Err(Error::shape(
             "bonus",
             format!("rows of {width} channels, heads of {head_size}"),

@@ -24,7 +24,11 @@ pub fn keys7(
     let fit = [a.len(), replacement.len(), removal.len()]
         .iter()
         .all(|n| *n == k.len());
-    if !fit || k_a.len() != width || head_size == 0 || !width.is_multiple_of(head_size) {
+    let whole = width > 0
+        && head_size > 0
+        && width.is_multiple_of(head_size)
+        && k.len().is_multiple_of(width);
+    if !fit || !whole || k_a.len() != width {
         return Err(Error::shape(
             "keys",
             format!("rows of {width} channels, heads of {head_size}"),

@@ -17,7 +17,8 @@ pub fn norm(
     y: &mut [f32],
 ) -> Result<()> {
     let width = weight.len();
-    let whole = group > 0 && width.is_multiple_of(group) && x.len().is_multiple_of(width.max(1));
+    let whole =
+        width > 0 && group > 0 && width.is_multiple_of(group) && x.len().is_multiple_of(width);
     if !whole || bias.len() != width || y.len() != x.len() {
         return Err(Error::shape(
             "norm",

@@ -1,0 +1,437 @@
+//! The program as a person runs it: what goes to stdout, what to stderr, and which exit code.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "tests fail by panicking"
+)]
+
+use std::{
+    io::{Read, Write},
+    process::{Command, Output, Stdio},
+};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rwkv-cli"));
+    for name in [
+        "RWKV_MODEL",
+        "RWKV_DEVICE",
+        "RWKV_LOG",
+        "RWKV_HIDE",
+        "RWKV_CHECKS",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    program()
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// Runs on the CPU and expects success; returns stdout.
+#[track_caller]
+fn stdout(args: &[&str]) -> String {
+    let output = run(args);
+    assert!(
+        output.status.success(),
+        "{args:?}: {}",
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+#[test]
+fn help() {
+    for command in ["", "generate", "logits", "inspect", "devices"] {
+        let args: Vec<_> = [command, "--help"]
+            .into_iter()
+            .filter(|a| !a.is_empty())
+            .collect();
+        insta::assert_snapshot!(format!("help-{command}"), stdout(&args));
+    }
+}
+
+#[test]
+fn inspect() {
+    insta::assert_snapshot!("inspect", stdout(&["inspect"]));
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&["inspect", "--json", "--tensors"])).unwrap();
+    assert_eq!(json["layers"], 8);
+    assert_eq!(json["tensors"].as_array().unwrap().len(), 230);
+}
+
+#[test]
+fn devices_end_with_the_cpu() {
+    assert!(
+        stdout(&["devices"])
+            .lines()
+            .last()
+            .unwrap()
+            .starts_with("cpu ")
+    );
+    let json: serde_json::Value = serde_json::from_str(&stdout(&["devices", "--json"])).unwrap();
+    assert!(json.is_array());
+}
+
+const STORY: [&str; 6] = [
+    "generate",
+    "It was a dark and stormy",
+    "--device",
+    "cpu",
+    "--max-tokens",
+    "30",
+];
+
+#[test]
+fn generation() {
+    let greedy = [&STORY[..], &["--temperature", "0"]].concat();
+    let output = run(&greedy);
+    let (story, notes) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success());
+    assert!(
+        !story.contains("It was a dark") && story.len() > 40,
+        "{story:?}"
+    );
+    assert!(
+        notes.contains("bundled demo model") && notes.contains("tokens/s"),
+        "{notes}"
+    );
+    assert_eq!(story, stdout(&greedy), "greedy is the same each time");
+    assert_eq!(
+        stdout(&[&greedy[..], &["--echo"]].concat()),
+        format!("It was a dark and stormy{story}")
+    );
+
+    let seeded = |seed| stdout(&[&STORY[..], &["--top-p", "0.95", "--seed", seed]].concat());
+    assert_eq!(seeded("7"), seeded("7"));
+    assert_ne!(seeded("7"), seeded("8"));
+
+    // Up to the stop text, and nothing of it.
+    let stop: String = story.chars().skip(10).take(8).collect();
+    let before = story.split(&stop).next().unwrap();
+    assert_eq!(
+        stdout(&[&greedy[..], &["--stop", "never this", "--stop", &stop]].concat()),
+        before
+    );
+
+    let orders = |order| {
+        stdout(
+            &[
+                &STORY[..],
+                &[
+                    "--seed",
+                    "1",
+                    "--temperature",
+                    "0.3",
+                    "--top-p",
+                    "0.9",
+                    "--sampler-order",
+                    order,
+                ],
+            ]
+            .concat(),
+        )
+    };
+    orders("reference");
+    orders("temperature-first");
+}
+
+#[test]
+fn prompts_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    std::fs::write(&file, "It was a dark and stormy").unwrap();
+    let rest = ["--device", "cpu", "-n", "20", "--temperature", "0"];
+    let direct = stdout(&[&["generate", "It was a dark and stormy"], &rest[..]].concat());
+    assert_eq!(
+        stdout(&[&["generate", "--file", file.to_str().unwrap()], &rest[..]].concat()),
+        direct
+    );
+    let mut piped = program()
+        .args([&["generate", "--file", "-"], &rest[..]].concat())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    piped
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"It was a dark and stormy")
+        .unwrap();
+    assert_eq!(text(&piped.wait_with_output().unwrap().stdout), direct);
+}
+
+#[test]
+fn logits_agree_however_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("logits.bin");
+    let path = file.to_str().unwrap();
+    let lines: Vec<f32> = stdout(&[
+        "logits",
+        "--tokens",
+        "66, 67,68",
+        "--device",
+        "cpu",
+        "--output",
+        "-",
+    ])
+    .lines()
+    .map(|l| l.parse().unwrap())
+    .collect();
+    assert_eq!(lines.len(), 4096);
+    let list = folder.path().join("tokens.txt");
+    std::fs::write(&list, "66\n67 68").unwrap();
+    for input in [
+        ["--tokens", "66,67,68"],
+        ["--tokens-file", list.to_str().unwrap()],
+    ] {
+        for extra in [&["--chunk", "1"][..], &["--chunk", "2", "--all"], &[]] {
+            let output = stdout(
+                &[
+                    &["logits", "--device", "cpu", "--output", path],
+                    &input[..],
+                    extra,
+                ]
+                .concat(),
+            );
+            assert_eq!(output, "");
+            let bytes = std::fs::read(&file).unwrap();
+            let rows = if extra.contains(&"--all") { 3 } else { 1 };
+            assert_eq!(bytes.len(), rows * 4096 * 4);
+            let last = &bytes[(rows - 1) * 4096 * 4..];
+            let worst = last
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .zip(&lines)
+                .fold(0.0f32, |worst, (b, l)| {
+                    worst.max((f32::from_le_bytes(*b) - l).abs())
+                });
+            assert!(worst < 1e-4, "{worst}");
+        }
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut child = program()
+        .args([
+            "generate", "Once", "--device", "cpu", "-n", "400", "--seed", "1",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut first).unwrap();
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_cleanly() {
+    let mut child = program()
+        .args([
+            "generate", "Once", "--device", "cpu", "-n", "1000000", "--seed", "1",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut first = [0; 1];
+    out.read_exact(&mut first).unwrap();
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(kill.success());
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(
+        text(&output.stderr).contains("tokens/s"),
+        "the summary is still told"
+    );
+}
+
+/// Expects one line of error that contains `part`, this exit code, and nothing on stdout.
+#[track_caller]
+fn refused(args: &[&str], code: i32, part: &str) {
+    let output = run(args);
+    let error = text(&output.stderr);
+    let last: Vec<_> = error.lines().filter(|l| l.starts_with("error")).collect();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {error}");
+    assert!(
+        last.len() == 1 && last[0].contains(part),
+        "{args:?}: {error}"
+    );
+    assert!(!error.contains("panicked"), "{error}");
+    assert!(
+        output.stdout.is_empty(),
+        "{args:?}: {}",
+        text(&output.stdout)
+    );
+}
+
+/// Every mistake is one line that names what is wrong, and no panic; nothing goes to stdout, no file is left.
+#[test]
+fn mistakes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let demo = include_bytes!("../../rwkv-model/assets/demo/demo.gguf");
+    let missing = folder.path().join("none.gguf").to_str().unwrap().to_owned();
+    let empty = file("empty.gguf", b"");
+    let cut = file("cut.gguf", &demo[..100_000]);
+    let wrong = file("wrong.safetensors", b"<!DOCTYPE html><html></html>");
+    let lying = file("lying.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}");
+    let list = file("tokens.txt", b"1 2 three");
+    let vocab = file("words.txt", b"1 'a' 2\n");
+    let output = folder.path().join("out.bin").to_str().unwrap().to_owned();
+    let nowhere = folder
+        .path()
+        .join("no/such/out.bin")
+        .to_str()
+        .unwrap()
+        .to_owned();
+
+    for (model, part) in [
+        (&missing, "none.gguf"),
+        (&empty, "empty"),
+        (&cut, "cut.gguf"),
+        (&wrong, "HTML"),
+        (&lying, "lying.safetensors"),
+    ] {
+        refused(&["generate", "x", "--model", model], 1, part);
+        refused(&["inspect", "--model", model], 1, part);
+        refused(
+            &[
+                "logits", "--tokens", "1", "--model", model, "--output", &output,
+            ],
+            1,
+            part,
+        );
+    }
+    refused(
+        &["generate", "x", "--model", folder.path().to_str().unwrap()],
+        1,
+        "folder",
+    );
+    refused(
+        &["generate", "x", "--device", "no such gpu"],
+        1,
+        "no such gpu",
+    );
+    refused(&["generate", "x", "--device", "99"], 1, "99");
+    refused(&["generate", ""], 2, "empty");
+    refused(&["generate", "--file", &missing], 2, "none.gguf");
+    refused(&["generate", "x", "--temperature", "-1"], 2, "temperature");
+    refused(&["generate", "x", "--top-p", "1.5"], 2, "top_p");
+    refused(&["generate", "x", "--logit-bias", "5"], 2, "TOKEN=BIAS");
+    refused(&["generate", "x", "--tokenizer", &vocab], 1, "words.txt");
+    refused(&["generate", "x", "--tokenizer", "world"], 1, "--tokenizer");
+    refused(&["generate"], 2, "required");
+    refused(&["logits", "--output", "-"], 2, "required");
+    refused(
+        &["logits", "--tokens", "1,x", "--output", &output],
+        2,
+        "`x`",
+    );
+    refused(
+        &["logits", "--tokens", "", "--output", &output],
+        2,
+        "no tokens",
+    );
+    refused(
+        &["logits", "--tokens-file", &list, "--output", &output],
+        2,
+        "`three`",
+    );
+    refused(
+        &[
+            "logits", "--tokens", "1,5000", "--device", "cpu", "--output", &output,
+        ],
+        1,
+        "token 5000 is out of range",
+    );
+    refused(
+        &[
+            "logits", "--tokens", "1", "--chunk", "0", "--output", &output,
+        ],
+        2,
+        "--chunk",
+    );
+    refused(
+        &[
+            "logits", "--tokens", "1", "--device", "cpu", "--output", &nowhere,
+        ],
+        1,
+        "out.bin",
+    );
+    assert!(!std::path::Path::new(&output).exists());
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        6,
+        "no temporary file is left"
+    );
+}
+
+/// Hiding what an adapter has, and switching checks on, must not change the text.
+#[test]
+fn gpu_settings() {
+    let device = std::env::var("RWKV_DEVICE").unwrap_or_else(|_| "0".to_owned());
+    let args = [
+        "generate",
+        "It was a dark and stormy",
+        "-n",
+        "12",
+        "--temperature",
+        "0",
+        "--device",
+        &device,
+    ];
+    let want = stdout(
+        &STORY[..4]
+            .iter()
+            .copied()
+            .chain(["-n", "12", "--temperature", "0"])
+            .collect::<Vec<_>>(),
+    );
+    for (name, value) in [
+        ("RWKV_HIDE", ""),
+        ("RWKV_HIDE", "subgroup,f16,coop"),
+        ("RWKV_CHECKS", "0"),
+        ("RWKV_CHECKS", "1"),
+    ] {
+        let output = program().args(args).env(name, value).output().unwrap();
+        assert!(
+            output.status.success(),
+            "this test needs a GPU adapter: {}",
+            text(&output.stderr)
+        );
+        assert_eq!(text(&output.stdout), want, "{name}={value}");
+    }
+    for (name, value) in [("RWKV_HIDE", "subgroups"), ("RWKV_CHECKS", "yes")] {
+        let output = program().args(args).env(name, value).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains(name));
+    }
+}

@@ -1,0 +1,139 @@
+//! The preprocessor that composes kernels.
+
+#[path = "../build/preprocess.rs"]
+mod preprocess;
+
+use preprocess::Composer;
+use std::collections::BTreeMap;
+
+#[test]
+fn compositions() {
+    // Composes `main` of these files with A defined as `one` and B as `two`.
+    #[track_caller]
+    fn check(files: &[(&str, &str)], want: Result<&str, &str>) {
+        let table = |rows: &[(&str, &str)]| -> BTreeMap<String, String> {
+            rows.iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+                .collect()
+        };
+        let (files, definitions) = (table(files), table(&[("A", "one"), ("B", "two")]));
+        let got = Composer::new(&files, &definitions).compose("main");
+        let got = got.map_err(|e| e.to_string());
+        assert_eq!(got, want.map(str::to_owned).map_err(str::to_owned));
+    }
+    // A row a composition: the files, and the text or the error.
+    check(&[("main", "")], Ok(""));
+    check(&[("main", "a\r\nb")], Ok("a\nb\n"));
+    check(&[("other", "a")], Err("main.wgsl:0: no such file"));
+
+    check(&[("main", "#import x\nb"), ("x", "a")], Ok("a\nb\n"));
+    check(&[("main", "  #import   x  "), ("x", "a")], Ok("a\n"));
+    check(&[("main", "#import x/$A\n"), ("x/one", "a")], Ok("a\n"));
+    check(
+        &[("main", "#import x\n#import x\nb"), ("x", "a")],
+        Ok("a\nb\n"),
+    );
+    check(
+        &[
+            ("main", "#import x\n#import y\nc"),
+            ("x", "#import y\nb"),
+            ("y", "a"),
+        ],
+        Ok("a\nb\nc\n"),
+    );
+    // Cycles end: a file that is being imported is not imported again.
+    check(&[("main", "#import main\na")], Ok("a\n"));
+    check(
+        &[
+            ("main", "#import x\nc"),
+            ("x", "#import y\nb"),
+            ("y", "#import x\n#import main\na"),
+        ],
+        Ok("a\nb\nc\n"),
+    );
+    check(
+        &[("main", "a\n#import nowhere")],
+        Err("main.wgsl:2: unknown import `nowhere`"),
+    );
+    check(
+        &[("main", "#import")],
+        Err("main.wgsl:1: unknown import ``"),
+    );
+    check(
+        &[("main", "#import x"), ("x", "\n#import z")],
+        Err("x.wgsl:2: unknown import `z`"),
+    );
+
+    check(&[("main", "#ifdef A\na\n#endif")], Ok("a\n"));
+    check(&[("main", "#ifdef C\na\n#endif\nb")], Ok("b\n"));
+    check(&[("main", "#ifndef C\na\n#endif")], Ok("a\n"));
+    check(&[("main", "#ifdef C\na\n#else\nb\n#endif")], Ok("b\n"));
+    check(
+        &[(
+            "main",
+            "#ifdef A\n#ifdef C\na\n#else\nb\n#endif\n#else\nc\n#endif",
+        )],
+        Ok("b\n"),
+    );
+    check(
+        &[(
+            "main",
+            "#ifdef C\n#ifdef A\na\n#else\nb\n#endif\n#else\nc\n#endif",
+        )],
+        Ok("c\n"),
+    );
+    // Nothing is looked at in lines that are dropped, but conditions are counted.
+    check(
+        &[("main", "#ifdef C\n#import nowhere\n$NOPE\n#nope\n#endif\na")],
+        Ok("a\n"),
+    );
+    check(
+        &[("main", "#ifdef A\na")],
+        Err("main.wgsl:2: #ifdef without #endif"),
+    );
+    check(
+        &[("main", "#ifdef C\n#ifdef A\n#endif")],
+        Err("main.wgsl:3: #ifdef without #endif"),
+    );
+    check(
+        &[("main", "a\n#endif")],
+        Err("main.wgsl:2: #endif without #ifdef"),
+    );
+    check(
+        &[("main", "#else\n")],
+        Err("main.wgsl:1: #else without #ifdef"),
+    );
+    check(
+        &[("main", "#ifdef A\n#else\n#else\n#endif")],
+        Err("main.wgsl:3: #else without #ifdef"),
+    );
+    // A condition does not reach into the file that imports.
+    check(
+        &[("main", "#import x\n#endif"), ("x", "#ifdef A")],
+        Err("x.wgsl:1: #ifdef without #endif"),
+    );
+    check(
+        &[("main", "#ifdef\n#endif")],
+        Err("main.wgsl:1: #ifdef needs one name, not ``"),
+    );
+    check(
+        &[("main", "#ifndef A // why\n#endif")],
+        Err("main.wgsl:1: #ifndef needs one name, not `A // why`"),
+    );
+
+    check(&[("main", "x$A+$B;")], Ok("xone+two;\n"));
+    check(&[("main", "$A$B")], Ok("onetwo\n"));
+    check(
+        &[("main", "a\n$AB")],
+        Err("main.wgsl:2: `$AB` is not defined"),
+    );
+    check(&[("main", "a $")], Err("main.wgsl:1: `$` is not defined"));
+    check(
+        &[("main", "#import $C")],
+        Err("main.wgsl:1: `$C` is not defined"),
+    );
+    check(
+        &[("main", "#include x"), ("x", "a")],
+        Err("main.wgsl:1: unknown directive #include"),
+    );
+}

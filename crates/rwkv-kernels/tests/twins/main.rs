@@ -1,0 +1,24 @@
+//! Every kernel against its CPU twin, on a real adapter: with and without subgroup operations, with and without
+//! checks inside the shaders. Outputs and the padding of inputs are NaN beforehand, so that an element that was not
+//! written, or a padding that leaked, cannot pass.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod activation;
+mod batch;
+mod embedding;
+mod functions;
+mod heads;
+mod linear;
+mod map;
+mod noise;
+mod norms;
+mod setup;
+mod shift;
+mod tolerance;
+mod wkv;

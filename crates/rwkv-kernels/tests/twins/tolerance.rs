@@ -1,0 +1,56 @@
+//! How far a kernel may be from its twin.
+//!
+//! Both compute in f32, in other orders: an element is compared within a few units of f32's rounding (6e-8) of the
+//! *sum of the absolute values of its terms*, which is what rounding is relative to when terms cancel.
+
+use rwkv_kernels::ops::Function;
+
+/// Rounding of sums of up to a few thousand terms: the errors of such a sum grow with the square root of its length,
+/// about 60 · 6e-8 at 4096 terms.
+pub(crate) const SUM: f64 = 4e-6;
+
+/// A few operations in a row, contracted to fused multiply-adds or not.
+pub(crate) const FEW: f64 = 5e-7;
+
+/// Relative error of a function kernel. Vulkan allows `exp` 3 + 2|x| units in the last place, which is 4e-6 at 30; our
+/// functions are exact otherwise (`functions.rs` measures them).
+pub(crate) fn function(function: Function) -> f64 {
+    match function {
+        Function::Identity => 0.0,
+        Function::SquaredRelu => FEW,
+        Function::Tanh | Function::Sigmoid | Function::Decay7 => 5e-6,
+    }
+}
+
+/// Fails unless each element of `got` is within its tolerance of `want`.
+#[track_caller]
+pub(crate) fn check(what: &str, got: &[f32], want: &[f32], tolerance: impl Fn(usize) -> f64) {
+    assert_eq!(got.len(), want.len(), "{what}: number of elements");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let (error, allowed) = (f64::from(*g) - f64::from(*w), tolerance(i));
+        // Not `>`: NaN must fail.
+        assert!(
+            error.abs() <= allowed,
+            "{what}: element {i} is {g}, the twin has {w}; {:e} apart, allowed {allowed:e}",
+            error.abs()
+        );
+    }
+}
+
+/// Fails unless the root mean square of the error is within `bound` of that of `want`.
+#[track_caller]
+pub(crate) fn check_rms(what: &str, got: &[f32], want: &[f32], bound: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: number of elements");
+    let square = |x: f64| x * x;
+    let error: f64 = got
+        .iter()
+        .zip(want)
+        .map(|(g, w)| square(f64::from(*g) - f64::from(*w)))
+        .sum();
+    let size: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
+    assert!(
+        error.sqrt() <= bound * size.sqrt(),
+        "{what}: relative error {:e}, allowed {bound:e}",
+        (error / size).sqrt()
+    );
+}

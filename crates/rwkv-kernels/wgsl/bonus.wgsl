@@ -18,39 +18,24 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-#ifdef LANES_SUBGROUP
-    @builtin(subgroup_invocation_id) lane: u32,
-    @builtin(subgroup_size) lanes: u32,
-    @builtin(subgroup_id) group: u32,
-    @builtin(num_subgroups) groups: u32,
-#endif
-) {
-#ifdef LANES_PLAIN
-    let lane = thread % LANES;
-    let lanes = LANES;
-    let group = thread / LANES;
-    let groups = WORKGROUP / LANES;
-#endif
-    let first = flat_workgroup(workgroup, workgroups) * groups;
+fn main(at: Invocation) {
+    let lane = lane_of(at);
+    let first = flat_workgroup(at) * lane.groups;
     if first >= params.count {
         return;
     }
-    let at = min(first + group, params.count - 1u);
-    let channel = at % params.heads * params.head_size;
-    let base = at / params.heads * params.stride + channel;
+    let item = min(first + lane.group, params.count - 1u);
+    let channel = item % params.heads * params.head_size;
+    let base = item / params.heads * params.stride + channel;
     var sum = 0.0;
-    for (var i = lane; i < params.head_size; i += lanes) {
+    for (var i = lane.index; i < params.head_size; i += lane.count) {
         sum += r[base + i] * k[base + i] * r_k[channel + i];
     }
-    let bonus = lanes_add(sum, thread);
-    if first + group >= params.count {
+    let bonus = lanes_add(sum, at.thread);
+    if first + lane.group >= params.count {
         return;
     }
-    for (var i = lane; i < params.head_size; i += lanes) {
+    for (var i = lane.index; i < params.head_size; i += lane.count) {
         y[base + i] = x[base + i] + bonus * v[base + i];
     }
 }

@@ -2,6 +2,7 @@
 // part fills the rows it has.
 #import formats/$FORMAT
 #import batch
+#import invocation
 #import grid
 
 struct Params {
@@ -22,12 +23,8 @@ struct Params {
 const SIZE: u32 = 64u;
 
 @compute @workgroup_size(SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let token = flat_workgroup(workgroup, workgroups);
+fn main(at: Invocation) {
+    let token = flat_workgroup(at);
     if token >= params.tokens {
         return;
     }
@@ -35,7 +32,7 @@ fn main(
     if id < params.first_row || id - params.first_row >= params.rows {
         return;
     }
-    for (var unit = thread; unit < params.units; unit += SIZE) {
+    for (var unit = at.thread; unit < params.units; unit += SIZE) {
         let weight = weight_unit(id - params.first_row, unit, params.units);
         for (var part = 0u; part < PARTS; part++) {
             let value = weight[part];

@@ -21,40 +21,25 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-#ifdef LANES_SUBGROUP
-    @builtin(subgroup_invocation_id) lane: u32,
-    @builtin(subgroup_size) lanes: u32,
-    @builtin(subgroup_id) group: u32,
-    @builtin(num_subgroups) groups: u32,
-#endif
-) {
-#ifdef LANES_PLAIN
-    let lane = thread % LANES;
-    let lanes = LANES;
-    let group = thread / LANES;
-    let groups = WORKGROUP / LANES;
-#endif
-    let first = flat_workgroup(workgroup, workgroups) * groups;
+fn main(at: Invocation) {
+    let lane = lane_of(at);
+    let first = flat_workgroup(at) * lane.groups;
     if first >= params.count {
         return;
     }
-    let at = min(first + group, params.count - 1u);
-    let channel = at % params.heads * params.head_size;
-    let base = at / params.heads * params.stride + channel;
+    let item = min(first + lane.group, params.count - 1u);
+    let channel = item % params.heads * params.head_size;
+    let base = item / params.heads * params.stride + channel;
     var square = 0.0;
-    for (var i = lane; i < params.head_size; i += lanes) {
+    for (var i = lane.index; i < params.head_size; i += lane.count) {
         let removal = k[base + i] * k_k[channel + i];
         square += removal * removal;
     }
-    let scale = 1.0 / max(sqrt(lanes_add(square, thread)), 1e-12);
-    if first + group >= params.count {
+    let scale = 1.0 / max(sqrt(lanes_add(square, at.thread)), 1e-12);
+    if first + lane.group >= params.count {
         return;
     }
-    for (var i = lane; i < params.head_size; i += lanes) {
+    for (var i = lane.index; i < params.head_size; i += lane.count) {
         let key = k[base + i];
         y[base + i] = key * (1.0 + (a[base + i] - 1.0) * k_a[channel + i]);
         y[params.block + base + i] = key * k_k[channel + i] * scale;

@@ -1,5 +1,6 @@
 // Element by element: y = f(a, b, c, w), where a, b, c and y have the same rows and w is one row for all of them.
 #import activation
+#import invocation
 #import grid
 
 struct Params {
@@ -22,12 +23,8 @@ override FUNCTION: u32 = 0u;
 const SIZE: u32 = 256u;
 
 @compute @workgroup_size(SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let i = flat_workgroup(workgroup, workgroups) * SIZE + thread;
+fn main(at: Invocation) {
+    let i = flat_workgroup(at) * SIZE + at.thread;
     let channel = i % params.stride;
     if i >= params.count || channel >= params.width {
         return;

@@ -10,31 +10,16 @@ const TOKENS: u32 = $TOKENS;
 override RAGGED: bool = false;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-#ifdef LANES_SUBGROUP
-    @builtin(subgroup_invocation_id) lane: u32,
-    @builtin(subgroup_size) lanes: u32,
-    @builtin(subgroup_id) group: u32,
-    @builtin(num_subgroups) groups: u32,
-#endif
-) {
-#ifdef LANES_PLAIN
-    let lane = thread % LANES;
-    let lanes = LANES;
-    let group = thread / LANES;
-    let groups = WORKGROUP / LANES;
-#endif
-    let first = flat_workgroup(workgroup, workgroups) * groups;
+fn main(at: Invocation) {
+    let lane = lane_of(at);
+    let first = flat_workgroup(at) * lane.groups;
     if first >= params.rows {
         return;
     }
     // Rows past the end repeat the last one, so that the whole workgroup meets at barriers.
-    let row = min(first + group, params.rows - 1u);
+    let row = min(first + lane.group, params.rows - 1u);
     var sums: array<f32, TOKENS>;
-    for (var unit = lane; unit < params.units; unit += lanes) {
+    for (var unit = lane.index; unit < params.units; unit += lane.count) {
         let weight = weight_unit(row, unit, params.units);
         for (var token = 0u; token < TOKENS; token++) {
             let source = min(token, params.tokens - 1u);
@@ -50,8 +35,8 @@ fn main(
         }
     }
     for (var token = 0u; token < TOKENS; token++) {
-        let sum = lanes_add(sums[token], thread);
-        if lane == 0u && token < params.tokens && first + group < params.rows {
+        let sum = lanes_add(sums[token], at.thread);
+        if lane.index == 0u && token < params.tokens && first + lane.group < params.rows {
             finish(sum, row, token);
         }
     }

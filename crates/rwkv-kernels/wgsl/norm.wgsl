@@ -21,40 +21,26 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 @compute @workgroup_size(SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-#ifdef LANES_SUBGROUP
-    @builtin(subgroup_invocation_id) lane: u32,
-    @builtin(subgroup_id) group: u32,
-    @builtin(num_subgroups) groups: u32,
-#endif
-) {
-#ifdef LANES_SUBGROUP
-    let thread = Thread(index, lane, group, groups);
-#else
-    let thread = Thread(index);
-#endif
-    let at = flat_workgroup(workgroup, workgroups);
-    if at >= params.count {
+fn main(at: Invocation) {
+    let item = flat_workgroup(at);
+    if item >= params.count {
         return;
     }
-    let channel = at % params.groups * params.width;
-    let base = at / params.groups * params.stride + channel;
+    let channel = item % params.groups * params.width;
+    let base = item / params.groups * params.stride + channel;
     var sum = 0.0;
-    for (var i = index; i < params.width; i += SIZE) {
+    for (var i = at.thread; i < params.width; i += SIZE) {
         sum += x[base + i];
     }
-    let mean = workgroup_add(sum, thread) / f32(params.width);
+    let mean = workgroup_add(sum, at) / f32(params.width);
     var square = 0.0;
-    for (var i = index; i < params.width; i += SIZE) {
+    for (var i = at.thread; i < params.width; i += SIZE) {
         let d = x[base + i] - mean;
         square += d * d;
     }
-    let variance = workgroup_add(square, thread) / f32(params.width);
+    let variance = workgroup_add(square, at) / f32(params.width);
     let scale = 1.0 / sqrt(variance + params.epsilon);
-    for (var i = index; i < params.width; i += SIZE) {
+    for (var i = at.thread; i < params.width; i += SIZE) {
         y[base + i] = (x[base + i] - mean) * scale * weight[channel + i] + bias[channel + i];
     }
 }

@@ -1,4 +1,5 @@
 // y[i] = x[rows[i]]: the rows whose logits are wanted.
+#import invocation
 #import grid
 
 struct Params {
@@ -15,15 +16,11 @@ struct Params {
 const SIZE: u32 = 128u;
 
 @compute @workgroup_size(SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+fn main(at: Invocation) {
     let blocks = (params.width + SIZE - 1u) / SIZE;
-    let at = flat_workgroup(workgroup, workgroups);
-    let row = at / blocks;
-    let channel = at % blocks * SIZE + thread;
+    let item = flat_workgroup(at);
+    let row = item / blocks;
+    let channel = item % blocks * SIZE + at.thread;
     if row >= params.count || channel >= params.width {
         return;
     }

@@ -1,5 +1,6 @@
 // The last row of each span becomes what the state keeps for its next token.
 #import batch
+#import invocation
 #import grid
 
 struct Params {
@@ -18,18 +19,14 @@ struct Params {
 const SIZE: u32 = 128u;
 
 @compute @workgroup_size(SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+fn main(at: Invocation) {
     let blocks = (params.width + SIZE - 1u) / SIZE;
-    let at = flat_workgroup(workgroup, workgroups);
-    let channel = at % blocks * SIZE + thread;
-    if at / blocks >= params.spans || channel >= params.width {
+    let item = flat_workgroup(at);
+    let channel = item % blocks * SIZE + at.thread;
+    if item / blocks >= params.spans || channel >= params.width {
         return;
     }
-    let span = spans[at / blocks];
+    let span = spans[item / blocks];
     // A span without tokens has no last row.
     if span.length == 0u || !in_page(params.page, span.slot) {
         return;

@@ -1,6 +1,7 @@
 // y[m] = x + (previous − x) ⊙ mix[m]: the previous token of the same sequence is the row above, or for the first
 // token of a span what the state keeps. All mixes lie one after the other in y.
 #import batch
+#import invocation
 #import grid
 
 struct Params {
@@ -27,15 +28,11 @@ struct Params {
 const SIZE: u32 = 128u;
 
 @compute @workgroup_size(SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
+fn main(at: Invocation) {
     let blocks = (params.width + SIZE - 1u) / SIZE;
-    let at = flat_workgroup(workgroup, workgroups);
-    let token = at / blocks;
-    let channel = at % blocks * SIZE + thread;
+    let item = flat_workgroup(at);
+    let token = item / blocks;
+    let channel = item % blocks * SIZE + at.thread;
     if token >= params.tokens || channel >= params.width {
         return;
     }

@@ -3,6 +3,7 @@
 // A workgroup a head, a thread a row of S, which stays in registers for the whole span. HEAD is the head size rounded
 // up: the channels past the end are zero and stay zero.
 #import batch
+#import invocation
 #import grid
 
 const HEAD: u32 = $HEAD;
@@ -35,13 +36,10 @@ var<workgroup> removal: array<f32, HEAD>;
 var<workgroup> rate: array<f32, HEAD>;
 
 @compute @workgroup_size(HEAD)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) row: u32,
-) {
-    let at = flat_workgroup(workgroup, workgroups);
-    let index = at / params.heads;
+fn main(at: Invocation) {
+    let row = at.thread;
+    let item = flat_workgroup(at);
+    let index = item / params.heads;
     if index >= params.spans {
         return;
     }
@@ -49,7 +47,7 @@ fn main(
     if !in_page(params.page, span.slot) {
         return;
     }
-    let head = at % params.heads;
+    let head = item % params.heads;
     let size = params.head_size;
     let live = row < size;
     let base = (((span.slot - params.page.first_slot) * params.heads + head) * size + row) * size;

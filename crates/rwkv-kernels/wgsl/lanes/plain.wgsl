@@ -2,6 +2,13 @@
 const WORKGROUP: u32 = 128u;
 const LANES: u32 = 32u;
 
+#import invocation
+#import lanes/lane
+
+fn lane_of(at: Invocation) -> Lane {
+    return Lane(at.thread % LANES, LANES, at.thread / LANES, WORKGROUP / LANES);
+}
+
 var<workgroup> partial: array<f32, WORKGROUP>;
 
 // The sum of `value` over the lanes of a row, known to all of them. Called by the whole workgroup.

@@ -3,23 +3,25 @@ const SIZE: u32 = $SIZE;
 
 var<workgroup> partial: array<f32, SIZE / 4u>;
 
-struct Thread {
-    index: u32,
-    lane: u32,
-    group: u32,
-    groups: u32,
+struct Invocation {
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_id) group: u32,
+    @builtin(num_subgroups) groups: u32,
 }
 
 // The sum of `value` over the workgroup, known to all threads. Called by the whole workgroup.
-fn workgroup_add(value: f32, thread: Thread) -> f32 {
+fn workgroup_add(value: f32, at: Invocation) -> f32 {
     let sum = subgroupAdd(value);
     workgroupBarrier();
-    if thread.lane == 0u {
-        partial[thread.group] = sum;
+    if at.lane == 0u {
+        partial[at.group] = sum;
     }
     workgroupBarrier();
     var total = 0.0;
-    for (var i = 0u; i < thread.groups; i++) {
+    for (var i = 0u; i < at.groups; i++) {
         total += partial[i];
     }
     return total;

@@ -17,6 +17,7 @@ use rwkv_gpu::{Gpu, Readback};
 use rwkv_kernels::Kernels;
 use rwkv_mem::{Interned, Interner, Pool};
 use states::States;
+use std::time::Instant;
 
 /// Runs a model on a GPU.
 pub struct GpuExecutor {
@@ -140,26 +141,40 @@ impl Executor for GpuExecutor {
                 problem: "its plan passed the cache's size".to_owned(),
             });
         };
+        let start = Instant::now();
         plan.write_tables(&gpu, &tables)?;
         let mut recorder = gpu.recorder("step");
         recorder.dispatch(plan.dispatches());
         if let (Some((buffer, offset)), Some(readback)) = (plan.logits(), &self.readback) {
             recorder.read(buffer, offset, bytes, readback);
-            let submission = recorder.submit()?;
-            let stride = rwkv_kernels::View::stride(vocab);
-            let values = readback.view(&gpu, &submission, bytes, |raw| {
+        }
+        let recorded = start.elapsed();
+        let submission = recorder.submit()?;
+        let submitted = start.elapsed();
+        let stride = rwkv_kernels::View::stride(vocab);
+        let values = match &self.readback {
+            Some(readback) if bytes > 0 => readback.view(&gpu, &submission, bytes, |raw| {
                 let padded: &[f32] = bytemuck::cast_slice(raw);
                 padded
                     .chunks_exact(stride)
                     .flat_map(|row| &row[..vocab])
                     .copied()
                     .collect()
-            })?;
-            return Ok(Logits::new(vocab, values));
-        }
-        let submission = recorder.submit()?;
-        gpu.wait(&submission)?;
-        Ok(Logits::new(vocab, Vec::new()))
+            })?,
+            _ => {
+                gpu.wait(&submission)?;
+                Vec::new()
+            }
+        };
+        tracing::trace!(
+            tokens = tables.tokens.len(),
+            dispatches = plan.dispatches().len(),
+            record_us = recorded.as_micros(),
+            submit_us = submitted.saturating_sub(recorded).as_micros(),
+            wait_us = start.elapsed().saturating_sub(submitted).as_micros(),
+            "step"
+        );
+        Ok(Logits::new(vocab, values))
     }
 
     fn reset(&mut self, slot: SlotId) -> Result<()> {

@@ -4,6 +4,10 @@
     clippy::unwrap_used,
     reason = "tests fail by panicking"
 )]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "token numbers and counts are small"
+)]
 
 mod support;
 

@@ -104,3 +104,176 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
     }
     steps
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BlockWeight as B, Lora};
+
+    const WIDTH: usize = 8;
+
+    fn weight(block: B) -> Weight {
+        Weight::Block(0, block)
+    }
+
+    /// The epilogue of a product, or the name of a node, for each step.
+    fn steps(graph: &Graph) -> Vec<String> {
+        let name = |step| match step {
+            Step::Node(index) => {
+                let op = format!("{:?}", graph.nodes()[index].op);
+                op.split([' ', '(']).next().unwrap_or_default().to_owned()
+            }
+            Step::Linear(step) => {
+                let mut text = "W x".to_owned();
+                if step.bias.is_some() {
+                    text += " + b";
+                }
+                if step.function != Function::Identity {
+                    text = format!("{:?}({text})", step.function);
+                }
+                match step.residual {
+                    Some(ValueId(id)) => text + &format!(" + {id}"),
+                    None => text,
+                }
+            }
+        };
+        fuse(graph).into_iter().map(name).collect()
+    }
+
+    /// Every value is made once, by a step before those that read it, and the result is among them.
+    fn respects(graph: &Graph) -> bool {
+        let mut made = Vec::new();
+        for step in fuse(graph) {
+            let ready = step.inputs(graph).iter().all(|x| made.contains(x));
+            let again = step.outputs(graph).iter().any(|y| made.contains(y));
+            if !ready || again {
+                return false;
+            }
+            made.extend(step.outputs(graph));
+        }
+        graph.logits().is_none_or(|logits| made.contains(&logits))
+    }
+
+    #[test]
+    fn epilogues() {
+        // `build` gets the embedding, value 0.
+        #[track_caller]
+        fn check(build: fn(&mut Graph, ValueId) -> ValueId, want: &[&str]) {
+            let mut graph = Graph::default();
+            let x = graph.embed(Weight::Embedding, WIDTH);
+            let y = build(&mut graph, x);
+            graph.finish(y);
+            assert_eq!(steps(&graph)[1..], *want);
+            assert!(respects(&graph), "{graph:?}");
+        }
+        fn product(g: &mut Graph, x: ValueId) -> ValueId {
+            g.matmul(x, weight(B::AttKey), WIDTH)
+        }
+        fn biased(g: &mut Graph, x: ValueId) -> ValueId {
+            g.add_vector(x, weight(B::LoraBias(Lora::Rate)))
+        }
+        check(product, &["W x"]);
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let y = biased(g, y);
+                let y = g.apply(Function::Tanh, y);
+                g.add(x, y)
+            },
+            &["Tanh(W x + b) + 0"],
+        );
+        check(
+            |g, x| {
+                let y = product(g, x);
+                g.add(y, x)
+            },
+            &["W x + 0"],
+        );
+        // The kernel adds the bias before the function, and has one of each.
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let y = g.apply(Function::Sigmoid, y);
+                biased(g, y)
+            },
+            &["Sigmoid(W x)", "AddVector"],
+        );
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let y = biased(g, y);
+                biased(g, y)
+            },
+            &["W x + b", "AddVector"],
+        );
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let y = g.apply(Function::Sigmoid, y);
+                g.apply(Function::Decay7, y)
+            },
+            &["Sigmoid(W x)", "Apply"],
+        );
+        // The residual comes last.
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let y = g.add(x, y);
+                g.apply(Function::Tanh, y)
+            },
+            &["W x + 0", "Apply"],
+        );
+        // A product that is used twice stays a value of its own.
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let z = g.apply(Function::Sigmoid, y);
+                g.multiply(y, z)
+            },
+            &["W x", "Apply", "Multiply"],
+        );
+        check(
+            |g, x| {
+                let y = product(g, x);
+                g.add(y, y)
+            },
+            &["W x", "Add"],
+        );
+        // So does one that is the result.
+        check(
+            |g, x| {
+                let y = product(g, x);
+                g.apply(Function::Tanh, y);
+                y
+            },
+            &["W x", "Apply"],
+        );
+        // A residual that is made after the product cannot be added to it; the later of two products takes the other.
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let late = g.multiply(x, x);
+                g.add(y, late)
+            },
+            &["W x", "Multiply", "Add"],
+        );
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let z = product(g, x);
+                g.add(y, z)
+            },
+            &["W x", "W x + 1"],
+        );
+        // What stands between a product and its epilogue runs after it, and may be used by others.
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let z = g.multiply(x, x);
+                let y = biased(g, y);
+                g.multiply(y, z)
+            },
+            &["W x + b", "Multiply", "Multiply"],
+        );
+    }
+}

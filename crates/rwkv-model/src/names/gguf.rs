@@ -37,7 +37,7 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
         let what = "its metadata has no rwkv7.wkv.head_size".to_owned();
         Error::NotAModel { file: file(), what }
     })?;
-    let layers = layers(checkpoint, "blk.", ".attn_norm.weight");
+    let layers = layers(checkpoint, "blk.")?;
     if let Some(said) = metadata.u64("rwkv7.block_count")
         && said != layers as u64
     {
@@ -150,7 +150,12 @@ pub(super) fn bind(
         }
         for (index, mix) in MIXES.into_iter().enumerate() {
             let weight = Weight::Block(layer, B::AttMix(mix));
-            weights.part(weight, &name("time_mix_lerp_fused"), index, config.width)?;
+            weights.part(
+                weight,
+                &name("time_mix_lerp_fused"),
+                [index, MIXES.len()],
+                config.width,
+            )?;
         }
     }
     Ok(())

@@ -54,12 +54,23 @@ fn dimensions(checkpoint: &Checkpoint, name: &str) -> Result<[usize; 2]> {
     })
 }
 
-/// How many layers there are: the names `prefix` N `suffix` from 0 on.
-fn layers(checkpoint: &Checkpoint, prefix: &str, suffix: &str) -> usize {
-    // No file has more layers than tensors.
-    (0..checkpoint.names().len())
-        .take_while(|n| checkpoint.get(&format!("{prefix}{n}{suffix}")).is_some())
-        .count()
+/// How many layers there are: one more than the largest N of the names `prefix` N `.` …; binding finds out which
+/// tensors of them are missing.
+fn layers(checkpoint: &Checkpoint, prefix: &str) -> Result<usize> {
+    let number = |name: &str| {
+        let (number, _) = name.strip_prefix(prefix)?.split_once('.')?;
+        number.parse::<usize>().ok()
+    };
+    let last = checkpoint.names().filter_map(number).max();
+    let tensors = checkpoint.names().len();
+    match last {
+        None => Ok(0),
+        Some(last) if last < tensors => Ok(last + 1),
+        Some(last) => Err(Error::NotAModel {
+            file: checkpoint.source().to_owned(),
+            what: format!("it has a tensor of layer {last}, but only {tensors} tensors in all"),
+        }),
+    }
 }
 
 /// A positive number of the metadata, or `default` where there is none.

@@ -49,7 +49,7 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
     let [ffn, _] = dimensions(checkpoint, "blocks.0.ffn.key.weight")?;
     Ok(ModelConfig {
         version: Version::V7,
-        layers: layers(checkpoint, "blocks.", ".ln1.weight"),
+        layers: layers(checkpoint, "blocks.")?,
         width,
         head_size,
         ffn,

@@ -55,26 +55,18 @@ impl BoundWeights {
         self.file(weight, name, rows, cols, 0)
     }
 
-    /// Binds part `index` of the tensor `name`, which stacks vectors of `len` elements.
+    /// Binds part `index` of the tensor `name`, which stacks `count` vectors of `len` elements.
     pub(super) fn part(
         &mut self,
         weight: Weight,
         name: &str,
-        index: usize,
+        [index, count]: [usize; 2],
         len: usize,
     ) -> Result<(), Error> {
         let elements: usize = self.find(name)?.shape.iter().product();
-        if (index + 1)
-            .checked_mul(len)
-            .is_none_or(|end| end > elements)
-        {
-            return Err(problem(
-                name,
-                format!(
-                    "{elements} elements, where {} are needed",
-                    (index + 1) * len
-                ),
-            ));
+        if count.checked_mul(len) != Some(elements) {
+            let what = format!("{elements} elements, where {count} vectors of {len} are needed");
+            return Err(problem(name, what));
         }
         self.file(weight, name, 1, len, index)
     }

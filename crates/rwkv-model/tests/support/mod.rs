@@ -1,6 +1,7 @@
 //! What the tests of whole models share.
 #![allow(
     clippy::expect_used,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "tests fail by panicking"
 )]

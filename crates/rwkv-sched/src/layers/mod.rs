@@ -65,8 +65,15 @@ impl Shapes<'_> {
         Ok(())
     }
 
-    /// The rank of a low-rank pair: the rows of its first matrix.
+    /// The rank of a low-rank pair, at least 1: the rows of its first matrix.
     fn rank(&self, down: Weight) -> Result<usize> {
-        Ok(self.weights.matrix(down)?.shape().rows.0)
+        let shape = self.weights.matrix(down)?.shape();
+        if shape.rows.0 == 0 {
+            return Err(Error::Weight {
+                name: self.weights.name(down),
+                problem: format!("it is {shape}, a pair of rank 0"),
+            });
+        }
+        Ok(shape.rows.0)
     }
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use usage::UsageError;
 
 fn main() -> ExitCode {
-    skip_device_select_layer();
+    prepare_environment();
     let args = Args::parse();
     log_to_stderr();
     let result = match args.command {
@@ -34,14 +34,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// An empty `RWKV_MODEL` or `RWKV_DEVICE` is the same as none.
+///
 /// Mesa's Vulkan layer that orders adapters asks a display server, and prints an error of its own where there is none.
 /// We order adapters ourselves, so it is left out unless the user has told it which to take.
-fn skip_device_select_layer() {
+fn prepare_environment() {
     const LAYER_OFF: &str = "NODEVICE_SELECT";
     let told = ["MESA_VK_DEVICE_SELECT", "DRI_PRIME", LAYER_OFF];
-    if told.iter().all(|name| std::env::var_os(name).is_none()) {
-        // SAFETY: `main` has started no thread yet, so nothing reads the environment meanwhile.
-        unsafe { std::env::set_var(LAYER_OFF, "1") };
+    let untold = told.iter().all(|name| std::env::var_os(name).is_none());
+    // SAFETY: `main` has started no thread yet, so nothing reads the environment meanwhile.
+    unsafe {
+        for name in ["RWKV_MODEL", "RWKV_DEVICE"] {
+            if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+                std::env::remove_var(name);
+            }
+        }
+        if untold {
+            std::env::set_var(LAYER_OFF, "1");
+        }
     }
 }
 
@@ -67,5 +77,6 @@ fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
 }

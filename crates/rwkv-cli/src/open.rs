@@ -12,8 +12,7 @@ use std::{io::Read, path::Path};
 
 /// The model file that was named, or the demo model.
 pub(crate) fn model(args: &ModelArgs) -> Result<ModelFile> {
-    // An empty RWKV_MODEL is the same as none.
-    if let Some(path) = args.model.as_deref().filter(|p| !p.as_os_str().is_empty()) {
+    if let Some(path) = args.model.as_deref() {
         return Ok(ModelFile::open(path)?);
     }
     eprintln!(

@@ -78,7 +78,7 @@ fn devices_end_with_the_cpu() {
             .starts_with("cpu ")
     );
     let json: serde_json::Value = serde_json::from_str(&stdout(&["devices", "--json"])).unwrap();
-    assert!(json.is_array());
+    assert_eq!(json.as_array().unwrap().last().unwrap()["device"], "cpu");
 }
 
 const STORY: [&str; 6] = [
@@ -220,6 +220,93 @@ fn logits_agree_however_they_are_asked_for() {
             assert!(worst < 1e-4, "{worst}");
         }
     }
+}
+
+/// A file is replaced only when it is complete, a link's target rather than the link, a device never, and the model not
+/// at all.
+#[cfg(unix)]
+#[test]
+fn logits_are_written_where_they_belong() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let logits = |output: &std::path::Path| {
+        run(&[
+            "logits",
+            "--tokens",
+            "66",
+            "--device",
+            "cpu",
+            "--output",
+            output.to_str().unwrap(),
+        ])
+    };
+    std::fs::write(path("target"), "old").unwrap();
+    symlink(path("target"), path("link")).unwrap();
+    assert!(logits(&path("link")).status.success());
+    assert!(path("link").is_symlink());
+    assert_eq!(std::fs::metadata(path("target")).unwrap().len(), 4096 * 4);
+
+    let fifo = path("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || std::fs::read(fifo).unwrap().len()
+    });
+    assert!(logits(&fifo).status.success());
+    assert_eq!(reader.join().unwrap(), 4096 * 4);
+    assert!(
+        std::fs::symlink_metadata(&fifo)
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
+
+    let model = path("model.gguf");
+    std::fs::write(
+        &model,
+        include_bytes!("../../rwkv-model/assets/demo/demo.gguf"),
+    )
+    .unwrap();
+    let name = model.to_str().unwrap();
+    let output = run(&[
+        "logits", "--tokens", "66", "--model", name, "--output", name,
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+
+    // Interrupted: nothing is left.
+    let list = path("tokens");
+    std::fs::write(&list, "66 ".repeat(200_000)).unwrap();
+    let before = std::fs::read_dir(folder.path()).unwrap().count();
+    let mut child = program()
+        .args([
+            "logits",
+            "--all",
+            "--device",
+            "cpu",
+            "--tokens-file",
+            list.to_str().unwrap(),
+        ])
+        .args(["--output", path("never").to_str().unwrap()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while std::fs::read_dir(folder.path()).unwrap().count() == before {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before);
 }
 
 #[test]

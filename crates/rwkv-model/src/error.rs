@@ -14,6 +14,15 @@ pub enum Error {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
 
+    /// The vocabulary inside a model file cannot be read.
+    #[error("{file}: {source}")]
+    Vocabulary {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        source: TokenizerError,
+    },
+
     /// The tensors do not make a model.
     #[error("{file}: {source}")]
     Model {

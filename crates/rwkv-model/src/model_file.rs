@@ -138,7 +138,12 @@ impl ModelFile {
             let types = metadata
                 .integers("tokenizer.ggml.token_type")
                 .unwrap_or_default();
-            return Ok(Tokenizer::from_gguf_tokens(tokens, &types)?);
+            return Tokenizer::from_gguf_tokens(tokens, &types).map_err(|source| {
+                Error::Vocabulary {
+                    file: self.checkpoint.source().to_owned(),
+                    source,
+                }
+            });
         }
         if let Some(file) = self.vocabulary_beside() {
             return Ok(Tokenizer::from_vocab_file(&file)?);

@@ -62,11 +62,11 @@ impl ModelConfig {
                 "heads of {} in {} channels; sizes from 1 to 128 that divide them are supported",
                 self.head_size, self.width
             )
-        } else if !(self.norm_epsilon > 0.0 && self.group_norm_epsilon > 0.0) {
-            format!(
-                "epsilons {} and {}",
-                self.norm_epsilon, self.group_norm_epsilon
-            )
+        } else if let Some(epsilon) = [self.norm_epsilon, self.group_norm_epsilon]
+            .into_iter()
+            .find(|e| !(*e > 0.0 && *e < 1.0))
+        {
+            format!("a norm's epsilon of {epsilon}, where one between 0 and 1 is needed")
         } else {
             return Ok(());
         };

@@ -15,38 +15,51 @@ struct Row {
     backend: String,
     driver: String,
     features: Vec<String>,
-    largest_binding: u64,
+    /// Bytes of a tensor that need not be cut.
+    largest_binding: Option<u64>,
     refused: Option<String>,
 }
 
 pub(crate) fn run(args: &DevicesArgs) -> Result<ExitCode> {
-    let rows: Vec<_> = list_adapters().iter().map(row).collect();
+    let mut rows: Vec<_> = list_adapters().iter().map(row).collect();
+    rows.push(cpu());
     let mut out = std::io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &rows)?;
         writeln!(out)?;
     } else {
         for row in &rows {
-            writeln!(
-                out,
-                "{:<4} {} ({}, {}, {})",
-                row.device, row.name, row.kind, row.backend, row.driver
-            )?;
+            let what = [&row.kind, &row.backend, &row.driver];
+            let what: Vec<_> = what
+                .into_iter()
+                .filter(|text| !text.is_empty())
+                .map(String::as_str)
+                .collect();
+            writeln!(out, "{:<4} {} ({})", row.device, row.name, what.join(", "))?;
             match &row.refused {
                 Some(reason) => writeln!(out, "     cannot be used: {reason}")?,
-                None => writeln!(
-                    out,
-                    "     {}; tensors up to {} in one piece",
-                    row.features.join(", "),
-                    output::bytes(row.largest_binding)
-                )?,
+                None if row.features.is_empty() => {}
+                None => writeln!(out, "     {}", row.features.join(", "))?,
             }
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        writeln!(out, "cpu  the CPU executor ({threads} threads)")?;
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The CPU executor.
+fn cpu() -> Row {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Row {
+        device: "cpu".to_owned(),
+        name: "the CPU executor".to_owned(),
+        kind: format!("{threads} threads"),
+        backend: String::new(),
+        driver: String::new(),
+        features: Vec::new(),
+        largest_binding: None,
+        refused: None,
+    }
 }
 
 fn row(adapter: &AdapterSummary) -> Row {
@@ -76,6 +89,10 @@ fn row(adapter: &AdapterSummary) -> Row {
             .filter(|(there, _)| *there)
             .map(|(_, name)| (*name).to_owned()),
     );
+    features.push(format!(
+        "tensors up to {} in one piece",
+        output::bytes(have.limits.binding_bytes)
+    ));
     Row {
         device: adapter.index.to_string(),
         name: adapter.name.clone(),
@@ -83,7 +100,7 @@ fn row(adapter: &AdapterSummary) -> Row {
         backend: adapter.backend.clone(),
         driver: adapter.driver.clone(),
         features,
-        largest_binding: have.limits.binding_bytes,
+        largest_binding: Some(have.limits.binding_bytes),
         refused: adapter.refused.clone(),
     }
 }

@@ -1,15 +1,22 @@
 //! `rwkv-cli logits`: the numbers behind a choice.
 
-use crate::{args::LogitsArgs, open, usage::UsageError};
+use crate::{
+    args::LogitsArgs,
+    interrupt::{EXIT_CODE, Interrupt},
+    open,
+    usage::UsageError,
+};
 use anyhow::{Context, Result};
 use rwkv_model::ModelFile;
 use rwkv_sched::{Logits, SlotId, Wanted, prefill};
 use std::{
+    fs::{File, OpenOptions},
     io::{BufWriter, Write},
     ops::ControlFlow,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
+use tempfile::NamedTempFile;
 
 pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
     // What is wrong with the tokens is told before a model is read.
@@ -25,6 +32,12 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
     let mut executor = open::executor(&file, &args.device)?;
     let chunk = args.chunk.map_or(executor.chunk(), |n| n as usize);
     let wanted = if args.all { Wanted::All } else { Wanted::Last };
+    if let Some(model) = &args.model.model
+        && same_file(model, &args.output)
+    {
+        return Err(UsageError::error("--output is the model file itself"));
+    }
+    let interrupt = Interrupt::listen()?;
     let mut sink = Sink::create(&args.output)?;
     let mut failed = None;
     prefill(
@@ -33,18 +46,26 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
         &tokens,
         chunk,
         wanted,
-        &mut |_, logits| match sink.write(logits) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
+        &mut |_, logits| {
+            failed = sink.write(logits).err();
+            if failed.is_some() || interrupt.pressed() {
+                return ControlFlow::Break(());
             }
+            ControlFlow::Continue(())
         },
     )?;
-    match failed {
-        Some(error) => Err(error),
-        None => sink.finish().map(|()| ExitCode::SUCCESS),
+    if let Some(error) = failed {
+        return Err(error);
     }
+    if interrupt.pressed() {
+        return Ok(ExitCode::from(EXIT_CODE));
+    }
+    sink.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((std::fs::canonicalize(a), std::fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// The tokens of `--tokens` or `--tokens-file`.
@@ -73,10 +94,13 @@ fn prompt_tokens(file: &ModelFile, args: &LogitsArgs) -> Result<Vec<u32>> {
         .encode(prompt.as_bytes())?)
 }
 
-/// Where logits go. A file appears under its name only when it is complete.
+/// Where logits go. A regular file appears under its name only when it is complete.
 enum Sink<'a> {
     Lines(BufWriter<std::io::StdoutLock<'static>>),
-    File(BufWriter<tempfile::NamedTempFile>, &'a Path),
+    /// What is no regular file (a device, a pipe) is written as it is.
+    Special(BufWriter<File>, &'a Path),
+    /// A file in the making, and the file that it replaces.
+    File(BufWriter<NamedTempFile>, PathBuf),
 }
 
 impl<'a> Sink<'a> {
@@ -84,23 +108,47 @@ impl<'a> Sink<'a> {
         if path == Path::new("-") {
             return Ok(Self::Lines(BufWriter::new(std::io::stdout().lock())));
         }
-        let folder = path
+        let context = || failed(path);
+        // A link is followed: what it points to is replaced, not the link.
+        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        if target.exists() && !target.is_file() {
+            let file = OpenOptions::new()
+                .write(true)
+                .open(&target)
+                .with_context(context)?;
+            return Ok(Self::Special(BufWriter::new(file), path));
+        }
+        let folder = target
             .parent()
             .filter(|p| !p.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(folder)
-            .with_context(|| format!("cannot write to {}", path.display()))?;
-        Ok(Self::File(BufWriter::new(file), path))
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".logits");
+        #[cfg(unix)]
+        {
+            // As any new file: what the user's umask leaves.
+            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        }
+        let file = builder.tempfile_in(folder).with_context(context)?;
+        Ok(Self::File(BufWriter::new(file), target))
     }
 
     fn write(&mut self, logits: &Logits) -> Result<()> {
         for value in logits.rows().flatten() {
+            if !value.is_finite() {
+                anyhow::bail!(
+                    "a logit is {value}: the model's weights overflow or hold values that are no numbers"
+                );
+            }
             match self {
                 // The shortest digits that read back as the same f32.
                 Self::Lines(out) => writeln!(out, "{value}")?,
+                Self::Special(out, path) => out
+                    .write_all(&value.to_le_bytes())
+                    .with_context(|| failed(path))?,
                 Self::File(out, path) => out
                     .write_all(&value.to_le_bytes())
-                    .with_context(|| format!("cannot write to {}", path.display()))?,
+                    .with_context(|| failed(path))?,
             }
         }
         Ok(())
@@ -109,17 +157,21 @@ impl<'a> Sink<'a> {
     fn finish(self) -> Result<()> {
         match self {
             Self::Lines(mut out) => Ok(out.flush()?),
+            Self::Special(mut out, path) => out.flush().with_context(|| failed(path)),
             Self::File(out, path) => {
-                let context = || format!("cannot write to {}", path.display());
                 let file = out
                     .into_inner()
                     .map_err(std::io::IntoInnerError::into_error)
-                    .with_context(context)?;
-                file.persist(path)
+                    .with_context(|| failed(&path))?;
+                file.persist(&path)
                     .map_err(|e| e.error)
-                    .with_context(context)?;
+                    .with_context(|| failed(&path))?;
                 Ok(())
             }
         }
     }
+}
+
+fn failed(path: &Path) -> String {
+    format!("cannot write to {}", path.display())
 }

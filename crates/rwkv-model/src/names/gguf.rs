@@ -17,6 +17,8 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
             });
         }
         Some(name) => {
+            // Whatever a file says there, the message stays one line.
+            let name: String = name.chars().take(40).collect();
             let what = format!(
                 "no RWKV model: its GGUF architecture is `{}`",
                 name.escape_debug()
@@ -38,11 +40,17 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
         Error::NotAModel { file: file(), what }
     })?;
     let layers = layers(checkpoint, "blk.")?;
-    if let Some(said) = metadata.u64("rwkv7.block_count")
-        && said != layers as u64
-    {
-        let what = format!("its metadata says {said} layers, but it has tensors for {layers}");
-        return Err(Error::NotAModel { file: file(), what });
+    for (key, what, found) in [
+        ("rwkv7.block_count", "layers", layers),
+        ("rwkv7.embedding_length", "channels", width),
+        ("rwkv7.feed_forward_length", "channels in the FFN", ffn),
+    ] {
+        if let Some(said) = metadata.u64(key)
+            && said != found as u64
+        {
+            let what = format!("its metadata says {said} {what}, but its tensors have {found}");
+            return Err(Error::NotAModel { file: file(), what });
+        }
     }
     Ok(ModelConfig {
         version: Version::V7,

@@ -280,7 +280,7 @@ fn refused() {
     for (layers, want) in [
         (
             Field::U32(3),
-            "its metadata says 3 layers, but it has tensors for 2",
+            "its metadata says 3 layers, but the file has 2",
         ),
         (
             Field::U32(1),

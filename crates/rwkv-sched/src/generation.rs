@@ -80,11 +80,12 @@ impl<'e> Generation<'e> {
     }
 
     fn step(&mut self) -> Result<TokenId> {
-        if let Some(token) = self.pending.take() {
+        if let Some(token) = self.pending {
             let logits = self
                 .executor
                 .run(&Batch::single(self.slot, &[token], Wanted::Last))?;
             self.logits = logits.last().ok_or(Error::EmptyPrompt)?.to_vec();
+            self.pending = None;
         }
         let token = self.sampler.sample(&self.logits)?;
         self.sampler

@@ -40,15 +40,25 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
         Error::NotAModel { file: file(), what }
     })?;
     let layers = layers(checkpoint, "blk.")?;
-    for (key, what, found) in [
-        ("rwkv7.block_count", "layers", layers),
-        ("rwkv7.embedding_length", "channels", width),
-        ("rwkv7.feed_forward_length", "channels in the FFN", ffn),
+    for (key, what, place, found) in [
+        ("rwkv7.block_count", "layers", "the file", layers),
+        (
+            "rwkv7.embedding_length",
+            "channels",
+            "token_embd.weight",
+            width,
+        ),
+        (
+            "rwkv7.feed_forward_length",
+            "channels in the FFN",
+            "blk.0.channel_mix_key.weight",
+            ffn,
+        ),
     ] {
         if let Some(said) = metadata.u64(key)
             && said != found as u64
         {
-            let what = format!("its metadata says {said} {what}, but its tensors have {found}");
+            let what = format!("its metadata says {said} {what}, but {place} has {found}");
             return Err(Error::NotAModel { file: file(), what });
         }
     }

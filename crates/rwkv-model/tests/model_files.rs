@@ -284,9 +284,9 @@ fn refused() {
         ),
         (
             Field::U32(1),
-            "its metadata says 1 layers, but it has tensors for 2",
+            "its metadata says 1 layers, but the file has 2",
         ),
-        (Field::U64(u64::MAX), "but it has tensors for 2"),
+        (Field::U64(u64::MAX), "but the file has 2"),
     ] {
         check(said("rwkv7.block_count", Some(layers)), want);
     }

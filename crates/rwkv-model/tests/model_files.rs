@@ -313,7 +313,7 @@ fn refused() {
     }
     for epsilon in [0.0, -1.0, f32::NAN] {
         let key = "rwkv7.attention.layer_norm_epsilon";
-        check(said(key, Some(Field::F32(epsilon))), "epsilons");
+        check(said(key, Some(Field::F32(epsilon))), "epsilon of");
     }
     let mut tensors = renamed.clone();
     tensors.insert(

@@ -76,7 +76,7 @@ fn random_model() -> Result<Model> {
             Mix::Rate,
             Mix::Gate,
         ];
-        for mix in mixes.map(B::AttMix).into_iter().chain([B::FfnMix]) {
+        for mix in mixes.map(B::AttMix).into_iter().chain([B::FfnMix(Mix::Key)]) {
             tensors.vector(block(mix), 0.5, 0.5)?;
         }
         for (vector, middle) in [

@@ -7,15 +7,33 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Version {
+    /// RWKV-4 "Dove" (Peng et al. 2023).
+    V4,
+    /// RWKV-5.0: heads with one decay and bonus each, no gate.
+    V5_0,
+    /// RWKV-5.1: with a gate.
+    V5_1,
+    /// RWKV-5.2 "Eagle" (Peng et al. 2024): decay and bonus by channel.
+    V5_2,
+    /// RWKV-6 "Finch" (Peng et al. 2024): mix and decay depend on the data.
+    V6,
     /// RWKV-7 "Goose" (Peng et al. 2025).
     V7,
+    /// RWKV-7 with DeepEmbed: the channel mix is weighed by a matrix that each token has.
+    V7a,
 }
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::V7 => f.write_str("RWKV-7"),
-        }
+        f.write_str(match self {
+            Self::V4 => "RWKV-4",
+            Self::V5_0 => "RWKV-5.0",
+            Self::V5_1 => "RWKV-5.1",
+            Self::V5_2 => "RWKV-5.2",
+            Self::V6 => "RWKV-6",
+            Self::V7 => "RWKV-7",
+            Self::V7a => "RWKV-7a",
+        })
     }
 }
 

@@ -14,20 +14,25 @@ pub enum Affine {
     Bias,
 }
 
-/// The low-rank pairs of RWKV-7's time mix.
+/// The low-rank pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lora {
-    /// w: the decay.
+    /// w: the decay, of versions 6 and 7.
     Decay,
-    /// a: the in-context learning rate.
+    /// a: the in-context learning rate of version 7.
     Rate,
-    /// v: how much of the first layer's value is mixed in; not in layer 0.
+    /// v: how much of the first layer's value is mixed in, in version 7; not in layer 0.
     Value,
-    /// g: the gate, which has no bias.
+    /// g: version 7's gate, which has no bias.
     Gate,
+    /// What version 6 adds to one of its mixes (decay, key, value, receptance, gate); no bias of its own.
+    Mix(Mix),
+    /// s: version 7a's weight of the channel mix, `[R, C]` and `[F, R]` around the token's matrix of `R × R`, with a
+    /// bias of `[F]`.
+    DeepEmbed,
 }
 
-/// The token-shift mixes of the time mix.
+/// The token-shift mixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mix {
     /// Receptance.
@@ -42,6 +47,8 @@ pub enum Mix {
     Rate,
     /// Gate.
     Gate,
+    /// What version 6 computes its other mixes from.
+    Base,
 }
 
 /// A tensor of one layer. Matrices are `[out, in]`, the low-rank ones too.
@@ -49,7 +56,8 @@ pub enum Mix {
 pub enum BlockWeight {
     /// The norm before the time mix, `[C]`.
     AttNorm(Affine),
-    /// A mix of the time mix's token shift, `[C]`.
+    /// A mix of the time mix's token shift, `[C]`. It weighs the previous token in versions 6 and 7, the current one in
+    /// versions 4 and 5.
     AttMix(Mix),
     /// `[C, C]`.
     AttReceptance,
@@ -57,8 +65,12 @@ pub enum BlockWeight {
     AttKey,
     /// `[C, C]`.
     AttValue,
+    /// `[C, C]`, of versions 5.1 to 6.
+    AttGate,
     /// `[C, C]`.
     AttOutput,
+    /// `time_decay` of versions 4 and 5 as training left it, one a channel, `[C]`.
+    Decay,
     /// The first matrix of a pair, `[R, C]`.
     LoraDown(Lora),
     /// The second matrix of a pair, `[C, R]`.
@@ -69,18 +81,27 @@ pub enum BlockWeight {
     RemovalKey,
     /// k_a: how far the rate scales the key that is added, `[C]`.
     ReplacementKey,
-    /// r_k: the weight of the current token, `[C]`.
+    /// The weight of the current token, `[C]`: `time_first` of version 4, u of versions 5 and 6 (after the exponential
+    /// where a file has its logarithm), r_k of version 7.
     Bonus,
     /// The group norm after the recurrence, `[C]`.
     GroupNorm(Affine),
     /// The norm before the channel mix, `[C]`.
     FfnNorm(Affine),
-    /// The mix of the channel mix's token shift, `[C]`.
-    FfnMix,
+    /// A mix of the channel mix's token shift, `[C]`: the key's, and the receptance's in versions 4 to 6.
+    FfnMix(Mix),
+    /// `[C, C]`, of versions 4 to 6.
+    FfnReceptance,
     /// `[F, C]`.
     FfnKey,
     /// `[C, F]`.
     FfnValue,
+    /// s_emb: version 7a's matrix of `R × R` for each token, `[V, R·R]`.
+    FfnEmbedding,
+    /// s_emb_x: what makes a part of that matrix from the normed embedding, `[R·R, C]`.
+    FfnEmbeddingUp,
+    /// The recurrence's state before the first token, where a checkpoint has one, `[H·N, N]` as `[head, value, key]`.
+    InitialState,
 }
 
 /// A tensor of a model.

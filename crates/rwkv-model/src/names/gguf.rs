@@ -86,7 +86,7 @@ const VECTORS: [(B, &str); 7] = [
     (B::RemovalKey, "time_mix_k_k"),
     (B::ReplacementKey, "time_mix_k_a"),
     (B::Bonus, "time_mix_r_k"),
-    (B::FfnMix, "channel_mix_lerp_k"),
+    (B::FfnMix(Mix::Key), "channel_mix_lerp_k"),
 ];
 
 /// A norm of a layer: its weight and bias, and what stands between `blk.N.` and their ends.

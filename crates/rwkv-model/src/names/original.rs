@@ -73,7 +73,7 @@ const VECTORS: [(B, &str); 18] = [
     (B::RemovalKey, "att.k_k"),
     (B::ReplacementKey, "att.k_a"),
     (B::Bonus, "att.r_k"),
-    (B::FfnMix, "ffn.x_k"),
+    (B::FfnMix(Mix::Key), "ffn.x_k"),
     (B::AttNorm(Affine::Weight), "ln1.weight"),
     (B::AttNorm(Affine::Bias), "ln1.bias"),
     (B::FfnNorm(Affine::Weight), "ln2.weight"),

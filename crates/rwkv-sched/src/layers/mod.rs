@@ -22,6 +22,10 @@ pub(crate) fn build(config: &ModelConfig, weights: &dyn Weights) -> Result<Graph
     let mut x = graph.layer_norm(x, norm[0], norm[1], config.norm_epsilon);
     x = match config.version {
         Version::V7 => v7::layers(&mut graph, config, &shapes, x)?,
+        other => {
+            let problem = format!("{other} is not supported yet");
+            return Err(Error::Config { problem });
+        }
     };
     // The head is the largest matrix: only wanted rows go through it.
     let x = graph.select(x);

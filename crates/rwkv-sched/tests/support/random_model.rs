@@ -210,7 +210,7 @@ impl Maker {
             for mix in MIXES {
                 self.vector(block(B::AttMix(mix)), width, 0.0..1.0);
             }
-            self.vector(block(B::FfnMix), width, 0.0..1.0);
+            self.vector(block(B::FfnMix(Mix::Key)), width, 0.0..1.0);
             self.vector(block(B::RemovalKey), width, 0.6..1.0);
             self.vector(block(B::ReplacementKey), width, 0.8..1.2);
             self.vector(block(B::Bonus), width, -0.3..0.3);
@@ -240,7 +240,7 @@ impl Maker {
                     Lora::Rate | Lora::Value => {
                         self.vector(block(B::LoraBias(lora)), width, -1.0..1.0);
                     }
-                    Lora::Gate => {}
+                    Lora::Gate | Lora::Mix(_) | Lora::DeepEmbed => {}
                 }
             }
         }

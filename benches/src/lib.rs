@@ -159,7 +159,13 @@ pub fn synthetic_v7(layers: usize, width: usize, vocab: usize, format: Format) -
         ] {
             vector(&mut random, &mut weights, block(B::AttMix(mix)), 0.5, 0.5)?;
         }
-        vector(&mut random, &mut weights, block(B::FfnMix(Mix::Key)), 0.5, 0.5)?;
+        vector(
+            &mut random,
+            &mut weights,
+            block(B::FfnMix(Mix::Key)),
+            0.5,
+            0.5,
+        )?;
         vector(&mut random, &mut weights, block(B::RemovalKey), 0.8, 0.2)?;
         vector(
             &mut random,

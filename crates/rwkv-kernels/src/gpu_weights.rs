@@ -82,7 +82,7 @@ impl GpuMatrix {
         upload: &mut Upload,
     ) -> Result<Self> {
         let shape = matrix.shape();
-        let layout = format.spec().gpu_layout().ok_or_else(|| {
+        let layout = format.gpu_layout().ok_or_else(|| {
             Error::shape(name, format!("the kernels do not read {format} directly"))
         })?;
         let cols = shape.cols.0;
@@ -194,7 +194,6 @@ impl GpuMatrix {
     /// Units a row: what the kernels step in.
     pub(crate) fn units(&self) -> usize {
         self.format
-            .spec()
             .gpu_layout()
             .map_or(0, |l| self.shape.cols.0.div_ceil(l.unit()))
     }
@@ -202,7 +201,6 @@ impl GpuMatrix {
     /// Whether the last unit of a row reaches past the last column.
     pub(crate) fn ragged(&self) -> bool {
         self.format
-            .spec()
             .gpu_layout()
             .is_some_and(|l| !self.shape.cols.0.is_multiple_of(l.unit()))
     }

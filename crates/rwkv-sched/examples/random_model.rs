@@ -76,7 +76,11 @@ fn random_model() -> Result<Model> {
             Mix::Rate,
             Mix::Gate,
         ];
-        for mix in mixes.map(B::AttMix).into_iter().chain([B::FfnMix(Mix::Key)]) {
+        for mix in mixes
+            .map(B::AttMix)
+            .into_iter()
+            .chain([B::FfnMix(Mix::Key)])
+        {
             tensors.vector(block(mix), 0.5, 0.5)?;
         }
         for (vector, middle) in [

@@ -1,6 +1,6 @@
 //! F32, F16 and BF16: one element a block, little endian.
 
-use super::{GpuLayout, WeightFormat};
+use super::WeightFormat;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 pub(super) struct F32;
@@ -30,10 +30,6 @@ impl WeightFormat for F32 {
         for (x, bytes) in values.iter().zip(blocks.as_chunks_mut::<4>().0) {
             *bytes = x.to_le_bytes();
         }
-    }
-
-    fn gpu_layout(&self) -> Option<&'static dyn GpuLayout> {
-        Some(&Plain { element: 4 })
     }
 }
 
@@ -69,10 +65,6 @@ impl WeightFormat for F16 {
             *bytes = f16::from_f32(*x).to_le_bytes();
         }
     }
-
-    fn gpu_layout(&self) -> Option<&'static dyn GpuLayout> {
-        Some(&Plain { element: 2 })
-    }
 }
 
 impl WeightFormat for Bf16 {
@@ -97,27 +89,6 @@ impl WeightFormat for Bf16 {
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
         for (x, bytes) in values.iter().zip(blocks.as_chunks_mut::<2>().0) {
             *bytes = bf16::from_f32(*x).to_le_bytes();
-        }
-    }
-}
-
-/// Elements in file order, each row padded with zeros to 16 bytes.
-struct Plain {
-    element: usize,
-}
-
-impl GpuLayout for Plain {
-    fn unit(&self) -> usize {
-        16 / self.element
-    }
-
-    fn row_bytes(&self, cols: usize) -> Vec<usize> {
-        vec![(cols * self.element).next_multiple_of(16)]
-    }
-
-    fn pack_row(&self, row: &[u8], parts: &mut [&mut [u8]]) {
-        if let Some(part) = parts.first_mut() {
-            part[..row.len()].copy_from_slice(row);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! ggml's `Q8_0`: blocks of 32 elements, `x = scale · q`, an f16 scale and then 32 signed bytes.
 
-use super::{GpuLayout, WeightFormat};
+use super::WeightFormat;
 use half::f16;
 
 const BLOCK: usize = 32;
@@ -52,33 +52,6 @@ impl WeightFormat for Q8_0 {
                 let rounded = (x * inverse).round() as i8;
                 *q = rounded.cast_unsigned();
             }
-        }
-    }
-
-    fn gpu_layout(&self) -> Option<&'static dyn GpuLayout> {
-        Some(&Split)
-    }
-}
-
-/// Quants and scales apart: 32 bytes a block in the first part, one f16 a block in the second, so that quants are
-/// read 16 bytes at a time.
-struct Split;
-
-impl GpuLayout for Split {
-    fn unit(&self) -> usize {
-        16
-    }
-
-    fn row_bytes(&self, cols: usize) -> Vec<usize> {
-        let blocks = cols / BLOCK;
-        vec![blocks * BLOCK, (blocks * 2).next_multiple_of(16)]
-    }
-
-    fn pack_row(&self, row: &[u8], parts: &mut [&mut [u8]]) {
-        let [quants, scales] = parts else { return };
-        for (i, block) in row.as_chunks::<BLOCK_BYTES>().0.iter().enumerate() {
-            scales[i * 2..i * 2 + 2].copy_from_slice(&block[..2]);
-            quants[i * BLOCK..(i + 1) * BLOCK].copy_from_slice(&block[2..]);
         }
     }
 }

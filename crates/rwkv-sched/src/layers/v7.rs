@@ -129,7 +129,12 @@ impl Block<'_> {
     }
 
     fn channel_mix(&self, g: &mut Graph, x: ValueId) -> ValueId {
-        let [x_k] = g.token_shift(x, self.layer, ShiftHalf::Ffn, [self.weight(B::FfnMix(Mix::Key))]);
+        let [x_k] = g.token_shift(
+            x,
+            self.layer,
+            ShiftHalf::Ffn,
+            [self.weight(B::FfnMix(Mix::Key))],
+        );
         let k = g.matmul(x_k, self.weight(B::FfnKey), self.config.ffn);
         let k = g.apply(Function::SquaredRelu, k);
         g.matmul(k, self.weight(B::FfnValue), self.config.width)
@@ -155,7 +160,12 @@ impl Block<'_> {
             Mix::Gate,
         ]
         .map(B::AttMix);
-        let rest = [B::RemovalKey, B::ReplacementKey, B::Bonus, B::FfnMix(Mix::Key)];
+        let rest = [
+            B::RemovalKey,
+            B::ReplacementKey,
+            B::Bonus,
+            B::FfnMix(Mix::Key),
+        ];
         let vectors: Vec<_> = norms
             .chain(mixes)
             .chain(rest)

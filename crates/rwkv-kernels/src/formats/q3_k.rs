@@ -1,0 +1,52 @@
+//! ggml's `Q3_K`: blocks of 256 codes of 3 bits in 16 groups of 16, `x = d · (scale − 32) · (q − 4)`. 32 bytes of high
+//! bits, 64 bytes of low bits as in `Q2_K`, 12 bytes of scales of 6 bits, d as f16. The high bit of element `32 s + i`
+//! is bit s of byte i.
+
+use super::{WeightFormat, each_block, half_at};
+
+pub(super) struct Q3K;
+
+/// The 16 scales of 12 bytes: low halves of the first 8 bytes, then their high halves; two more bits each in the last 4.
+pub(super) fn scales(packed: &[u8]) -> [u8; 16] {
+    std::array::from_fn(|i| {
+        let low = packed[i % 8] >> (i / 8 * 4) & 0xf;
+        let high = packed[8 + i % 4] >> (i / 4 * 2) & 3;
+        low | high << 4
+    })
+}
+
+impl WeightFormat for Q3K {
+    fn name(&self) -> &'static str {
+        "q3_k"
+    }
+
+    fn block(&self) -> usize {
+        256
+    }
+
+    fn block_bytes(&self) -> usize {
+        110
+    }
+
+    fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
+        each_block(blocks, out, |block: &[u8; 110], values: &mut [f32; 256]| {
+            let d = half_at(block, 108);
+            let groups = values.as_chunks_mut::<16>().0;
+            for ((group, values), scale) in groups.iter_mut().enumerate().zip(scales(&block[96..]))
+            {
+                let scale = d * (f32::from(scale) - 32.0);
+                let high = &block[group % 2 * 16..];
+                let low = &block[32 + group / 8 * 32 + group % 2 * 16..];
+                for ((low, high), x) in low.iter().zip(high).zip(values) {
+                    let q = (low >> (group / 2 % 4 * 2) & 3) | (high >> (group / 2) & 1) << 2;
+                    *x = scale * (f32::from(q) - 4.0);
+                }
+            }
+        });
+    }
+
+    fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
+        let _ = (values, blocks);
+        unimplemented!()
+    }
+}

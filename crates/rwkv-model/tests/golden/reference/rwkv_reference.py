@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""RWKV v4, v5.0, v5.1, v5.2, v6 and v7 forward pass in float64 numpy: the oracle for every kernel and graph.
+"""RWKV v4, v5.0, v5.1, v5.2, v6, v7 and v7a forward pass in float64 numpy: the oracle for every kernel and graph.
 
 It is written for clarity, one token at a time, from the published equations; nothing here is fast.
 Weights use the names and shapes of the original checkpoints (`blocks.N.att.key.weight`, ...), read from a
@@ -65,7 +65,7 @@ class Rwkv:
         self.layers = 1 + max(int(k.split(".")[1]) for k in w if k.startswith("blocks."))
         p = "blocks.0.att."
         if p + "r_k" in w:
-            self.version = "7"
+            self.version = "7a" if "blocks.0.ffn.s_emb.weight" in w else "7"
             self.heads = w[p + "r_k"].shape[0]
         elif p + "time_maa_x" in w:
             self.version = "6"
@@ -97,6 +97,7 @@ class Rwkv:
     def forward(self, token, state):
         """Advances `state` by one token and returns the logits [vocab]."""
         x = self.ln(self.w["emb.weight"][token], "blocks.0.ln0")
+        self.token, self.embedding = token, x
         self.v_first = None
         for i in range(self.layers):
             time_mix = getattr(self, "time_mix_v" + self.version[0])
@@ -115,9 +116,12 @@ class Rwkv:
     def channel_mix(self, i, x, state):
         p, w, last = f"blocks.{i}.ffn.", self.w, state["shift_ffn"][i].copy()
         state["shift_ffn"][i] = x
-        if self.version == "7":
+        if self.version[0] == "7":
             k = w[p + "key.weight"] @ (x + (last - x) * self.vec(p + "x_k"))
-            return w[p + "value.weight"] @ np.maximum(k, 0) ** 2
+            k = np.maximum(k, 0) ** 2
+            if self.version == "7a":
+                k = k * self.deep_embed(i, x)
+            return w[p + "value.weight"] @ k
         if self.version == "6":
             xk = x + (last - x) * self.vec(p + "time_maa_k")
             xr = x + (last - x) * self.vec(p + "time_maa_r")
@@ -126,6 +130,13 @@ class Rwkv:
             xk, xr = x * mk + last * (1 - mk), x * mr + last * (1 - mr)
         k = np.maximum(w[p + "key.weight"] @ xk, 0) ** 2
         return sigmoid(w[p + "receptance.weight"] @ xr) * (w[p + "value.weight"] @ k)
+
+    def deep_embed(self, i, x):
+        """v7a: what the token's own matrix makes of the layer's input, one weight a channel of the FFN."""
+        p, w = f"blocks.{i}.ffn.", self.w
+        rank = w[p + "s1"].shape[1]
+        matrix = w[p + "s_emb.weight"][self.token] + w[p + "s_emb_x.weight"] @ self.embedding
+        return (x @ w[p + "s1"]) @ matrix.reshape(rank, rank) @ w[p + "s2"] + self.vec(p + "s0")
 
     # -- time mix -------------------------------------------------------------------------------------------------
     def shift(self, i, x, state):

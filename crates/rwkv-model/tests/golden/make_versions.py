@@ -3,6 +3,7 @@
 that the float64 reference computes for it.
 
     python3 make_versions.py versions
+    python3 make_versions.py FOLDER --random-shapes SEED
 
 Needs numpy. The models have the names of the original checkpoints, matrices in f16, and shapes that are multiples of
 nothing: what an engine gets wrong at an edge shows here.
@@ -152,12 +153,29 @@ def save(path, tensors):
         file.write(struct.pack("<Q", len(head)) + head + b"".join(blobs))
 
 
+def random_shapes(models, seed):
+    """The same versions in other shapes."""
+    random = np.random.default_rng(seed)
+    for name, *_, ranks in models:
+        head_size = 4 * int(random.integers(2, 17))
+        heads = int(random.integers(1, 5))
+        if name == "v4":
+            heads, head_size = 1, heads * head_size
+        ffn, vocab = 4 * int(random.integers(5, 60)), int(random.integers(20, 90))
+        ranks = {pair: int(random.integers(1, 12)) for pair in ranks}
+        yield name, int(random.integers(1, 5)), heads, head_size, ffn, vocab, ranks
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="folder to write to")
+    parser.add_argument("--random-shapes", type=int, metavar="SEED", help="models of other shapes and values")
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
-    for seed, (name, layers, heads, head_size, ffn, vocab, ranks) in enumerate(MODELS):
+    models, first = MODELS, 0
+    if args.random_shapes is not None:
+        models, first = random_shapes(MODELS, args.random_shapes), 1000 * args.random_shapes
+    for seed, (name, layers, heads, head_size, ffn, vocab, ranks) in enumerate(models, first):
         tensors = make(name, layers, heads, head_size, ffn, vocab, ranks, seed)
         save(os.path.join(args.out, name + ".safetensors"), tensors)
         model = Rwkv({key: value.astype(np.float64) for key, value in tensors.items()})

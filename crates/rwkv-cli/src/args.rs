@@ -19,6 +19,8 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// Show what a model file holds.
     Inspect(InspectArgs),
+    /// Measure how well a model predicts a text.
+    Perplexity(PerplexityArgs),
     /// List the devices that can run a model.
     Devices(DevicesArgs),
 }
@@ -189,6 +191,40 @@ pub(crate) struct InspectArgs {
     /// List every tensor.
     #[arg(long)]
     pub(crate) tensors: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum MethodArg {
+    /// Every token but the text's first counts once.
+    All,
+    /// The second half of each chunk counts, as in llama.cpp's llama-perplexity.
+    Llama,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct PerplexityArgs {
+    /// The text; `-` is stdin.
+    #[arg(long, short, value_name = "FILE|-")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Tokens a chunk; each chunk is read from an empty state.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) context: u32,
+    /// Stop after this many chunks.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) chunks: Option<u32>,
+    /// Which predictions count.
+    #[arg(long, value_name = "METHOD", default_value = "all")]
+    pub(crate) method: MethodArg,
+    /// Chunks that are read together.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: u32,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(&args),
         Command::Logits(args) => commands::logits::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
     };
     match result {

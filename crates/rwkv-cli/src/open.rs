@@ -21,8 +21,12 @@ pub(crate) fn model(args: &ModelArgs) -> Result<ModelFile> {
     Ok(ModelFile::demo()?)
 }
 
-/// An executor of `file` on the device that was named.
-pub(crate) fn executor(file: &ModelFile, args: &DeviceArgs) -> Result<Box<dyn Executor>> {
+/// An executor of `file` for `slots` sequences on the device that was named.
+pub(crate) fn executor(
+    file: &ModelFile,
+    args: &DeviceArgs,
+    slots: usize,
+) -> Result<Box<dyn Executor>> {
     let model = file.model()?;
     let opened = Device::open(&args.device)?;
     if let Some(reason) = opened.fallback {
@@ -38,7 +42,7 @@ pub(crate) fn executor(file: &ModelFile, args: &DeviceArgs) -> Result<Box<dyn Ex
         &model,
         &opened.device,
         &LoadOptions {
-            slots: 1,
+            slots,
             weights_dtype,
         },
         &mut |progress| {

@@ -75,4 +75,25 @@ pub enum Error {
         /// The model's tokens.
         vocab: usize,
     },
+
+    /// An executor refused.
+    #[error(transparent)]
+    Run(#[from] rwkv_sched::Error),
+
+    /// A text that has nothing to measure.
+    #[error(
+        "the text has {tokens} tokens, where at least {needed} are needed: give a longer one or a smaller context"
+    )]
+    TextTooShort {
+        /// What it has.
+        tokens: usize,
+        /// What the measure needs.
+        needed: usize,
+    },
+
+    /// Logits that are no numbers.
+    #[error(
+        "a logit is not finite: the model's weights overflow or hold values that are no numbers"
+    )]
+    NotANumber,
 }

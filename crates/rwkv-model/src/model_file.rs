@@ -105,8 +105,8 @@ impl ModelFile {
         Model::new(self.config.clone(), Arc::new(weights)).map_err(in_file)
     }
 
-    /// The tokenizer: `choice` (`world`, `bytes` or a vocabulary file), or the one inside the file, or a `*vocab*.txt`
-    /// beside it, or the one that a vocabulary of this size goes with.
+    /// The tokenizer: `choice` (`world`, `bytes` or a vocabulary file), or the one inside the file, or a
+    /// `tokenizer.json` or `*vocab*.txt` beside it (in it, where the model is a folder), or the one that a vocabulary of this size goes with.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] for a vocabulary that cannot be read, [`Error::TokenizerTooLarge`] for one of another
@@ -115,7 +115,7 @@ impl ModelFile {
         let tokenizer = match choice {
             Some("world") => Tokenizer::world()?,
             Some("bytes") => Tokenizer::bytes(),
-            Some(file) => Tokenizer::from_vocab_file(Path::new(file))?,
+            Some(file) => Tokenizer::from_file(Path::new(file))?,
             None => self.own_tokenizer()?,
         };
         // The World vocabulary numbers its tokens from 1, and models have rows from 65,529 on.
@@ -146,7 +146,7 @@ impl ModelFile {
             });
         }
         if let Some(file) = self.vocabulary_beside() {
-            return Ok(Tokenizer::from_vocab_file(&file)?);
+            return Ok(Tokenizer::from_file(&file)?);
         }
         match self.config.vocab {
             65_529..=65_536 => Ok(Tokenizer::world()?),
@@ -158,12 +158,18 @@ impl ModelFile {
         }
     }
 
-    /// The first `*vocab*.txt` beside the file, by name.
+    /// A `tokenizer.json` beside the file, or else the first `*vocab*.txt` by name.
     fn vocabulary_beside(&self) -> Option<PathBuf> {
-        let folder = match self.path.as_deref()?.parent()? {
-            empty if empty.as_os_str().is_empty() => Path::new("."),
-            folder => folder,
+        let path = self.path.as_deref()?;
+        let folder = match path.parent() {
+            _ if path.is_dir() => path,
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
         };
+        let json = folder.join("tokenizer.json");
+        if json.is_file() {
+            return Some(json);
+        }
         let mut found: Vec<_> = std::fs::read_dir(folder)
             .ok()?
             .filter_map(|entry| Some(entry.ok()?.path()))

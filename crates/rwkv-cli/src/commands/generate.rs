@@ -44,7 +44,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let file = open::model(&args.model)?;
     let tokenizer = file.tokenizer(args.model.tokenizer.as_deref())?;
     let tokens = tokenizer.encode(&prompt)?;
-    let mut executor = open::executor(&file, &args.device)?;
+    let mut executor = open::executor(&file, &args.device, 1)?;
     let interrupt = Interrupt::listen()?;
     let start = Instant::now();
     let mut summary = Summary {

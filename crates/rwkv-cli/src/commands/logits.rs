@@ -29,7 +29,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
     if tokens.is_empty() {
         return Err(UsageError::error("there are no tokens: give at least one"));
     }
-    let mut executor = open::executor(&file, &args.device)?;
+    let mut executor = open::executor(&file, &args.device, 1)?;
     let chunk = args.chunk.map_or(executor.chunk(), |n| n as usize);
     let wanted = if args.all { Wanted::All } else { Wanted::Last };
     if let Some(model) = &args.model.model

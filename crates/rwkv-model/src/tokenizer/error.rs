@@ -65,6 +65,22 @@ pub enum TokenizerError {
         /// The byte there.
         byte: u8,
     },
+    /// A `tokenizer.json` cannot be used.
+    #[error("{name}: not a tokenizer.json that can be used: {problem}")]
+    HuggingFace {
+        /// The file.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The vocabulary is one of characters, and the text is not UTF-8.
+    #[error("cannot encode the text: byte {at} is not UTF-8, which vocabulary {name} needs")]
+    NotUtf8 {
+        /// Name of the vocabulary.
+        name: String,
+        /// Offset in the text, in bytes.
+        at: usize,
+    },
     /// The vocabulary inside the program does not unpack.
     #[error(
         "the embedded World vocabulary is damaged ({reason}): build or download the program again"

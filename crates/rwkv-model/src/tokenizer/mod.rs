@@ -1,7 +1,8 @@
 //! Text to token ids and back.
 //!
 //! A [`Tokenizer`] is a vocabulary of byte strings; it encodes by taking the longest token that matches, again and
-//! again (the algorithm of the RWKV World models). Around it, for text that arrives token by token:
+//! again (the algorithm of the RWKV World models), or by the byte-level BPE of a Hugging Face `tokenizer.json` (RWKV-4's
+//! Pile models). Around it, for text that arrives token by token:
 //! [`TextDecoder`] turns token bytes into printable text, [`StopStrings`] ends it where the caller asked.
 //!
 //! ```
@@ -16,6 +17,7 @@
 
 mod error;
 mod gguf_tokens;
+mod hugging_face;
 mod python_literal;
 mod stop_strings;
 mod text_decoder;
@@ -30,6 +32,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use error::{LiteralError, TokenProblem, TokenizerError};
+use hugging_face::HuggingFace;
 pub use stop_strings::{StopOutput, StopStrings};
 pub use text_decoder::TextDecoder;
 use token_list::{Token, TokenList};
@@ -39,16 +42,25 @@ use trie::Trie;
 /// (`PIPELINE.generate` of the reference package).
 const UNCOUNTED: &[u8] = b" \t0123456789";
 
-/// A vocabulary of byte strings with ids, and greedy longest match over it.
+/// A vocabulary of byte strings with ids, and how text is cut into them.
 #[derive(Clone)]
 pub struct Tokenizer {
     name: String,
-    trie: Trie,
+    encoder: Encoder,
     /// The bytes of all tokens.
     pool: Vec<u8>,
     /// By id: where in `pool` the token's bytes begin and end; an empty span for an id that has none.
     spans: Vec<(u32, u32)>,
     end_of_text: Option<u32>,
+}
+
+/// How text is cut into tokens.
+#[derive(Clone)]
+enum Encoder {
+    /// The longest token that matches.
+    Longest(Trie),
+    /// As a `tokenizer.json` says.
+    HuggingFace(HuggingFace),
 }
 
 impl Tokenizer {
@@ -73,15 +85,33 @@ impl Tokenizer {
         Self::assemble("bytes", TokenList { pool, tokens }, 256, None)
     }
 
-    /// Reads a vocabulary file in the World syntax, one `ID literal LENGTH` a line; see
-    /// [`from_vocab_text`](Self::from_vocab_text). The tokenizer takes the file's name.
-    pub fn from_vocab_file(path: &Path) -> Result<Self, TokenizerError> {
+    /// Reads a vocabulary file, in the World syntax or a Hugging Face `tokenizer.json`: see
+    /// [`from_bytes`](Self::from_bytes). The tokenizer takes the file's name.
+    pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
         let text = std::fs::read(path).map_err(|reason| TokenizerError::Read {
             path: path.to_path_buf(),
             reason,
         })?;
         let name = path.file_name().unwrap_or(path.as_os_str());
-        Self::from_vocab_text(&name.to_string_lossy(), &text)
+        Self::from_bytes(&name.to_string_lossy(), &text)
+    }
+
+    /// Parses the contents of a vocabulary file: what begins with `{` is a Hugging Face `tokenizer.json` with a
+    /// byte-level vocabulary, anything else has the World syntax. `name` is the tokenizer's name, and stands in errors.
+    ///
+    /// Special tokens of a `tokenizer.json` are ids without bytes.
+    pub fn from_bytes(name: &str, text: &[u8]) -> Result<Self, TokenizerError> {
+        if !hugging_face::is_json(text) {
+            return Self::from_vocab_text(name, text);
+        }
+        let contents = hugging_face::parse(name, text)?;
+        Ok(Self {
+            name: name.to_owned(),
+            encoder: Encoder::HuggingFace(contents.encoder),
+            spans: spans(&contents.tokens, contents.size),
+            pool: contents.tokens.pool,
+            end_of_text: contents.end_of_text,
+        })
     }
 
     /// Parses a vocabulary in the World syntax: `ID literal LENGTH` a line, where `literal` is a Python `str` or
@@ -120,36 +150,29 @@ impl Tokenizer {
 
     /// `list` is sorted by bytes and without repetitions; ids up to `least_size` exist even without bytes.
     fn assemble(name: &str, list: TokenList, least_size: usize, end_of_text: Option<u32>) -> Self {
-        let size = list
-            .tokens
-            .iter()
-            .map(|token| token.id as usize + 1)
-            .fold(least_size, usize::max);
-        let mut spans = vec![(0, 0); size];
-        for token in &list.tokens {
-            if let Some(span) = spans.get_mut(token.id as usize) {
-                *span = (token.start, token.end);
-            }
-        }
-        let trie = Trie::new(&list);
         Self {
             name: name.to_owned(),
-            trie,
+            encoder: Encoder::Longest(Trie::new(&list)),
+            spans: spans(&list, least_size),
             pool: list.pool,
-            spans,
             end_of_text,
         }
     }
 
-    /// The ids of `text`, always taking the longest token that matches.
+    /// The ids of `text`.
     ///
-    /// Fails where no token matches, which cannot happen in a vocabulary that has every single byte (World, bytes).
+    /// Fails where no token matches, which cannot happen in a vocabulary that has every single byte (World, bytes), and
+    /// for a text that is not UTF-8 if the vocabulary is Hugging Face's.
     pub fn encode(&self, text: &[u8]) -> Result<Vec<u32>, TokenizerError> {
+        let trie = match &self.encoder {
+            Encoder::Longest(trie) => trie,
+            Encoder::HuggingFace(encoder) => return encoder.encode(&self.name, text),
+        };
         // English has about 4.5 bytes a World token.
         let mut ids = Vec::with_capacity(text.len() / 4 + 1);
         let mut rest = text;
         while let Some(&byte) = rest.first() {
-            let Some((id, length)) = self.trie.longest_match(rest) else {
+            let Some((id, length)) = trie.longest_match(rest) else {
                 let at = text.len() - rest.len();
                 return Err(TokenizerError::NoMatch {
                     name: self.name.clone(),
@@ -209,6 +232,18 @@ impl Tokenizer {
             .take(self.vocab_size())
             .filter(|&id| self.is_uncounted(id))
     }
+}
+
+/// By id, where its token's bytes begin and end in the list's pool; ids up to `least_size` exist even without bytes.
+fn spans(list: &TokenList, least_size: usize) -> Vec<(u32, u32)> {
+    let ids = list.tokens.iter().map(|token| token.id as usize + 1);
+    let mut spans = vec![(0, 0); ids.fold(least_size, usize::max)];
+    for token in &list.tokens {
+        if let Some(span) = spans.get_mut(token.id as usize) {
+            *span = (token.start, token.end);
+        }
+    }
+    spans
 }
 
 impl fmt::Debug for Tokenizer {

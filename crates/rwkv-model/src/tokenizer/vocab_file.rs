@@ -183,7 +183,7 @@ mod tests {
     fn files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("small_vocab.txt");
-        let error = Tokenizer::from_vocab_file(&path).unwrap_err().to_string();
+        let error = Tokenizer::from_file(&path).unwrap_err().to_string();
         assert!(
             error.starts_with("cannot read the vocabulary file ")
                 && error.contains("small_vocab.txt"),
@@ -191,11 +191,11 @@ mod tests {
         );
         std::fs::write(&path, "1 'a' 1").unwrap();
         assert_eq!(
-            Tokenizer::from_vocab_file(&path).unwrap().name(),
+            Tokenizer::from_file(&path).unwrap().name(),
             "small_vocab.txt"
         );
         std::fs::write(&path, "1 'a' 3").unwrap();
-        let error = Tokenizer::from_vocab_file(&path).unwrap_err().to_string();
+        let error = Tokenizer::from_file(&path).unwrap_err().to_string();
         assert_eq!(
             error,
             "small_vocab.txt, line 1: the token has 1 bytes, its length says 3 (a vocabulary file has one `ID 'text' LENGTH` a line)"

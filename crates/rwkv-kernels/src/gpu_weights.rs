@@ -1,6 +1,7 @@
 //! Weights in GPU memory.
 
-use crate::{Error, Format, Matrix, Result, kernels::u32_of};
+use crate::{Error, Format, GpuLayout, Matrix, Result, kernels::u32_of};
+use rayon::prelude::*;
 use rwkv_gpu::{BindGroup, Binding, Buffer, BufferKind, Gpu, Pipeline};
 use rwkv_mem::{Shape, Upload};
 use std::sync::OnceLock;
@@ -50,6 +51,7 @@ impl GpuVector {
 #[derive(Debug)]
 pub struct GpuMatrix {
     format: Format,
+    layout: &'static dyn GpuLayout,
     shape: Shape,
     chunks: Vec<Chunk>,
 }
@@ -127,28 +129,7 @@ impl GpuMatrix {
                     write_padded(upload, &parts[0], (start * packed_row) as u64, bytes)?;
                     continue;
                 }
-                let mut slabs: Vec<Vec<u8>> = row_bytes
-                    .iter()
-                    .map(|bytes| vec![0; bytes * count])
-                    .collect();
-                let mut rows_of: Vec<_> = slabs
-                    .iter_mut()
-                    .zip(&row_bytes)
-                    .map(|(slab, bytes)| slab.chunks_exact_mut((*bytes).max(1)))
-                    .collect();
-                let mut converted = vec![0; packed_row];
-                for row in 0..count {
-                    let source = matrix.packed_rows(first + start + row, 1);
-                    let source = if matrix.format() == format {
-                        source
-                    } else {
-                        convert(name, matrix, first + start + row, format, &mut converted)?;
-                        &converted
-                    };
-                    let mut targets: Vec<&mut [u8]> =
-                        rows_of.iter_mut().filter_map(Iterator::next).collect();
-                    layout.pack_row(source, &mut targets);
-                }
+                let slabs = repack(name, matrix, first + start, count, format, layout)?;
                 for ((part, slab), bytes) in parts.iter().zip(&slabs).zip(&row_bytes) {
                     write_padded(upload, part, (start * bytes) as u64, slab)?;
                 }
@@ -163,6 +144,7 @@ impl GpuMatrix {
         }
         Ok(Self {
             format,
+            layout,
             shape,
             chunks,
         })
@@ -191,18 +173,18 @@ impl GpuMatrix {
         &self.chunks
     }
 
+    pub(crate) fn layout(&self) -> &'static dyn GpuLayout {
+        self.layout
+    }
+
     /// Units a row: what the kernels step in.
     pub(crate) fn units(&self) -> usize {
-        self.format
-            .gpu_layout()
-            .map_or(0, |l| self.shape.cols.0.div_ceil(l.unit()))
+        self.shape.cols.0.div_ceil(self.layout.unit())
     }
 
     /// Whether the last unit of a row reaches past the last column.
     pub(crate) fn ragged(&self) -> bool {
-        self.format
-            .gpu_layout()
-            .is_some_and(|l| !self.shape.cols.0.is_multiple_of(l.unit()))
+        !self.shape.cols.0.is_multiple_of(self.layout.unit())
     }
 }
 
@@ -216,6 +198,43 @@ impl Chunk {
         let group = gpu.bind(pipeline, 1, &parts)?;
         Ok(self.group.get_or_init(|| group).clone())
     }
+}
+
+/// Rows `first .. first + count` of `matrix` in `format`, as the kernels read them: one slab a part.
+fn repack(
+    name: &str,
+    matrix: &Matrix<'_>,
+    first: usize,
+    count: usize,
+    format: Format,
+    layout: &dyn GpuLayout,
+) -> Result<Vec<Vec<u8>>> {
+    let cols = matrix.shape().cols.0;
+    let row_bytes = layout.row_bytes(cols);
+    let mut slabs: Vec<Vec<u8>> = row_bytes
+        .iter()
+        .map(|bytes| vec![0; bytes * count])
+        .collect();
+    let mut rows: Vec<Vec<&mut [u8]>> = (0..count).map(|_| Vec::new()).collect();
+    for (slab, bytes) in slabs.iter_mut().zip(&row_bytes) {
+        for (row, place) in rows.iter_mut().zip(slab.chunks_exact_mut((*bytes).max(1))) {
+            row.push(place);
+        }
+    }
+    rows.par_iter_mut()
+        .enumerate()
+        .try_for_each(|(row, parts)| -> Result<()> {
+            if matrix.format() == format {
+                layout.pack_row(matrix.packed_rows(first + row, 1), parts);
+                return Ok(());
+            }
+            let mut converted = vec![0; format.row_bytes(cols).unwrap_or(0)];
+            convert(name, matrix, first + row, format, &mut converted)?;
+            layout.pack_row(&converted, parts);
+            Ok(())
+        })?;
+    drop(rows);
+    Ok(slabs)
 }
 
 /// Converts row `index` of `matrix` to `format`.

@@ -14,7 +14,7 @@ pub mod sampling;
 pub mod shaders;
 
 pub use error::Error;
-pub use formats::Format;
+pub use formats::{Format, GpuLayout};
 pub use gpu_weights::{GpuMatrix, GpuVector};
 pub use kernels::{BatchTables, Kernels, Page, Span, Token, View};
 pub use matrix::Matrix;

@@ -1,12 +1,13 @@
 // Y = X Wᵀ for many tokens: a workgroup makes a tile of 64 rows of W × 64 tokens, STEP columns at a time through
-// workgroup memory, and each thread a 4 × 4 part of it in registers.
+// workgroup memory, and each thread a 4 × 4 part of it in registers. A step is a unit of the format, at least 16.
 #import formats/$FORMAT
 #import linear
 
 const TILE: u32 = 64u;
-const STEP: u32 = 16u;
-// One more than the tile, so that the threads that store a column do not meet in one bank.
-const PITCH: u32 = TILE + 1u;
+const STEP: u32 = max(16u, UNIT);
+// One more than the tile, so that the threads that store a column do not meet in one bank; with steps of 32 both tiles
+// just fill the 16,384 bytes that every adapter has.
+const PITCH: u32 = select(TILE, TILE + 1u, STEP == 16u);
 const ROW_UNITS: u32 = STEP / UNIT;
 
 var<workgroup> w_tile: array<f32, STEP * PITCH>;
@@ -34,17 +35,19 @@ fn load_w(first_row: u32, first_column: u32, thread: u32) {
 }
 
 fn load_tokens(first_token: u32, first_column: u32, thread: u32) {
-    let token = thread / (STEP / 4u);
-    let part = thread % (STEP / 4u);
-    var value = vec4(0.0);
-    if first_token + token < params.tokens && first_column + part * 4u < params.cols {
-        value = load_x(first_token + token, first_column / 4u + part);
+    for (var item = thread; item < TILE * STEP / 4u; item += 256u) {
+        let token = item / (STEP / 4u);
+        let part = item % (STEP / 4u);
+        var value = vec4(0.0);
+        if first_token + token < params.tokens && first_column + part * 4u < params.cols {
+            value = load_x(first_token + token, first_column / 4u + part);
+        }
+        let column = part * 4u;
+        x_tile[column * PITCH + token] = value.x;
+        x_tile[(column + 1u) * PITCH + token] = value.y;
+        x_tile[(column + 2u) * PITCH + token] = value.z;
+        x_tile[(column + 3u) * PITCH + token] = value.w;
     }
-    let column = part * 4u;
-    x_tile[column * PITCH + token] = value.x;
-    x_tile[(column + 1u) * PITCH + token] = value.y;
-    x_tile[(column + 2u) * PITCH + token] = value.z;
-    x_tile[(column + 3u) * PITCH + token] = value.w;
 }
 
 @compute @workgroup_size(16, 16)

@@ -1,6 +1,9 @@
 //! Embedding: row `id` of a table for each token.
 
-use crate::{BatchTables, Error, GpuMatrix, Kernels, Matrix, Result, View, kernels::u32_of};
+use crate::{
+    BatchTables, Error, GpuMatrix, Kernels, Matrix, Result, View, kernels::u32_of,
+    ops::linear::block_constant,
+};
 use bytemuck::NoUninit;
 use rwkv_gpu::Dispatch;
 
@@ -66,7 +69,9 @@ impl Kernels {
                 format!("a {shape} table into rows of {}", op.y.width),
             ));
         }
-        let pipeline = self.pipeline(&format!("embed/{}", op.table.format()), &[])?;
+        let layout = op.table.layout();
+        let constants: Vec<_> = block_constant(layout).into_iter().collect();
+        let pipeline = self.pipeline(&format!("embed/{}", layout.kernel()), &constants)?;
         op.table
             .chunks()
             .iter()

@@ -1,7 +1,8 @@
 //! Matrix products: `y = f(W x + bias) + residual`.
 
 use crate::{
-    Error, GpuMatrix, GpuVector, Kernels, Matrix, Result, View, kernels::u32_of, ops::Function,
+    Error, GpuLayout, GpuMatrix, GpuVector, Kernels, Matrix, Result, View, kernels::u32_of,
+    ops::Function,
 };
 use bytemuck::NoUninit;
 use rayon::prelude::*;
@@ -106,6 +107,11 @@ const MATVEC_TOKENS: usize = 8;
 const MATVEC_THREADS: u32 = 128;
 const TILE: usize = 64;
 
+/// The kernels' constant BLOCK, for formats that have it.
+pub(crate) fn block_constant(layout: &dyn GpuLayout) -> Option<(&'static str, f64)> {
+    Some(("BLOCK", layout.block()? as f64))
+}
+
 impl Kernels {
     /// The dispatches of `op`: one a part of the matrix.
     ///
@@ -130,13 +136,15 @@ impl Kernels {
                 ),
             ));
         }
-        let format = op.weight.format();
+        let layout = op.weight.layout();
+        let format = layout.kernel();
         let matvec = tokens <= MATVEC_TOKENS;
         let mut constants = vec![
             op.function.constant(),
             ("HAS_BIAS", f64::from(u8::from(op.bias.is_some()))),
             ("HAS_RESIDUAL", f64::from(u8::from(op.residual.is_some()))),
         ];
+        constants.extend(block_constant(layout));
         let pipeline = if matvec {
             constants.push(("RAGGED", f64::from(u8::from(op.weight.ragged()))));
             let name = format!(

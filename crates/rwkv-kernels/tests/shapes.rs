@@ -5,7 +5,10 @@
 use proptest::prelude::*;
 use rwkv_kernels::{
     Format, Matrix,
-    ops::{Wkv7Operands, bonus, embed, keys7, matmul, norm, wkv7},
+    ops::{
+        Decay, Wkv4Operands, Wkv6Operands, Wkv7Operands, bonus, embed, keys7, matmul, norm,
+        token_matmul, wkv4, wkv6, wkv7,
+    },
 };
 use rwkv_mem::{Cols, Rows};
 
@@ -43,9 +46,26 @@ proptest! {
 
         let operands = Wkv7Operands { r: &a, w: &b, k: &c, kappa: &d, v: &e, a: &f };
         let width = z.len().checked_div(size).unwrap_or(0);
-        let fits = same(&[&a, &b, &c, &d, &e, &f, &y]) && split(width) && z.len() == width * size
-            && y.len().is_multiple_of(width);
+        let heads = split(width) && z.len() == width * size && y.len().is_multiple_of(width);
+        let fits = heads && same(&[&a, &b, &c, &d, &e, &f, &y]);
         prop_assert_eq!(wkv7(operands, size, &mut z, &mut y).is_ok(), fits, "wkv7");
+
+        let fits = heads && same(&[&a, &b, &c, &y]);
+        let operands = Wkv6Operands { r: &a, w: Decay::Channels(&d), k: &b, v: &c, u: &e };
+        let vectors = d.len() == width && e.len() == width;
+        prop_assert_eq!(wkv6(operands, size, &mut z, &mut y).is_ok(), fits && vectors, "wkv6, a decay a channel");
+        let operands = Wkv6Operands { w: Decay::Tokens(&d), ..operands };
+        let vectors = d.len() == y.len() && e.len() == width;
+        prop_assert_eq!(wkv6(operands, size, &mut z, &mut y).is_ok(), fits && vectors, "wkv6");
+
+        let operands = Wkv4Operands { k: &a, v: &b, decay: &c, bonus: &d };
+        let fits = same(&[&a, &b, &y]) && same(&[&c, &d]) && !c.is_empty() && z.len() == 3 * c.len()
+            && y.len().is_multiple_of(c.len());
+        prop_assert_eq!(wkv4(operands, &mut z, &mut y).is_ok(), fits, "wkv4");
+
+        let tokens = a.len().checked_div(size).unwrap_or(0);
+        let fits = size * rows > 0 && a.len() == tokens * size && b.len() == tokens * size * rows && y.len() == tokens * rows;
+        prop_assert_eq!(token_matmul(&a, &b, size, rows, &mut y).is_ok(), fits, "token matmul");
 
         let weights = vec![0; rows * size * 4];
         let matrix = Matrix::new(Format::F32, Rows(rows), Cols(size), &weights).unwrap();

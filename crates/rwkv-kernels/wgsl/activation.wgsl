@@ -1,4 +1,6 @@
 // Functions of one value. ACTIVATION is constant when the pipeline compiles, so only one branch remains.
+#import decay6
+
 override ACTIVATION: u32 = 0u;
 
 fn sigmoid(x: f32) -> f32 {
@@ -33,6 +35,13 @@ fn activate(x: f32) -> f32 {
         case 4u: {
             // RWKV-7's decay: exp(-e^(-1/2) sigmoid(x)).
             return exp(-0.6065306597126334 * sigmoid(x));
+        }
+        case 5u: {
+            return decay6(x);
+        }
+        case 6u: {
+            // SiLU.
+            return x * sigmoid(x);
         }
         default: {
             return x;

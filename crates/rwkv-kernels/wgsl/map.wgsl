@@ -45,6 +45,9 @@ fn main(at: Invocation) {
         case 4u: {
             y[i] = a[i] + w[channel];
         }
+        case 5u: {
+            y[i] = a[i] + (b[i] - a[i]) * w[channel];
+        }
         default: {}
     }
 }

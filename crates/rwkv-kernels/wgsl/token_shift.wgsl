@@ -1,5 +1,5 @@
-// y[m] = x + (previous − x) ⊙ mix[m]: the previous token of the same sequence is the row above, or for the first
-// token of a span what the state keeps. All mixes lie one after the other in y.
+// y[m] is between x and the previous token of the same sequence, which is the row above, or for the first token of a
+// span what the state keeps. All mixes lie one after the other in y.
 #import batch
 #import invocation
 #import grid
@@ -25,6 +25,10 @@ struct Params {
 @group(0) @binding(5) var<storage, read> state: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
+// What mix[m] weighs, the other one getting the rest: 0 the previous token (RWKV-6 and 7), 1 the current one (RWKV-4 and
+// 5); 2: there are no mixes, and y is the previous token.
+override WEIGHS: u32 = 0u;
+
 const SIZE: u32 = 128u;
 
 @compute @workgroup_size(SIZE)
@@ -47,8 +51,18 @@ fn main(at: Invocation) {
     } else {
         previous = x[(token - 1u) * params.stride + channel];
     }
+    let row = token * params.stride + channel;
+    if WEIGHS == 2u {
+        y[row] = previous;
+        return;
+    }
+    var near = current;
+    var far = previous;
+    if WEIGHS == 1u {
+        near = previous;
+        far = current;
+    }
     for (var m = 0u; m < params.mixes; m++) {
-        y[m * params.block + token * params.stride + channel] =
-            current + (previous - current) * mix[m * params.width + channel];
+        y[m * params.block + row] = near + (far - near) * mix[m * params.width + channel];
     }
 }

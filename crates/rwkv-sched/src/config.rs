@@ -23,6 +23,19 @@ pub enum Version {
     V7a,
 }
 
+impl Version {
+    /// Every version, the oldest first.
+    pub const ALL: [Self; 7] = [
+        Self::V4,
+        Self::V5_0,
+        Self::V5_1,
+        Self::V5_2,
+        Self::V6,
+        Self::V7,
+        Self::V7a,
+    ];
+}
+
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -46,7 +59,7 @@ pub struct ModelConfig {
     pub layers: usize,
     /// Channels of the residual stream.
     pub width: usize,
-    /// Channels a head.
+    /// Channels a head; 1 in version 4, whose channels are on their own.
     pub head_size: usize,
     /// Channels inside the channel mix.
     pub ffn: usize,
@@ -79,6 +92,11 @@ impl ModelConfig {
             format!(
                 "heads of {} in {} channels; sizes from 1 to 128 that divide them are supported",
                 self.head_size, self.width
+            )
+        } else if self.version == Version::V4 && self.head_size != 1 {
+            format!(
+                "heads of {} in {}, whose channels are on their own: heads of 1 are needed",
+                self.head_size, self.version
             )
         } else if let Some(epsilon) = [self.norm_epsilon, self.group_norm_epsilon]
             .into_iter()

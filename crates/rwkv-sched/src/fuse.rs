@@ -189,6 +189,22 @@ mod tests {
             },
             &["W x + 0"],
         );
+        // Version 6's gate and decay.
+        check(
+            |g, x| {
+                let y = product(g, x);
+                g.apply(Function::Silu, y)
+            },
+            &["Silu(W x)"],
+        );
+        check(
+            |g, x| {
+                let y = product(g, x);
+                let y = biased(g, y);
+                g.apply(Function::Decay6, y)
+            },
+            &["Decay6(W x + b)"],
+        );
         // The kernel adds the bias before the function, and has one of each.
         check(
             |g, x| {

@@ -1,13 +1,14 @@
 //! What a sequence carries from token to token.
 
-use crate::{Error, ModelConfig, Result};
+use crate::{Error, ModelConfig, Result, Version};
 
 /// The size of a sequence's state, all f32: a layer has one WKV block and one shift block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateLayout {
     /// Layers.
     pub layers: usize,
-    /// Elements of a layer's recurrence, `[head, value, key]`.
+    /// Elements of a layer's recurrence: `[head, value, key]`, or of version 4 `[3, C]`, the numerator aa, the
+    /// denominator bb and the exponent pp that both are divided by.
     pub wkv: usize,
     /// Elements of a layer's shift vectors, `[2, C]`: the time mix's, then the channel mix's.
     pub shift: usize,
@@ -16,9 +17,13 @@ pub struct StateLayout {
 impl StateLayout {
     /// The layout of a model's state.
     pub fn of(config: &ModelConfig) -> Self {
+        let rows = match config.version {
+            Version::V4 => 3,
+            _ => config.head_size,
+        };
         Self {
             layers: config.layers,
-            wkv: config.width * config.head_size,
+            wkv: config.width * rows,
             shift: 2 * config.width,
         }
     }
@@ -32,14 +37,14 @@ impl StateLayout {
 /// One sequence's state on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// A layer each: `[head, value, key]`.
+    /// A layer each: `[head, value, key]`, or `[3, C]` of version 4.
     pub wkv: Vec<Vec<f32>>,
     /// A layer each: `[2, C]`.
     pub shift: Vec<Vec<f32>>,
 }
 
 impl State {
-    /// The state before the first token: zeros.
+    /// The state before the first token: zeros, in every version (a denominator of 0 says so to version 4).
     pub fn zeros(layout: StateLayout) -> Self {
         Self {
             wkv: vec![vec![0.0; layout.wkv]; layout.layers],

@@ -11,9 +11,9 @@
 mod support;
 
 use proptest::{prelude::*, test_runner::TestRunner};
-use rwkv_sched::{Batch, BatchSpan, Error, Executor, SlotId, State, Wanted};
+use rwkv_sched::{Batch, BatchSpan, Error, Executor, SlotId, State, Version, Wanted};
 use support::{
-    dimensions, everywhere, feed, proptest_config,
+    RECURRENCES, dimensions, everywhere, feed, proptest_config,
     random_model::{Dimensions, Packing, Random},
     relative_error, run, span, states, states_error,
 };
@@ -28,27 +28,30 @@ fn agree(what: &str, got: &[Vec<f32>], want: &[Vec<f32>]) {
     assert!(error <= BOUND, "{what}: error {error:.1e}");
 }
 
-/// Runs `test` on random small models and seeds, on every executor with `slots` slots.
-fn check(cases: u32, slots: usize, test: impl Fn(&str, &mut dyn Executor, &mut Random)) {
-    let strategy = (dimensions(1), any::<u64>());
-    let result = TestRunner::new(proptest_config(cases)).run(&strategy, |(dimensions, seed)| {
-        let dimensions = Dimensions {
-            heads: dimensions.heads.min(2),
-            ..dimensions
-        };
-        let model = dimensions.model(Packing::F32, seed);
-        for (name, mut executor) in everywhere(&model, slots) {
-            test(&name, executor.as_mut(), &mut Random::new(seed));
-        }
-        Ok(())
-    });
-    result.unwrap_or_else(|error| panic!("{error}"));
+/// Runs `test` on a random small model of each of `versions`, on every executor with `slots` slots.
+fn check(versions: &[Version], slots: usize, test: impl Fn(&str, &mut dyn Executor, &mut Random)) {
+    for version in versions {
+        let strategy = (dimensions(*version, 1), any::<u64>());
+        let result = TestRunner::new(proptest_config(1)).run(&strategy, |(dimensions, seed)| {
+            let dimensions = Dimensions {
+                heads: dimensions.heads.min(2),
+                ..dimensions
+            };
+            let model = dimensions.model(Packing::F32, seed);
+            for (name, mut executor) in everywhere(&model, slots) {
+                let name = format!("{version}, {name}");
+                test(&name, executor.as_mut(), &mut Random::new(seed));
+            }
+            Ok(())
+        });
+        result.unwrap_or_else(|error| panic!("{error}"));
+    }
 }
 
 /// Any cut of a prompt gives the same logits and the same state.
 #[test]
 fn chunks() {
-    check(4, 2, |name, executor, random| {
+    check(&RECURRENCES, 2, |name, executor, random| {
         let vocab = executor.config().vocab;
         let tokens = random.prompt(70, vocab);
         let want = feed(executor, 0, &tokens, tokens.len());
@@ -69,23 +72,27 @@ fn chunks() {
 /// A long prompt, whole and in chunks, everywhere.
 #[test]
 fn long_prompt() {
-    let dimensions = Dimensions {
-        layers: 2,
-        heads: 3,
-        head_size: 24,
-        ffn: 250,
-        vocab: 301,
-        ranks: [9, 12, 7, 30],
-    };
-    let model = dimensions.model(Packing::F32, 600);
-    let tokens = Random::new(600).tokens(600, dimensions.vocab);
-    let mut oracle = None;
-    for (name, mut executor) in everywhere(&model, 3) {
-        let whole = feed(executor.as_mut(), 0, &tokens, 600);
-        agree(&name, &whole, oracle.get_or_insert_with(|| whole.clone()));
-        for (slot, chunk) in [(1, 7), (2, 256)] {
-            let cut = feed(executor.as_mut(), slot, &tokens, chunk);
-            agree(&format!("{name}, chunks of {chunk}"), &cut, &whole);
+    for version in RECURRENCES {
+        let dimensions = Dimensions {
+            version,
+            layers: 2,
+            heads: 2,
+            head_size: 24,
+            ffn: 100,
+            vocab: 101,
+            ranks: [9, 12, 7, 30],
+        };
+        let model = dimensions.model(Packing::F32, 300);
+        let tokens = Random::new(300).tokens(300, dimensions.vocab);
+        let mut oracle = None;
+        for (name, mut executor) in everywhere(&model, 3) {
+            let name = format!("{version}, {name}");
+            let whole = feed(executor.as_mut(), 0, &tokens, 300);
+            agree(&name, &whole, oracle.get_or_insert_with(|| whole.clone()));
+            for (slot, chunk) in [(1, 19), (2, 256)] {
+                let cut = feed(executor.as_mut(), slot, &tokens, chunk);
+                agree(&format!("{name}, chunks of {chunk}"), &cut, &whole);
+            }
         }
     }
 }
@@ -93,7 +100,7 @@ fn long_prompt() {
 /// A batch's spans in any order give each slot the same logits; and those that it gets alone.
 #[test]
 fn company() {
-    check(3, 24, |name, executor, random| {
+    check(&RECURRENCES, 24, |name, executor, random| {
         let vocab = executor.config().vocab;
         let mut spans: Vec<BatchSpan> = (0..2 + random.below(10) as u32)
             .map(|slot| span(slot, &random.prompt(12, vocab), Wanted::All))
@@ -139,7 +146,7 @@ fn company() {
 /// A state that was read and set elsewhere continues there as it would have at home; a reset slot starts anew.
 #[test]
 fn states_travel() {
-    check(3, 3, |name, executor, random| {
+    check(&RECURRENCES, 3, |name, executor, random| {
         let config = executor.config().clone();
         let first = random.prompt(20, config.vocab);
         let then = random.prompt(20, config.vocab);
@@ -169,9 +176,9 @@ fn states_travel() {
 /// A state goes from the CPU to a GPU and back.
 #[test]
 fn states_change_executors() {
-    let result = TestRunner::new(proptest_config(2)).run(
-        &(dimensions(1), any::<u64>()),
-        |(dimensions, seed)| {
+    for version in RECURRENCES {
+        let strategy = (dimensions(version, 1), any::<u64>());
+        let result = TestRunner::new(proptest_config(1)).run(&strategy, |(dimensions, seed)| {
             let model = dimensions.model(Packing::F32, seed);
             let mut random = Random::new(seed);
             let parts = [9, 14, 5].map(|n| random.tokens(n, dimensions.vocab));
@@ -192,16 +199,16 @@ fn states_change_executors() {
                 agree(name, &feed(oracle, 0, &parts[2], 5), &want[2]);
             }
             Ok(())
-        },
-    );
-    result.unwrap_or_else(|error| panic!("{error}"));
+        });
+        result.unwrap_or_else(|error| panic!("{version}: {error}"));
+    }
 }
 
 /// What cannot run changes nothing and says why.
 #[test]
 fn refused_batches_change_nothing() {
     const SLOTS: usize = 3;
-    check(1, SLOTS, |name, executor, random| {
+    check(&[Version::V7], SLOTS, |name, executor, random| {
         let vocab = executor.config().vocab;
         for slot in 0..SLOTS as u32 {
             feed(executor, slot, &random.tokens(5, vocab), 5);
@@ -276,7 +283,7 @@ fn refused_batches_change_nothing() {
 /// More batch shapes than an executor keeps plans for, twice.
 #[test]
 fn many_shapes() {
-    check(1, 2, |name, executor, random| {
+    check(&[Version::V7], 2, |name, executor, random| {
         let tokens = random.tokens(40, executor.config().vocab);
         for round in 0..2 {
             for count in (1..=40).step_by(2 - round) {

@@ -14,6 +14,10 @@ pub enum Function {
     SquaredRelu,
     /// RWKV-7's decay, `exp(-e^(-1/2) σ(x))`, in (0.545, 1) (Peng et al. 2025, eq. 12).
     Decay7,
+    /// The decay of RWKV-5 and RWKV-6, `exp(-exp(x))`, in (0, 1) (Peng et al. 2024, "Eagle and Finch", section 4).
+    Decay6,
+    /// `x σ(x)`, the gate of RWKV-5.1 to RWKV-6.
+    Silu,
 }
 
 /// e^(-1/2).
@@ -29,6 +33,8 @@ impl Function {
             Self::Sigmoid => sigmoid(x),
             Self::SquaredRelu => x.max(0.0) * x.max(0.0),
             Self::Decay7 => (-INVERSE_ROOT_E * sigmoid(x)).exp(),
+            Self::Decay6 => (-x.exp()).exp(),
+            Self::Silu => x * sigmoid(x),
         }
     }
 
@@ -40,6 +46,8 @@ impl Function {
             Self::Sigmoid => 2.0,
             Self::SquaredRelu => 3.0,
             Self::Decay7 => 4.0,
+            Self::Decay6 => 5.0,
+            Self::Silu => 6.0,
         };
         ("ACTIVATION", code)
     }

@@ -33,6 +33,15 @@ pub fn add_vector(a: &[f32], vector: &[f32], y: &mut [f32]) {
     }
 }
 
+/// The twin of [`Map::LerpVector`]: `y = a + (b − a) ⊙ weight`, with `weight` one row for all of them.
+pub fn lerp_vector(a: &[f32], b: &[f32], weight: &[f32], y: &mut [f32]) {
+    let width = weight.len().max(1);
+    let rows = a.chunks_exact(width).zip(b.chunks_exact(width));
+    for ((a, b), y) in rows.zip(y.chunks_exact_mut(width)) {
+        lerp(a, b, weight, y);
+    }
+}
+
 /// An element-wise operation on the GPU; all operands have the shape of the result.
 #[derive(Clone, Copy)]
 pub enum Map<'a> {
@@ -46,6 +55,8 @@ pub enum Map<'a> {
     Lerp(View<'a>, View<'a>, View<'a>),
     /// The vector is added to each row.
     AddVector(View<'a>, &'a GpuVector),
+    /// `a + (b − a) ⊙ w`, with `w` one row for all of them.
+    LerpVector(View<'a>, View<'a>, &'a GpuVector),
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -65,14 +76,17 @@ impl Kernels {
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when the kernel does not compile.
     pub fn map(&self, op: Map<'_>, y: View<'_>) -> Result<Dispatch> {
-        let (code, function, views, vector) = match op {
-            Map::Apply(function, a) => (0.0, function, [Some(a), None, None], None),
-            Map::Add(a, b) => (1.0, Function::Identity, [Some(a), Some(b), None], None),
-            Map::Multiply(a, b) => (2.0, Function::Identity, [Some(a), Some(b), None], None),
-            Map::Lerp(a, b, t) => (3.0, Function::Identity, [Some(a), Some(b), Some(t)], None),
-            Map::AddVector(a, vector) => {
-                (4.0, Function::Identity, [Some(a), None, None], Some(vector))
-            }
+        let (code, views, vector) = match op {
+            Map::Apply(_, a) => (0.0, [Some(a), None, None], None),
+            Map::Add(a, b) => (1.0, [Some(a), Some(b), None], None),
+            Map::Multiply(a, b) => (2.0, [Some(a), Some(b), None], None),
+            Map::Lerp(a, b, t) => (3.0, [Some(a), Some(b), Some(t)], None),
+            Map::AddVector(a, vector) => (4.0, [Some(a), None, None], Some(vector)),
+            Map::LerpVector(a, b, vector) => (5.0, [Some(a), Some(b), None], Some(vector)),
+        };
+        let function = match op {
+            Map::Apply(function, _) => function,
+            _ => Function::Identity,
         };
         let fit = views
             .iter()

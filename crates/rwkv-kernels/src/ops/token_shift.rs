@@ -1,7 +1,10 @@
-//! Token shift: each token's channels are mixed with those of the token before it in its sequence,
-//! `y = x + (previous − x) ⊙ mix`, and the last token of a span is kept for the next one.
+//! Token shift: each token's channels are mixed with those of the token before it in its sequence, and the last token
+//! of a span is kept for the next one.
 
-use crate::{BatchTables, Error, GpuVector, Kernels, Page, Result, Span, View, kernels::u32_of};
+use crate::{
+    BatchTables, Error, GpuVector, Kernels, Page, Result, Span, View, kernels::u32_of,
+    ops::lerp_vector,
+};
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
 
@@ -24,17 +27,20 @@ pub fn previous_rows<'s>(
     }
 }
 
-/// The twin's second half: `y = x + (previous − x) ⊙ mix`, with `mix` one row.
-pub fn mix(x: &[f32], previous: &[f32], mix: &[f32], y: &mut [f32]) {
-    let width = mix.len().max(1);
-    for ((x, p), y) in x
-        .chunks_exact(width)
-        .zip(previous.chunks_exact(width))
-        .zip(y.chunks_exact_mut(width))
-    {
-        for (((x, p), m), y) in x.iter().zip(p).zip(mix).zip(y) {
-            *y = x + (p - x) * m;
-        }
+/// Which token a mix weighs; the other one gets the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Weighs {
+    /// `x + (previous − x) ⊙ mix`, as in RWKV-6 and RWKV-7.
+    Previous,
+    /// `previous + (x − previous) ⊙ mix`, as in RWKV-4 and RWKV-5.
+    Current,
+}
+
+/// The twin's second half: between `x` and `previous`, with `mix` one row.
+pub fn mix(x: &[f32], previous: &[f32], weighs: Weighs, mix: &[f32], y: &mut [f32]) {
+    match weighs {
+        Weighs::Previous => lerp_vector(x, previous, mix, y),
+        Weighs::Current => lerp_vector(previous, x, mix, y),
     }
 }
 
@@ -48,6 +54,8 @@ pub struct TokenShift<'a> {
     pub mix: &'a GpuVector,
     /// How many.
     pub mixes: usize,
+    /// What they weigh.
+    pub weighs: Weighs,
     /// Shift states `[slot, 2, channels]`.
     pub state: &'a Buffer,
     /// The slots in `state`.
@@ -55,6 +63,22 @@ pub struct TokenShift<'a> {
     /// Which of the two.
     pub which: u32,
     /// `mixes` × tokens × channels, [`View::block_bytes`] apart.
+    pub y: View<'a>,
+}
+
+/// The row before each row on the GPU: a token shift without mixes.
+pub struct Previous<'a> {
+    /// The batch.
+    pub batch: BatchTables<'a>,
+    /// Tokens × channels.
+    pub x: View<'a>,
+    /// Shift states `[slot, 2, channels]`.
+    pub state: &'a Buffer,
+    /// The slots in `state`.
+    pub page: Page,
+    /// Which of the two.
+    pub which: u32,
+    /// Tokens × channels.
     pub y: View<'a>,
 }
 
@@ -103,15 +127,49 @@ impl Kernels {
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when the kernel does not compile.
     pub fn token_shift(&self, op: &TokenShift<'_>) -> Result<Dispatch> {
-        let View { rows, width, .. } = op.x;
-        if op.mix.len() != op.mixes * width
-            || op.mixes == 0
-            || op.y.width != width
-            || op.y.rows != rows
-        {
+        let width = op.x.width;
+        if op.mix.len() != op.mixes * width || op.mixes == 0 {
             return Err(Error::shape(
                 "token shift",
                 format!("{} mixes of {width} channels", op.mixes),
+            ));
+        }
+        let weighs = match op.weighs {
+            Weighs::Previous => 0.0,
+            Weighs::Current => 1.0,
+        };
+        let previous = Previous {
+            batch: op.batch,
+            x: op.x,
+            state: op.state,
+            page: op.page,
+            which: op.which,
+            y: op.y,
+        };
+        self.shift(&previous, weighs, op.mix.binding(), op.mixes)
+    }
+
+    /// The dispatch of `op`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when the kernel does not compile.
+    pub fn previous(&self, op: &Previous<'_>) -> Result<Dispatch> {
+        self.shift(op, 2.0, self.unused(), 1)
+    }
+
+    /// `weighs` is the kernel's constant, `blocks` what it writes.
+    fn shift(
+        &self,
+        op: &Previous<'_>,
+        weighs: f64,
+        mix: Binding<'_>,
+        blocks: usize,
+    ) -> Result<Dispatch> {
+        let View { rows, width, .. } = op.x;
+        if op.y.width != width || op.y.rows != rows {
+            return Err(Error::shape(
+                "token shift",
+                format!("{rows}×{width} into {}×{} channels", op.y.rows, op.y.width),
             ));
         }
         let params = ShiftParams {
@@ -120,18 +178,18 @@ impl Kernels {
             width: u32_of("channels", width)?,
             stride: u32_of("stride", View::stride(width))?,
             block: block_elements(rows, width)?,
-            mixes: u32_of("mixes", op.mixes)?,
+            mixes: u32_of("mixes", blocks)?,
             which: op.which,
         };
         let bindings = [
             op.batch.tokens,
             op.batch.spans,
             op.x.binding(),
-            op.mix.binding(),
+            mix,
             Binding::from(op.state),
-            op.y.blocks_binding(op.mixes),
+            op.y.blocks_binding(blocks),
         ];
-        let pipeline = self.pipeline("token_shift", &[])?;
+        let pipeline = self.pipeline("token_shift", &[("WEIGHS", weighs)])?;
         self.dispatch(pipeline, &params, &bindings, rows * width.div_ceil(THREADS))
     }
 

@@ -1,12 +1,12 @@
 //! The RWKV-7 recurrence (Peng et al. 2025, "RWKV-7 Goose", eq. 17), head by head and token by token:
 //! `S ← S diag(w) − (S κ)(κ ⊙ a)ᵀ + v kᵀ`, `y = S r`, with S of [value, key], k the replacement and κ the removal key.
 
+use super::heads::{by_head, compiled_head, width_of};
 use crate::{
     BatchTables, Error, Kernels, Page, Result, View, kernels::u32_of,
     ops::token_shift::block_elements,
 };
 use bytemuck::NoUninit;
-use rayon::prelude::*;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
 
 /// The operands of the twin; activations of the tokens of one span, rows of `heads · head_size`.
@@ -32,8 +32,7 @@ pub struct Wkv7Operands<'a> {
 /// [`Error::Shape`] when the sizes do not fit.
 pub fn wkv7(x: Wkv7Operands<'_>, head_size: usize, state: &mut [f32], y: &mut [f32]) -> Result<()> {
     let n = head_size;
-    let whole = n > 0 && state.len().is_multiple_of(n * n);
-    let width = if whole { state.len() / n } else { 0 };
+    let width = width_of(state, n);
     let fit = [x.r, x.w, x.k, x.kappa, x.v, x.a]
         .iter()
         .all(|o| o.len() == y.len());
@@ -47,42 +46,30 @@ pub fn wkv7(x: Wkv7Operands<'_>, head_size: usize, state: &mut [f32], y: &mut [f
             ),
         ));
     }
-    let tokens = y.len() / width;
-    let outputs: Vec<Vec<f32>> = state
-        .par_chunks_exact_mut(n * n)
-        .enumerate()
-        .map(|(head, s)| {
-            let mut out = vec![0.0; tokens * n];
-            let mut rate = vec![0.0; n];
-            for (t, out) in out.chunks_exact_mut(n).enumerate() {
-                let at = t * width + head * n..t * width + (head + 1) * n;
-                let (r, w, k, kappa) = (
-                    &x.r[at.clone()],
-                    &x.w[at.clone()],
-                    &x.k[at.clone()],
-                    &x.kappa[at.clone()],
-                );
-                for ((rate, kappa), a) in rate.iter_mut().zip(kappa).zip(&x.a[at.clone()]) {
-                    *rate = kappa * a;
-                }
-                for ((s, v), y) in s.chunks_exact_mut(n).zip(&x.v[at]).zip(out) {
-                    let removed: f32 = s.iter().zip(kappa).map(|(s, kappa)| -s * kappa).sum();
-                    let mut sum = 0.0;
-                    for j in 0..n {
-                        s[j] = s[j] * w[j] + removed * rate[j] + v * k[j];
-                        sum += s[j] * r[j];
-                    }
-                    *y = sum;
-                }
+    by_head(state, n, y, |head, s, out| {
+        let mut rate = vec![0.0; n];
+        for (t, out) in out.chunks_exact_mut(n).enumerate() {
+            let at = t * width + head * n..t * width + (head + 1) * n;
+            let (r, w, k, kappa) = (
+                &x.r[at.clone()],
+                &x.w[at.clone()],
+                &x.k[at.clone()],
+                &x.kappa[at.clone()],
+            );
+            for ((rate, kappa), a) in rate.iter_mut().zip(kappa).zip(&x.a[at.clone()]) {
+                *rate = kappa * a;
             }
-            out
-        })
-        .collect();
-    for (head, out) in outputs.iter().enumerate() {
-        for (t, out) in out.chunks_exact(n).enumerate() {
-            y[t * width + head * n..][..n].copy_from_slice(out);
+            for ((s, v), y) in s.chunks_exact_mut(n).zip(&x.v[at]).zip(out) {
+                let removed: f32 = s.iter().zip(kappa).map(|(s, kappa)| -s * kappa).sum();
+                let mut sum = 0.0;
+                for j in 0..n {
+                    s[j] = s[j] * w[j] + removed * rate[j] + v * k[j];
+                    sum += s[j] * r[j];
+                }
+                *y = sum;
+            }
         }
-    }
+    });
     Ok(())
 }
 
@@ -123,9 +110,6 @@ struct Params {
     padding: [u32; 3],
 }
 
-/// The head sizes that the kernel is compiled for; others run on the next larger one.
-const HEADS: [usize; 3] = [32, 64, 128];
-
 impl Kernels {
     /// The dispatch of `op`.
     ///
@@ -145,12 +129,7 @@ impl Kernels {
                 format!("rows of {width} channels, heads of {}", op.head_size),
             ));
         }
-        let Some(head) = HEADS.into_iter().find(|h| op.head_size <= *h) else {
-            return Err(Error::shape(
-                "wkv7",
-                format!("heads of {}, where at most 128 are supported", op.head_size),
-            ));
-        };
+        let head = compiled_head("wkv7", op.head_size)?;
         let heads = width / op.head_size;
         let params = Params {
             page: op.page,

@@ -13,12 +13,14 @@ use rwkv_kernels::{
 };
 use rwkv_mem::{Cols, Rows};
 
-pub(crate) const FUNCTIONS: [Function; 5] = [
+pub(crate) const FUNCTIONS: [Function; 7] = [
     Function::Identity,
     Function::Tanh,
     Function::Sigmoid,
     Function::SquaredRelu,
     Function::Decay7,
+    Function::Decay6,
+    Function::Silu,
 ];
 
 #[derive(Clone, Debug)]
@@ -116,11 +118,12 @@ fn compare(case: &Case) {
         let before = tolerance::SUM * f64::from(terms + bias.abs());
         let slope = match case.function {
             Function::SquaredRelu => 2.0 * f64::from((sum + bias).max(0.0)) + before,
+            Function::Silu => 1.1,
             _ => 1.0,
         };
         tolerance.push(
             slope * before
-                + tolerance::function(case.function) * f64::from(value.abs())
+                + tolerance::function(case.function, f64::from(value))
                 + tolerance::FEW * f64::from(value.abs() + residual.abs()),
         );
     }

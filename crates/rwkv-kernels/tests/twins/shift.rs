@@ -1,4 +1,4 @@
-//! Token shift, and keeping the last row of each span.
+//! Token shift, the row before each row, and keeping the last row of each span.
 
 use crate::{
     activation::{Activation, State},
@@ -10,7 +10,7 @@ use crate::{
 use proptest::prelude::*;
 use rwkv_kernels::{
     GpuVector,
-    ops::{StoreShift, TokenShift, mix, previous_rows},
+    ops::{Previous, StoreShift, TokenShift, Weighs, mix, previous_rows},
 };
 
 proptest! {
@@ -18,12 +18,21 @@ proptest! {
 
     #[test]
     fn shift_and_store(batch in ragged(9), width in 1usize..300, mixes in 1usize..=6, which in 0u32..2,
-                       scale in scale(), seed: u64) {
-        compare(&batch, width, mixes, which, scale, seed);
+                       weighs in prop::sample::select(vec![Weighs::Previous, Weighs::Current]), scale in scale(),
+                       seed: u64) {
+        compare(&batch, width, mixes, which, weighs, scale, seed);
     }
 }
 
-fn compare(ragged: &Ragged, width: usize, mixes: usize, which: u32, scale: f32, seed: u64) {
+fn compare(
+    ragged: &Ragged,
+    width: usize,
+    mixes: usize,
+    which: u32,
+    weighs: Weighs,
+    scale: f32,
+    seed: u64,
+) {
     let mut noise = Noise::new(seed);
     let tokens = ragged.tokens();
     let x = noise.values(tokens * width, scale);
@@ -41,7 +50,7 @@ fn compare(ragged: &Ragged, width: usize, mixes: usize, which: u32, scale: f32, 
         .chunks_exact(width)
         .zip(want.chunks_exact_mut(tokens * width))
     {
-        mix(&x, &previous, m, y);
+        mix(&x, &previous, weighs, m, y);
     }
     let mut stored = state.clone();
     for span in ragged.spans.iter().filter(|s| s.length > 0) {
@@ -53,7 +62,7 @@ fn compare(ragged: &Ragged, width: usize, mixes: usize, which: u32, scale: f32, 
             i % (tokens * width),
             i / (tokens * width) * width + i % width,
         );
-        x[at].abs() + (previous[at].abs() + x[at].abs()) * mixing[m].abs()
+        x[at].abs().max(previous[at].abs()) + (previous[at].abs() + x[at].abs()) * mixing[m].abs()
     };
 
     for setup in setups() {
@@ -69,6 +78,7 @@ fn compare(ragged: &Ragged, width: usize, mixes: usize, which: u32, scale: f32, 
                 x: x.view(),
                 mix: &mix,
                 mixes,
+                weighs,
                 state: state.buffer(),
                 page: *page,
                 which,
@@ -80,6 +90,20 @@ fn compare(ragged: &Ragged, width: usize, mixes: usize, which: u32, scale: f32, 
         check(setup.name, &y.read(), &want, |i| {
             tolerance::FEW * f64::from(terms(i))
         });
+        let before = Activation::poisoned(setup, tokens, width, 1);
+        let rows_before = pages.iter().zip(&states).map(|(page, state)| {
+            let op = Previous {
+                batch: batch.tables(),
+                x: x.view(),
+                state: state.buffer(),
+                page: *page,
+                which,
+                y: before.view(),
+            };
+            setup.kernels.previous(&op).unwrap()
+        });
+        setup.run(&rows_before.collect::<Vec<_>>());
+        assert_eq!(before.read(), previous, "{}", setup.name);
         let stores = pages.iter().zip(&states).map(|(page, state)| {
             let op = StoreShift {
                 batch: batch.tables(),

@@ -12,13 +12,27 @@ pub(crate) const SUM: f64 = 4e-6;
 /// A few operations in a row, contracted to fused multiply-adds or not.
 pub(crate) const FEW: f64 = 5e-7;
 
-/// Relative error of a function kernel. Vulkan allows `exp` 3 + 2|x| units in the last place, which is 4e-6 at 30; our
-/// functions are exact otherwise (`functions.rs` measures them).
-pub(crate) fn function(function: Function) -> f64 {
-    match function {
+/// Error of a function kernel whose result is `value`. Vulkan allows `exp` 3 + 2|x| units in the last place, which is
+/// 4e-6 at 30; our functions are exact otherwise (`functions.rs` measures them).
+pub(crate) fn function(function: Function, value: f64) -> f64 {
+    let relative = match function {
         Function::Identity => 0.0,
         Function::SquaredRelu => FEW,
-        Function::Tanh | Function::Sigmoid | Function::Decay7 => 5e-6,
+        Function::Tanh
+        | Function::Sigmoid
+        | Function::Decay7
+        | Function::Decay6
+        | Function::Silu => 5e-6,
+    };
+    relative * function_size(function, value)
+}
+
+/// What the error of a function is relative to: its value, but for exp(-exp(x)) what the inner exponential's error makes
+/// of it, which is |ln y| times as large.
+pub(crate) fn function_size(function: Function, value: f64) -> f64 {
+    match function {
+        Function::Decay6 if value > 0.0 => value * (1.0 - value.ln()),
+        _ => value.abs(),
     }
 }
 

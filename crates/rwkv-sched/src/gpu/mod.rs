@@ -2,6 +2,7 @@
 
 mod plan;
 mod resident;
+mod resolve;
 mod states;
 
 use crate::{

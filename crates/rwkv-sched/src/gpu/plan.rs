@@ -1,16 +1,9 @@
 //! A plan: for one batch shape, a buffer for each value, and every dispatch resolved.
 
-use super::{resident::ResidentWeights, states::States};
-use crate::{
-    Domain, Error, Model, Op, Result, ShiftHalf, ValueId, Weight,
-    batch::Tables,
-    fuse::{LinearStep, Step},
-};
+use super::{resident::ResidentWeights, resolve::Resolver, states::States};
+use crate::{Domain, Error, Model, Result, ValueId, batch::Tables, fuse::Step};
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu};
-use rwkv_kernels::{
-    BatchTables, GpuMatrix, GpuVector, Kernels, View,
-    ops::{Bonus, Embed, Keys7, Linear, Map, Norm, Select, StoreShift, TokenShift, Wkv7},
-};
+use rwkv_kernels::{BatchTables, Kernels, View};
 use rwkv_mem::{Pool, Pooled};
 use std::collections::{HashMap, VecDeque};
 
@@ -48,7 +41,6 @@ impl Plan {
         let activations = Activations::assign(context, shape)?;
         let resolver = Resolver {
             context,
-            shape,
             activations: &activations,
             batch: tables.bindings(shape),
         };
@@ -144,12 +136,12 @@ impl TableBuffer {
 
 /// A buffer for each value. A buffer is used again once its value was read for the last time; the one that has been
 /// free for longest is taken, so that kernels that do not depend on each other seldom meet in one.
-struct Activations {
+pub(super) struct Activations {
     buffers: Vec<Pooled>,
     places: HashMap<ValueId, Place>,
 }
 
-/// Where a value lies.
+/// A part of a buffer.
 #[derive(Clone, Copy)]
 struct Place {
     buffer: usize,
@@ -229,7 +221,8 @@ impl Activations {
         Ok(activations)
     }
 
-    fn view(&self, id: ValueId) -> Result<View<'_>> {
+    /// Where a value lies.
+    pub(super) fn view(&self, id: ValueId) -> Result<View<'_>> {
         match self.places.get(&id) {
             Some(place) => Ok(View {
                 buffer: &self.buffers[place.buffer],
@@ -258,201 +251,5 @@ impl BatchShape {
             Domain::Tokens => self.tokens,
             Domain::Outputs => self.outputs,
         }
-    }
-}
-
-/// Turns steps into dispatches.
-struct Resolver<'a> {
-    context: &'a Context<'a>,
-    shape: BatchShape,
-    activations: &'a Activations,
-    batch: BatchTables<'a>,
-}
-
-impl Resolver<'_> {
-    fn matrix(&self, weight: Weight) -> Result<&GpuMatrix> {
-        self.context
-            .weights
-            .matrix(weight)
-            .ok_or_else(|| self.missing(weight))
-    }
-
-    fn vector(&self, weight: Weight) -> Result<&GpuVector> {
-        self.context
-            .weights
-            .vectors(&[weight])
-            .ok_or_else(|| self.missing(weight))
-    }
-
-    fn missing(&self, weight: Weight) -> Error {
-        Error::Weight {
-            name: self.context.model.weights().name(weight),
-            problem: "not on the GPU".to_owned(),
-        }
-    }
-
-    fn resolve(&self, step: &Step, out: &mut Vec<Dispatch>) -> Result<()> {
-        match step {
-            Step::Linear(step) => self.linear(step, out),
-            Step::Node(index) => {
-                let node = &self.context.model.graph().nodes()[*index];
-                let inputs = node
-                    .inputs
-                    .iter()
-                    .map(|id| self.activations.view(*id))
-                    .collect::<Result<Vec<_>>>()?;
-                let y = self.activations.view(node.outputs[0])?;
-                self.node(&node.op, &inputs, y, out)
-            }
-        }
-    }
-
-    fn linear(&self, step: &LinearStep, out: &mut Vec<Dispatch>) -> Result<()> {
-        let op = Linear {
-            x: self.activations.view(step.x)?,
-            weight: self.matrix(step.weight)?,
-            bias: step.bias.map(|b| self.vector(b)).transpose()?,
-            function: step.function,
-            residual: step
-                .residual
-                .map(|r| self.activations.view(r))
-                .transpose()?,
-            y: self.activations.view(step.y)?,
-        };
-        out.extend(self.context.kernels.linear(&op)?);
-        Ok(())
-    }
-
-    fn node(&self, op: &Op, x: &[View<'_>], y: View<'_>, out: &mut Vec<Dispatch>) -> Result<()> {
-        let (kernels, batch) = (self.context.kernels, self.batch);
-        match op {
-            Op::Embed { table } => out.extend(kernels.embed(&Embed {
-                batch,
-                table: self.matrix(*table)?,
-                y,
-            })?),
-            Op::MatMul { .. } => {
-                return Err(Error::Config {
-                    problem: "a matrix product that was not fused".to_owned(),
-                });
-            }
-            Op::Norm {
-                weight,
-                bias,
-                group,
-                epsilon,
-            } => {
-                let (weight, bias) = (self.vector(*weight)?, self.vector(*bias)?);
-                out.push(kernels.norm(&Norm {
-                    x: x[0],
-                    group: *group,
-                    weight,
-                    bias,
-                    epsilon: *epsilon,
-                    y,
-                })?);
-            }
-            Op::TokenShift { layer, half, mixes } => {
-                self.token_shift(*layer, *half, mixes, x[0], y, out)?;
-            }
-            Op::AddVector { vector } => {
-                out.push(kernels.map(Map::AddVector(x[0], self.vector(*vector)?), y)?);
-            }
-            Op::Apply(function) => out.push(kernels.map(Map::Apply(*function, x[0]), y)?),
-            Op::Add => out.push(kernels.map(Map::Add(x[0], x[1]), y)?),
-            Op::Multiply => out.push(kernels.map(Map::Multiply(x[0], x[1]), y)?),
-            Op::Lerp => out.push(kernels.map(Map::Lerp(x[0], x[1], x[2]), y)?),
-            Op::Keys7 {
-                removal,
-                replacement,
-                head_size,
-            } => {
-                let (k_k, k_a) = (self.vector(*removal)?, self.vector(*replacement)?);
-                out.push(kernels.keys7(&Keys7 {
-                    k: x[0],
-                    a: x[1],
-                    k_k,
-                    k_a,
-                    head_size: *head_size,
-                    y,
-                })?);
-            }
-            Op::Wkv7 { layer, head_size } => {
-                for page in self.context.states.pages() {
-                    out.push(kernels.wkv7(&Wkv7 {
-                        batch,
-                        r: x[0],
-                        w: x[1],
-                        // The removal key, x[3], follows the replacement key.
-                        keys: x[2],
-                        v: x[4],
-                        a: x[5],
-                        head_size: *head_size,
-                        state: page.wkv(*layer),
-                        page: page.page(),
-                        y,
-                    })?);
-                }
-            }
-            Op::Bonus { weight, head_size } => {
-                let r_k = self.vector(*weight)?;
-                out.push(kernels.bonus(&Bonus {
-                    x: x[0],
-                    r: x[1],
-                    k: x[2],
-                    v: x[3],
-                    r_k,
-                    head_size: *head_size,
-                    y,
-                })?);
-            }
-            Op::Select => out.push(kernels.select(&Select { batch, x: x[0], y })?),
-        }
-        Ok(())
-    }
-
-    /// Reads the state, then stores the spans' last rows: two dispatches, since a workgroup of the first may run after
-    /// another one has finished.
-    fn token_shift(
-        &self,
-        layer: usize,
-        half: ShiftHalf,
-        mixes: &[Weight],
-        x: View<'_>,
-        y: View<'_>,
-        out: &mut Vec<Dispatch>,
-    ) -> Result<()> {
-        let mix = self
-            .context
-            .weights
-            .vectors(mixes)
-            .ok_or_else(|| self.missing(mixes[0]))?;
-        let which = match half {
-            ShiftHalf::Att => 0,
-            ShiftHalf::Ffn => 1,
-        };
-        let (kernels, batch) = (self.context.kernels, self.batch);
-        for page in self.context.states.pages() {
-            let (state, page) = (page.shift(layer), page.page());
-            out.push(kernels.token_shift(&TokenShift {
-                batch,
-                x,
-                mix,
-                mixes: mixes.len(),
-                state,
-                page,
-                which,
-                y,
-            })?);
-            out.push(kernels.store_shift(&StoreShift {
-                batch,
-                x,
-                state,
-                page,
-                which,
-            })?);
-        }
-        debug_assert_eq!(x.rows, self.shape.tokens);
-        Ok(())
     }
 }

@@ -1,5 +1,6 @@
-//! The states of all slots in GPU memory: a layer's recurrences in one buffer `[slot, head, value, key]` and its shift
-//! vectors in another `[slot, 2, C]`, cut into pages of slots where they pass the binding limit.
+//! The states of all slots in GPU memory: a layer's recurrences in one buffer `[slot, head, value, key]` (version 4:
+//! `[slot, 3, C]`) and its shift vectors in another `[slot, 2, C]`, cut into pages of slots where they pass the binding
+//! limit.
 
 use crate::{Error, Result, SlotId, State, StateLayout};
 use rwkv_gpu::{Buffer, BufferKind, Gpu, Readback};

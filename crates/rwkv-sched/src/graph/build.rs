@@ -2,7 +2,7 @@
 
 use super::{Domain, Graph, Node, Op, ShiftHalf, Value, ValueId};
 use crate::Weight;
-use rwkv_kernels::ops::Function;
+use rwkv_kernels::ops::{Function, Weighs};
 
 impl Graph {
     fn push(&mut self, op: Op, inputs: &[ValueId], outputs: &[Value]) -> Vec<ValueId> {
@@ -84,6 +84,7 @@ impl Graph {
         x: ValueId,
         layer: usize,
         half: ShiftHalf,
+        weighs: Weighs,
         mixes: [Weight; N],
     ) -> [ValueId; N] {
         let first = self.values.len();
@@ -92,12 +93,17 @@ impl Graph {
             Op::TokenShift {
                 layer,
                 half,
+                weighs,
                 mixes: mixes.to_vec(),
             },
             &[x],
             &[shape; N],
         );
         std::array::from_fn(|i| ValueId(first + i))
+    }
+
+    pub(crate) fn previous(&mut self, x: ValueId, layer: usize, half: ShiftHalf) -> ValueId {
+        self.like(Op::Previous { layer, half }, &[x])
     }
 
     pub(crate) fn matmul(&mut self, x: ValueId, weight: Weight, rows: usize) -> ValueId {
@@ -130,6 +136,68 @@ impl Graph {
 
     pub(crate) fn lerp(&mut self, a: ValueId, b: ValueId, t: ValueId) -> ValueId {
         self.like(Op::Lerp, &[a, b, t])
+    }
+
+    pub(crate) fn lerp_vector(&mut self, a: ValueId, b: ValueId, vector: Weight) -> ValueId {
+        self.like(Op::LerpVector { vector }, &[a, b])
+    }
+
+    /// `e` has as many columns for each of `x`'s as the result has.
+    pub(crate) fn token_matmul(&mut self, x: ValueId, e: ValueId) -> ValueId {
+        let Value { domain, width } = self.value(x);
+        let width = self.value(e).width / width.max(1);
+        self.one(Op::TokenMatMul, &[x, e], Value { domain, width })
+    }
+
+    /// `inputs`: k, v.
+    pub(crate) fn wkv4(
+        &mut self,
+        layer: usize,
+        decay: Weight,
+        bonus: Weight,
+        inputs: [ValueId; 2],
+    ) -> ValueId {
+        let op = Op::Wkv4 {
+            layer,
+            decay,
+            bonus,
+        };
+        self.like(op, &inputs)
+    }
+
+    /// `inputs`: r, k, v; the decay is a vector, version 5's.
+    pub(crate) fn wkv5(
+        &mut self,
+        layer: usize,
+        head_size: usize,
+        decay: Weight,
+        bonus: Weight,
+        inputs: [ValueId; 3],
+    ) -> ValueId {
+        let op = Op::Wkv6 {
+            layer,
+            head_size,
+            decay: Some(decay),
+            bonus,
+        };
+        self.like(op, &inputs)
+    }
+
+    /// `inputs`: r, k, v, w.
+    pub(crate) fn wkv6(
+        &mut self,
+        layer: usize,
+        head_size: usize,
+        bonus: Weight,
+        inputs: [ValueId; 4],
+    ) -> ValueId {
+        let op = Op::Wkv6 {
+            layer,
+            head_size,
+            decay: None,
+            bonus,
+        };
+        self.like(op, &inputs)
     }
 
     /// The replacement key and the removal key.

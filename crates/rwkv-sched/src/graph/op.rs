@@ -1,7 +1,7 @@
 //! The logical operations.
 
 use crate::Weight;
-use rwkv_kernels::ops::Function;
+use rwkv_kernels::ops::{Function, Weighs};
 
 /// Which of a layer's two shift vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,14 +31,23 @@ pub enum Op {
         /// Added to the variance.
         epsilon: f32,
     },
-    /// x → one value a mix: `x + (previous − x) ⊙ mix`; the state's vector is read, then becomes the span's last x.
+    /// x → one value a mix, between x and the row before it; the state's vector is read, then becomes the span's last x.
     TokenShift {
         /// Whose state.
         layer: usize,
         /// Which vector of it.
         half: ShiftHalf,
+        /// What the mixes weigh.
+        weighs: Weighs,
         /// `[C]` each.
         mixes: Vec<Weight>,
+    },
+    /// x → the row before each; the state's vector is read, then becomes the span's last x.
+    Previous {
+        /// Whose state.
+        layer: usize,
+        /// Which vector of it.
+        half: ShiftHalf,
     },
     /// x → y: `W x`.
     MatMul {
@@ -58,6 +67,33 @@ pub enum Op {
     Multiply,
     /// a, b, t → a + (b − a) ⊙ t.
     Lerp,
+    /// a, b → a + (b − a) ⊙ w, with the vector w for every row.
+    LerpVector {
+        /// `[C]`.
+        vector: Weight,
+    },
+    /// x, e → y: `x E`, where E is the token's own matrix, its rows one after the other in e.
+    TokenMatMul,
+    /// k, v → y; advances the state.
+    Wkv4 {
+        /// Whose state.
+        layer: usize,
+        /// `[C]`, as training left it.
+        decay: Weight,
+        /// `[C]`.
+        bonus: Weight,
+    },
+    /// r, k, v → y, or r, k, v, w → y where the decay w is each token's own; advances the state.
+    Wkv6 {
+        /// Whose state.
+        layer: usize,
+        /// Channels a head.
+        head_size: usize,
+        /// Version 5's decay as training left it, `[C]`; none where it is an operand.
+        decay: Option<Weight>,
+        /// `[C]`.
+        bonus: Weight,
+    },
     /// k, a → replacement key, removal key.
     Keys7 {
         /// k_k, `[C]`.
@@ -99,12 +135,14 @@ impl Op {
         }
     }
 
-    /// The vectors that it reads.
+    /// The vectors that it reads, each as long as a row of its results.
     pub fn vectors(&self) -> Vec<Weight> {
         match self {
             Self::Norm { weight, bias, .. } => vec![*weight, *bias],
             Self::TokenShift { mixes, .. } => mixes.clone(),
-            Self::AddVector { vector } => vec![*vector],
+            Self::AddVector { vector } | Self::LerpVector { vector } => vec![*vector],
+            Self::Wkv4 { decay, bonus, .. } => vec![*decay, *bonus],
+            Self::Wkv6 { decay, bonus, .. } => decay.iter().chain([bonus]).copied().collect(),
             Self::Keys7 {
                 removal,
                 replacement,

@@ -15,7 +15,7 @@ use random_model::Dimensions;
 use rwkv_gpu::{Gpu, Hidden, OpenOptions, Selector};
 use rwkv_sched::{
     Batch, BatchSpan, CpuExecutor, Executor, GpuExecutor, LoadOptions, Model, SlotId, State,
-    Wanted, WeightsDType,
+    Version, Wanted, WeightsDType,
 };
 use std::sync::OnceLock;
 
@@ -153,8 +153,22 @@ pub(crate) fn states_error(got: &[State], want: &[State]) -> f64 {
     largest
 }
 
-/// Dimensions that are multiples of `block`, and of nothing else where it is 1.
-pub(crate) fn dimensions(block: usize) -> BoxedStrategy<Dimensions> {
+/// The versions whose graphs differ: 5.1's is 5.2's.
+pub(crate) const GRAPHS: [Version; 6] = [
+    Version::V4,
+    Version::V5_0,
+    Version::V5_2,
+    Version::V6,
+    Version::V7,
+    Version::V7a,
+];
+
+/// One for each way of advancing a state; 7a does all that 7 does.
+pub(crate) const RECURRENCES: [Version; 4] =
+    [Version::V4, Version::V5_2, Version::V6, Version::V7a];
+
+/// Dimensions of a model of `version` that are multiples of `block`, and of nothing else where it is 1.
+pub(crate) fn dimensions(version: Version, block: usize) -> BoxedStrategy<Dimensions> {
     let heads_of: &[usize] = if block == 1 {
         &[8, 10, 13, 16, 24, 32, 40, 64, 96, 100, 128]
     } else {
@@ -175,6 +189,7 @@ pub(crate) fn dimensions(block: usize) -> BoxedStrategy<Dimensions> {
                 heads += 1;
             }
             Dimensions {
+                version,
                 layers,
                 heads,
                 head_size,

@@ -1,5 +1,5 @@
-//! Random RWKV-7 models of every shape, scaled as training leaves them: activations stay near 1, decays lie between
-//! 0.55 and 0.999.
+//! Random models of every version and shape, scaled as training leaves them: activations stay near 1, and decays a little
+//! below.
 
 use rwkv_kernels::Format;
 use rwkv_mem::{Cols, Rows};
@@ -101,12 +101,14 @@ impl Packing {
 /// What distinguishes random models.
 #[derive(Clone, Debug)]
 pub(crate) struct Dimensions {
+    pub(crate) version: Version,
     pub(crate) layers: usize,
     pub(crate) heads: usize,
+    /// What divides the width; version 4 knows no heads.
     pub(crate) head_size: usize,
     pub(crate) ffn: usize,
     pub(crate) vocab: usize,
-    /// Of the decay, the rate, the value and the gate.
+    /// Of the decay, the rate (version 6: the mixes), the value (version 7a: DeepEmbed) and the gate.
     pub(crate) ranks: [usize; 4],
 }
 
@@ -118,16 +120,19 @@ impl Dimensions {
     /// Multiplications a token takes, about.
     pub(crate) fn work(&self) -> usize {
         let width = self.width();
-        let layer = width * (4 * width + 2 * self.ffn + 2 * self.ranks.iter().sum::<usize>());
+        let layer = width * (6 * width + 2 * self.ffn + 4 * self.ranks.iter().sum::<usize>());
         self.layers * (layer + 4 * width * self.head_size) + width * self.vocab
     }
 
     pub(crate) fn config(&self) -> ModelConfig {
         ModelConfig {
-            version: Version::V7,
+            version: self.version,
             layers: self.layers,
             width: self.width(),
-            head_size: self.head_size,
+            head_size: match self.version {
+                Version::V4 => 1,
+                _ => self.head_size,
+            },
             ffn: self.ffn,
             vocab: self.vocab,
             norm_epsilon: 1e-5,
@@ -146,16 +151,6 @@ impl Dimensions {
         Model::new(self.config(), Arc::new(maker.weights)).expect("every tensor fits")
     }
 }
-
-const LORAS: [Lora; 4] = [Lora::Decay, Lora::Rate, Lora::Value, Lora::Gate];
-const MIXES: [Mix; 6] = [
-    Mix::Receptance,
-    Mix::Decay,
-    Mix::Key,
-    Mix::Value,
-    Mix::Rate,
-    Mix::Gate,
-];
 
 struct Maker {
     weights: InMemoryWeights,
@@ -196,53 +191,124 @@ impl Maker {
     }
 
     fn fill(&mut self, dimensions: &Dimensions) {
-        let (width, ffn, vocab) = (dimensions.width(), dimensions.ffn, dimensions.vocab);
+        let (width, vocab) = (dimensions.width(), dimensions.vocab);
         // Rows of the embedding are looked up, so that their elements are what the bound says.
         self.matrix(Weight::Embedding, vocab, width, (width as f32).sqrt());
         self.norm(Weight::EmbeddingNorm, width);
         self.norm(Weight::OutputNorm, width);
         self.matrix(Weight::Head, vocab, width, 1.0);
         for layer in 0..dimensions.layers {
-            let block = |weight| Weight::Block(layer, weight);
-            for norm in [B::AttNorm, B::FfnNorm, B::GroupNorm] {
-                self.norm(|affine| block(norm(affine)), width);
-            }
-            for mix in MIXES {
-                self.vector(block(B::AttMix(mix)), width, 0.0..1.0);
-            }
-            self.vector(block(B::FfnMix(Mix::Key)), width, 0.0..1.0);
+            self.layer(dimensions, layer);
+        }
+    }
+
+    fn layer(&mut self, dimensions: &Dimensions, layer: usize) {
+        let Dimensions { version, ffn, .. } = *dimensions;
+        let width = dimensions.width();
+        let block = |weight| Weight::Block(layer, weight);
+        let seven = matches!(version, Version::V7 | Version::V7a);
+        for norm in [B::AttNorm, B::FfnNorm, B::GroupNorm] {
+            self.norm(|affine| block(norm(affine)), width);
+        }
+        for mix in mixes(version) {
+            self.vector(block(B::AttMix(*mix)), width, 0.0..1.0);
+        }
+        self.vector(block(B::FfnMix(Mix::Key)), width, 0.0..1.0);
+        self.vector(block(B::Bonus), width, -0.3..0.3);
+        // As in the published initialisation, receptance, key and value stay below 1. The group norm after the
+        // recurrence brings a head whose r ⊙ k happens to cancel back to 1, rounding errors and all: the smaller these
+        // are against its epsilon, the less.
+        for (square, gain) in [
+            (B::AttReceptance, 0.5),
+            (B::AttKey, 0.3),
+            (B::AttValue, 0.5),
+            (B::AttOutput, 1.0),
+        ] {
+            self.matrix(block(square), width, width, gain);
+        }
+        self.matrix(block(B::FfnKey), ffn, width, 1.0);
+        self.matrix(block(B::FfnValue), width, ffn, 1.0);
+        if seven {
             self.vector(block(B::RemovalKey), width, 0.6..1.0);
             self.vector(block(B::ReplacementKey), width, 0.8..1.2);
-            self.vector(block(B::Bonus), width, -0.3..0.3);
-            // As in the published initialisation, receptance, key and value stay below 1. The group norm after the
-            // recurrence brings a head whose r ⊙ k happens to cancel back to 1, rounding errors and all: the smaller
-            // these are against its epsilon, the less.
-            for (square, gain) in [
-                (B::AttReceptance, 0.5),
-                (B::AttKey, 0.3),
-                (B::AttValue, 0.5),
-                (B::AttOutput, 1.0),
-            ] {
-                self.matrix(block(square), width, width, gain);
+        } else {
+            self.vector(block(B::FfnMix(Mix::Receptance)), width, 0.0..1.0);
+            self.matrix(block(B::FfnReceptance), width, width, 1.0);
+        }
+        match version {
+            Version::V5_1 | Version::V5_2 | Version::V6 => {
+                self.matrix(block(B::AttGate), width, width, 1.0);
             }
-            self.matrix(block(B::FfnKey), ffn, width, 1.0);
-            self.matrix(block(B::FfnValue), width, ffn, 1.0);
-            for (lora, rank) in LORAS.into_iter().zip(dimensions.ranks) {
-                if layer == 0 && lora == Lora::Value {
-                    continue;
-                }
-                self.matrix(block(B::LoraDown(lora)), rank, width, 1.0);
-                let gain = if lora == Lora::Gate { 2.0 } else { 0.3 };
-                self.matrix(block(B::LoraUp(lora)), width, rank, gain);
-                match lora {
-                    // σ(−6.4) and σ(4): decays of 0.999 and 0.55.
-                    Lora::Decay => self.vector(block(B::LoraBias(lora)), width, -6.4..4.0),
-                    Lora::Rate | Lora::Value => {
-                        self.vector(block(B::LoraBias(lora)), width, -1.0..1.0);
-                    }
-                    Lora::Gate | Lora::Mix(_) | Lora::DeepEmbed => {}
-                }
+            _ => {}
+        }
+        if matches!(
+            version,
+            Version::V4 | Version::V5_0 | Version::V5_1 | Version::V5_2
+        ) {
+            // exp(−exp(·)): decays of 0.993 and 0.07.
+            self.vector(block(B::Decay), width, -5.0..1.0);
+        }
+        for (lora, rank, gain, bias) in pairs(dimensions, layer) {
+            self.matrix(block(B::LoraDown(lora)), rank, width, 1.0);
+            self.matrix(block(B::LoraUp(lora)), width, rank, gain);
+            if let Some(range) = bias {
+                self.vector(block(B::LoraBias(lora)), width, range);
             }
         }
+        if version == Version::V7a {
+            self.deep_embed(dimensions, layer);
+        }
+    }
+
+    fn deep_embed(&mut self, dimensions: &Dimensions, layer: usize) {
+        let block = |weight| Weight::Block(layer, weight);
+        let (width, ffn) = (dimensions.width(), dimensions.ffn);
+        // A token has its square.
+        let rank = dimensions.ranks[2].min(12);
+        let (root, lora) = ((rank as f32).sqrt(), Lora::DeepEmbed);
+        self.matrix(block(B::LoraDown(lora)), rank, width, 1.0);
+        self.matrix(block(B::LoraUp(lora)), ffn, rank, 0.25);
+        self.vector(block(B::LoraBias(lora)), ffn, 0.5..1.5);
+        let (table, up) = (block(B::FfnEmbedding), block(B::FfnEmbeddingUp));
+        self.matrix(table, dimensions.vocab, rank * rank, root);
+        self.matrix(up, rank * rank, width, 0.5 / root);
+    }
+}
+
+/// The mixes of the time mix.
+fn mixes(version: Version) -> &'static [Mix] {
+    use Mix::{Base, Decay, Gate, Key, Rate, Receptance, Value};
+    match version {
+        Version::V4 | Version::V5_0 => &[Receptance, Key, Value],
+        Version::V5_1 | Version::V5_2 => &[Receptance, Key, Value, Gate],
+        Version::V6 => &[Base, Decay, Key, Value, Receptance, Gate],
+        _ => &[Receptance, Decay, Key, Value, Rate, Gate],
+    }
+}
+
+/// The low-rank pairs of a layer's time mix: the rank, the gain of the second matrix, and where the bias lies.
+fn pairs(dimensions: &Dimensions, layer: usize) -> Vec<(Lora, usize, f32, Option<Range<f32>>)> {
+    let [decay, rate, value, gate] = dimensions.ranks;
+    match dimensions.version {
+        Version::V6 => {
+            let mixes = [Mix::Decay, Mix::Key, Mix::Value, Mix::Receptance, Mix::Gate];
+            let mixes = mixes.map(|mix| (Lora::Mix(mix), rate, 0.3, None));
+            // As version 5's.
+            let decay = (Lora::Decay, decay, 0.3, Some(-5.0..1.0));
+            mixes.into_iter().chain([decay]).collect()
+        }
+        Version::V7 | Version::V7a => {
+            let mut pairs = vec![
+                // σ(−6.4) and σ(4): decays of 0.999 and 0.55.
+                (Lora::Decay, decay, 0.3, Some(-6.4..4.0)),
+                (Lora::Rate, rate, 0.3, Some(-1.0..1.0)),
+                (Lora::Gate, gate, 2.0, None),
+            ];
+            if layer > 0 {
+                pairs.push((Lora::Value, value, 0.3, Some(-1.0..1.0)));
+            }
+            pairs
+        }
+        _ => Vec::new(),
     }
 }

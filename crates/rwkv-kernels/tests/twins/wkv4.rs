@@ -1,0 +1,135 @@
+//! The RWKV-4 recurrence over ragged batches, its state included.
+
+use crate::{
+    activation::{Activation, State},
+    batch::{Ragged, SLOTS, Tables, page_of, ragged},
+    noise::{Noise, scale},
+    setup::{cases, setups},
+    tolerance::{check, check_rms},
+};
+use proptest::prelude::*;
+use rwkv_kernels::{
+    GpuVector,
+    ops::{Wkv4, Wkv4Operands, wkv4},
+};
+
+/// Four exponentials a token, of numbers that are themselves rounded: at an exponent of 100 by 8e-6.
+const BOUND: f64 = 1e-5;
+
+proptest! {
+    #![proptest_config(cases(20))]
+
+    #[test]
+    fn any_width(batch in ragged(7), width in 1usize..300, keys in prop::sample::select(vec![0.1f32, 1.0, 5.0]),
+                 scale in scale(), seed: u64) {
+        compare(&batch, width, keys, scale, seed);
+    }
+
+    #[test]
+    fn long_spans(batch in ragged(300), width in 1usize..70, seed: u64) {
+        compare(&batch, width, 2.0, 1.0, seed);
+    }
+}
+
+/// Slots of zeros, which have seen nothing, among slots in the middle of their text.
+fn states(width: usize, keys: f32, scale: f32, noise: &mut Noise) -> Vec<f32> {
+    let mut state = Vec::new();
+    for slot in 0..SLOTS {
+        if slot % 3 == 0 {
+            state.resize(state.len() + 3 * width, 0.0);
+            continue;
+        }
+        state.extend(noise.values(width, scale));
+        state.extend(noise.values(width, 1.0).iter().map(|x| 1.0 + x.abs()));
+        state.extend(noise.values(width, keys));
+    }
+    state
+}
+
+/// One of the state's three rows, of all slots.
+fn row_of(state: &[f32], width: usize, row: usize) -> Vec<f32> {
+    let rows = state.chunks_exact(width).skip(row).step_by(3);
+    rows.flatten().copied().collect()
+}
+
+fn compare(ragged: &Ragged, width: usize, keys: f32, scale: f32, seed: u64) {
+    let mut noise = Noise::new(seed);
+    let tokens = ragged.tokens();
+    let (k, v) = (
+        noise.values(tokens * width, keys),
+        noise.values(tokens * width, scale),
+    );
+    let decay: Vec<f32> = (0..width).map(|_| noise.unit() * 4.0 - 2.0).collect();
+    let bonus = noise.values(width, 1.0);
+    // [slot, 3, width]
+    let slot = 3 * width;
+    let state = states(width, keys, scale, &mut noise);
+
+    let mut next = state.clone();
+    let mut want = vec![0.0; tokens * width];
+    for span in &ragged.spans {
+        let at = span.start as usize * width..(span.start + span.length) as usize * width;
+        let operands = Wkv4Operands {
+            k: &k[at.clone()],
+            v: &v[at.clone()],
+            decay: &decay,
+            bonus: &bonus,
+        };
+        let kept = &mut next[span.slot as usize * slot..][..slot];
+        wkv4(operands, kept, &mut want[at]).unwrap();
+    }
+
+    for setup in setups() {
+        let batch = Tables::of(setup, ragged);
+        let [k, v] = [&k, &v].map(|x| Activation::new(setup, tokens, width, x));
+        let mut upload = setup.upload();
+        let [decay, bonus] =
+            [&decay, &bonus].map(|v| GpuVector::new(setup.gpu(), "wkv", v, &mut upload).unwrap());
+        let y = Activation::poisoned(setup, tokens, width, 1);
+        let pages = ragged.pages();
+        let states = pages.map(|page| State::new(setup, page_of(&state, page, slot), slot));
+        let dispatches = pages.iter().zip(&states).map(|(page, state)| {
+            let op = Wkv4 {
+                batch: batch.tables(),
+                k: k.view(),
+                v: v.view(),
+                decay: &decay,
+                bonus: &bonus,
+                state: state.buffer(),
+                page: *page,
+                y: y.view(),
+            };
+            setup.kernels.wkv4(&op).unwrap()
+        });
+        setup.run(&dispatches.collect::<Vec<_>>());
+        check_rms(&format!("y, {}", setup.name), &y.read(), &want, BOUND);
+        for (page, state) in pages.iter().zip(&states) {
+            let (got, want) = (state.read(), page_of(&next, *page, slot));
+            for (row, name) in ["aa", "bb", "pp"].into_iter().enumerate() {
+                let (got, want) = (row_of(&got, width, row), row_of(want, width, row));
+                check_rms(&format!("{name}, {}", setup.name), &got, &want, BOUND);
+            }
+        }
+    }
+}
+
+/// A state of zeros has seen nothing, also where an exponent was left behind: the first result is the first value.
+#[test]
+fn nothing_seen() {
+    let (k, v) = ([3.0, -90.0], [0.25, -7.0]);
+    for pp in [0.0, 50.0] {
+        let mut state = [0.0, 0.0, 0.0, 0.0, pp, pp];
+        let mut y = [0.0; 2];
+        let operands = Wkv4Operands {
+            k: &k,
+            v: &v,
+            decay: &[0.5; 2],
+            bonus: &[1.0; 2],
+        };
+        wkv4(operands, &mut state, &mut y).unwrap();
+        check("y", &y, &v, |_| 0.0);
+        check("state", &state, &[0.25, -7.0, 1.0, 1.0, 3.0, -90.0], |_| {
+            0.0
+        });
+    }
+}

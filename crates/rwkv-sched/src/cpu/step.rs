@@ -1,0 +1,260 @@
+//! One batch on its way through the graph.
+
+use crate::{Domain, Model, Op, Result, ShiftHalf, State, ValueId, Weight, batch::Tables};
+use rwkv_kernels::{
+    Span,
+    ops::{self, Decay, Weighs, Wkv4Operands, Wkv6Operands, Wkv7Operands},
+};
+use std::collections::HashMap;
+
+/// One batch on its way through the graph.
+pub(super) struct Step<'a> {
+    pub(super) model: &'a Model,
+    pub(super) tables: &'a Tables,
+    pub(super) states: &'a mut [State],
+    pub(super) vectors: &'a HashMap<Weight, Vec<f32>>,
+    pub(super) values: Vec<Option<Vec<f32>>>,
+}
+
+impl Step<'_> {
+    fn rows(&self, domain: Domain) -> usize {
+        match domain {
+            Domain::Tokens => self.tables.tokens.len(),
+            Domain::Outputs => self.tables.outputs.len(),
+        }
+    }
+
+    /// A value that an earlier node made.
+    fn value(&self, id: ValueId) -> &[f32] {
+        self.values[id.0].as_deref().unwrap_or(&[])
+    }
+
+    fn vector(&self, weight: Weight) -> &[f32] {
+        self.vectors.get(&weight).map_or(&[], Vec::as_slice)
+    }
+
+    /// Computes `outputs` from `inputs`.
+    pub(super) fn node(&mut self, op: &Op, inputs: &[ValueId], outputs: &[ValueId]) -> Result<()> {
+        let shape = self.model.graph().value(outputs[0]);
+        let width = shape.width;
+        let mut y = vec![0.0; self.rows(shape.domain) * width];
+        let x = |i: usize| self.value(inputs[i]);
+        let mut second = None;
+        match op {
+            Op::Embed { table } => {
+                let ids = self.tables.tokens.iter().map(|t| t.id);
+                ops::embed(ids, &self.model.weights().matrix(*table)?, &mut y)?;
+            }
+            Op::Norm {
+                weight,
+                bias,
+                group,
+                epsilon,
+            } => {
+                ops::norm(
+                    x(0),
+                    *group,
+                    self.vector(*weight),
+                    self.vector(*bias),
+                    *epsilon,
+                    &mut y,
+                )?;
+            }
+            Op::TokenShift {
+                layer,
+                half,
+                weighs,
+                mixes,
+            } => {
+                self.token_shift(*layer, *half, *weighs, mixes, inputs[0], outputs);
+                return Ok(());
+            }
+            Op::Previous { layer, half } => y = self.previous(*layer, *half, inputs[0]),
+            Op::MatMul { weight } => {
+                ops::matmul(x(0), &self.model.weights().matrix(*weight)?, &mut y)?;
+            }
+            Op::AddVector { vector } => ops::add_vector(x(0), self.vector(*vector), &mut y),
+            Op::Apply(function) => {
+                for (x, y) in x(0).iter().zip(&mut y) {
+                    *y = function.apply(*x);
+                }
+            }
+            Op::Add => ops::add(x(0), x(1), &mut y),
+            Op::Multiply => ops::multiply(x(0), x(1), &mut y),
+            Op::Lerp => ops::lerp(x(0), x(1), x(2), &mut y),
+            Op::LerpVector { vector } => {
+                ops::lerp_vector(x(0), x(1), self.vector(*vector), &mut y);
+            }
+            Op::TokenMatMul => {
+                let rows = self.model.graph().value(inputs[0]).width;
+                ops::token_matmul(x(0), x(1), rows, width, &mut y)?;
+            }
+            Op::Keys7 {
+                removal,
+                replacement,
+                head_size,
+            } => {
+                let mut kappa = vec![0.0; y.len()];
+                let (k_k, k_a) = (self.vector(*removal), self.vector(*replacement));
+                ops::keys7(x(0), x(1), k_k, k_a, *head_size, &mut y, &mut kappa)?;
+                second = Some(kappa);
+            }
+            Op::Wkv4 {
+                layer,
+                decay,
+                bonus,
+            } => self.wkv4(*layer, *decay, *bonus, inputs, &mut y)?,
+            Op::Wkv6 {
+                layer,
+                head_size,
+                decay,
+                bonus,
+            } => self.wkv6(*layer, *head_size, *decay, *bonus, inputs, &mut y)?,
+            Op::Wkv7 { layer, head_size } => self.wkv7(*layer, *head_size, inputs, &mut y)?,
+            Op::Bonus { weight, head_size } => {
+                ops::bonus(
+                    x(0),
+                    x(1),
+                    x(2),
+                    x(3),
+                    self.vector(*weight),
+                    *head_size,
+                    &mut y,
+                )?;
+            }
+            Op::Select => ops::select(x(0), width, &self.tables.outputs, &mut y),
+        }
+        self.values[outputs[0].0] = Some(y);
+        if let (Some(value), Some(id)) = (second, outputs.get(1)) {
+            self.values[id.0] = Some(value);
+        }
+        Ok(())
+    }
+
+    fn token_shift(
+        &mut self,
+        layer: usize,
+        half: ShiftHalf,
+        weighs: Weighs,
+        mixes: &[Weight],
+        input: ValueId,
+        outputs: &[ValueId],
+    ) {
+        let previous = self.previous(layer, half, input);
+        for (mix, id) in mixes.iter().zip(outputs) {
+            let mut y = vec![0.0; previous.len()];
+            let mix = self.vector(*mix);
+            ops::mix(self.value(input), &previous, weighs, mix, &mut y);
+            self.values[id.0] = Some(y);
+        }
+    }
+
+    /// The row before each of `input`; the state's vectors are read, then become the spans' last rows.
+    fn previous(&mut self, layer: usize, half: ShiftHalf, input: ValueId) -> Vec<f32> {
+        let width = self.model.graph().value(input).width;
+        let kept = match half {
+            ShiftHalf::Att => 0..width,
+            ShiftHalf::Ffn => width..2 * width,
+        };
+        let x = self.values[input.0].take().unwrap_or_default();
+        let mut previous = vec![0.0; x.len()];
+        let state = |slot: u32| &self.states[slot as usize].shift[layer][kept.clone()];
+        ops::previous_rows(&x, width, &self.tables.spans, state, &mut previous);
+        for span in &self.tables.spans {
+            let last = (span.start + span.length - 1) as usize * width;
+            self.states[span.slot as usize].shift[layer][kept.clone()]
+                .copy_from_slice(&x[last..last + width]);
+        }
+        self.values[input.0] = Some(x);
+        previous
+    }
+
+    fn wkv4(
+        &mut self,
+        layer: usize,
+        decay: Weight,
+        bonus: Weight,
+        inputs: &[ValueId],
+        y: &mut [f32],
+    ) -> Result<()> {
+        self.recurrence(layer, y, |step, span, state, y| {
+            let operands = Wkv4Operands {
+                k: step.rows_of(inputs[0], span),
+                v: step.rows_of(inputs[1], span),
+                decay: step.vector(decay),
+                bonus: step.vector(bonus),
+            };
+            Ok(ops::wkv4(operands, state, y)?)
+        })
+    }
+
+    fn wkv6(
+        &mut self,
+        layer: usize,
+        head_size: usize,
+        decay: Option<Weight>,
+        bonus: Weight,
+        inputs: &[ValueId],
+        y: &mut [f32],
+    ) -> Result<()> {
+        self.recurrence(layer, y, |step, span, state, y| {
+            let operands = Wkv6Operands {
+                r: step.rows_of(inputs[0], span),
+                k: step.rows_of(inputs[1], span),
+                v: step.rows_of(inputs[2], span),
+                w: match decay {
+                    Some(decay) => Decay::Channels(step.vector(decay)),
+                    None => Decay::Tokens(step.rows_of(inputs[3], span)),
+                },
+                u: step.vector(bonus),
+            };
+            Ok(ops::wkv6(operands, head_size, state, y)?)
+        })
+    }
+
+    fn wkv7(
+        &mut self,
+        layer: usize,
+        head_size: usize,
+        inputs: &[ValueId],
+        y: &mut [f32],
+    ) -> Result<()> {
+        self.recurrence(layer, y, |step, span, state, y| {
+            let operands = Wkv7Operands {
+                r: step.rows_of(inputs[0], span),
+                w: step.rows_of(inputs[1], span),
+                k: step.rows_of(inputs[2], span),
+                kappa: step.rows_of(inputs[3], span),
+                v: step.rows_of(inputs[4], span),
+                a: step.rows_of(inputs[5], span),
+            };
+            Ok(ops::wkv7(operands, head_size, state, y)?)
+        })
+    }
+
+    /// Runs `advance` on every span, with its slot's state of `layer` and its rows of `y`.
+    fn recurrence(
+        &mut self,
+        layer: usize,
+        y: &mut [f32],
+        advance: impl Fn(&Self, &Span, &mut [f32], &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let width = self.model.config().width;
+        for span in &self.tables.spans {
+            let slot = span.slot as usize;
+            let mut state = std::mem::take(&mut self.states[slot].wkv[layer]);
+            let rows = span.start as usize * width..(span.start + span.length) as usize * width;
+            let result = advance(self, span, &mut state, &mut y[rows]);
+            self.states[slot].wkv[layer] = state;
+            result?;
+        }
+        Ok(())
+    }
+
+    /// The rows of `span` in a value.
+    fn rows_of(&self, id: ValueId, span: &Span) -> &[f32] {
+        let width = self.model.graph().value(id).width;
+        let rows = span.start as usize * width..(span.start + span.length) as usize * width;
+        self.value(id).get(rows).unwrap_or(&[])
+    }
+}

@@ -1,0 +1,299 @@
+//! Steps to dispatches: which kernel does what on which buffers.
+
+use super::plan::{Activations, Context};
+use crate::{
+    Error, Op, Result, ShiftHalf, Weight,
+    fuse::{LinearStep, Step},
+};
+use rwkv_gpu::Dispatch;
+use rwkv_kernels::{
+    BatchTables, GpuMatrix, GpuVector, View,
+    ops::{
+        Bonus, Decay, Embed, Keys7, Linear, Map, Norm, Previous, Select, StoreShift, TokenMatMul,
+        TokenShift, Weighs, Wkv4, Wkv6, Wkv7,
+    },
+};
+
+/// Turns steps into dispatches.
+pub(super) struct Resolver<'a> {
+    pub(super) context: &'a Context<'a>,
+    pub(super) activations: &'a Activations,
+    pub(super) batch: BatchTables<'a>,
+}
+
+impl Resolver<'_> {
+    fn matrix(&self, weight: Weight) -> Result<&GpuMatrix> {
+        self.context
+            .weights
+            .matrix(weight)
+            .ok_or_else(|| self.missing(weight))
+    }
+
+    fn vector(&self, weight: Weight) -> Result<&GpuVector> {
+        self.context
+            .weights
+            .vectors(&[weight])
+            .ok_or_else(|| self.missing(weight))
+    }
+
+    fn missing(&self, weight: Weight) -> Error {
+        Error::Weight {
+            name: self.context.model.weights().name(weight),
+            problem: "not on the GPU".to_owned(),
+        }
+    }
+
+    /// Adds the dispatches of `step` to `out`.
+    pub(super) fn resolve(&self, step: &Step, out: &mut Vec<Dispatch>) -> Result<()> {
+        match step {
+            Step::Linear(step) => self.linear(step, out),
+            Step::Node(index) => {
+                let node = &self.context.model.graph().nodes()[*index];
+                let inputs = node
+                    .inputs
+                    .iter()
+                    .map(|id| self.activations.view(*id))
+                    .collect::<Result<Vec<_>>>()?;
+                let y = self.activations.view(node.outputs[0])?;
+                self.node(&node.op, &inputs, y, out)
+            }
+        }
+    }
+
+    fn linear(&self, step: &LinearStep, out: &mut Vec<Dispatch>) -> Result<()> {
+        let op = Linear {
+            x: self.activations.view(step.x)?,
+            weight: self.matrix(step.weight)?,
+            bias: step.bias.map(|b| self.vector(b)).transpose()?,
+            function: step.function,
+            residual: step
+                .residual
+                .map(|r| self.activations.view(r))
+                .transpose()?,
+            y: self.activations.view(step.y)?,
+        };
+        out.extend(self.context.kernels.linear(&op)?);
+        Ok(())
+    }
+
+    fn node(&self, op: &Op, x: &[View<'_>], y: View<'_>, out: &mut Vec<Dispatch>) -> Result<()> {
+        let (kernels, batch) = (self.context.kernels, self.batch);
+        match op {
+            Op::Embed { table } => out.extend(kernels.embed(&Embed {
+                batch,
+                table: self.matrix(*table)?,
+                y,
+            })?),
+            Op::MatMul { .. } => {
+                return Err(Error::Config {
+                    problem: "a matrix product that was not fused".to_owned(),
+                });
+            }
+            Op::Norm {
+                weight,
+                bias,
+                group,
+                epsilon,
+            } => {
+                let (weight, bias) = (self.vector(*weight)?, self.vector(*bias)?);
+                out.push(kernels.norm(&Norm {
+                    x: x[0],
+                    group: *group,
+                    weight,
+                    bias,
+                    epsilon: *epsilon,
+                    y,
+                })?);
+            }
+            Op::TokenShift {
+                layer,
+                half,
+                weighs,
+                mixes,
+            } => self.token_shift(*layer, *half, *weighs, mixes, x[0], y, out)?,
+            Op::Previous { layer, half } => {
+                let which = half_index(*half);
+                for page in self.context.states.pages() {
+                    out.push(kernels.previous(&Previous {
+                        batch,
+                        x: x[0],
+                        state: page.shift(*layer),
+                        page: page.page(),
+                        which,
+                        y,
+                    })?);
+                }
+                self.store_shift(*layer, *half, x[0], out)?;
+            }
+            Op::AddVector { vector } => {
+                out.push(kernels.map(Map::AddVector(x[0], self.vector(*vector)?), y)?);
+            }
+            Op::Apply(function) => out.push(kernels.map(Map::Apply(*function, x[0]), y)?),
+            Op::Add => out.push(kernels.map(Map::Add(x[0], x[1]), y)?),
+            Op::Multiply => out.push(kernels.map(Map::Multiply(x[0], x[1]), y)?),
+            Op::Lerp => out.push(kernels.map(Map::Lerp(x[0], x[1], x[2]), y)?),
+            Op::LerpVector { vector } => {
+                let map = Map::LerpVector(x[0], x[1], self.vector(*vector)?);
+                out.push(kernels.map(map, y)?);
+            }
+            Op::TokenMatMul => out.push(kernels.token_matmul(&TokenMatMul {
+                x: x[0],
+                e: x[1],
+                y,
+            })?),
+            Op::Keys7 {
+                removal,
+                replacement,
+                head_size,
+            } => {
+                let (k_k, k_a) = (self.vector(*removal)?, self.vector(*replacement)?);
+                out.push(kernels.keys7(&Keys7 {
+                    k: x[0],
+                    a: x[1],
+                    k_k,
+                    k_a,
+                    head_size: *head_size,
+                    y,
+                })?);
+            }
+            Op::Wkv4 {
+                layer,
+                decay,
+                bonus,
+            } => {
+                let (decay, bonus) = (self.vector(*decay)?, self.vector(*bonus)?);
+                for page in self.context.states.pages() {
+                    out.push(kernels.wkv4(&Wkv4 {
+                        batch,
+                        k: x[0],
+                        v: x[1],
+                        decay,
+                        bonus,
+                        state: page.wkv(*layer),
+                        page: page.page(),
+                        y,
+                    })?);
+                }
+            }
+            Op::Wkv6 {
+                layer,
+                head_size,
+                decay,
+                bonus,
+            } => {
+                let w = match decay {
+                    Some(decay) => Decay::Channels(self.vector(*decay)?),
+                    None => Decay::Tokens(x[3]),
+                };
+                let u = self.vector(*bonus)?;
+                for page in self.context.states.pages() {
+                    out.push(kernels.wkv6(&Wkv6 {
+                        batch,
+                        r: x[0],
+                        w,
+                        k: x[1],
+                        v: x[2],
+                        u,
+                        head_size: *head_size,
+                        state: page.wkv(*layer),
+                        page: page.page(),
+                        y,
+                    })?);
+                }
+            }
+            Op::Wkv7 { layer, head_size } => {
+                for page in self.context.states.pages() {
+                    out.push(kernels.wkv7(&Wkv7 {
+                        batch,
+                        r: x[0],
+                        w: x[1],
+                        // The removal key, x[3], follows the replacement key.
+                        keys: x[2],
+                        v: x[4],
+                        a: x[5],
+                        head_size: *head_size,
+                        state: page.wkv(*layer),
+                        page: page.page(),
+                        y,
+                    })?);
+                }
+            }
+            Op::Bonus { weight, head_size } => {
+                let r_k = self.vector(*weight)?;
+                out.push(kernels.bonus(&Bonus {
+                    x: x[0],
+                    r: x[1],
+                    k: x[2],
+                    v: x[3],
+                    r_k,
+                    head_size: *head_size,
+                    y,
+                })?);
+            }
+            Op::Select => out.push(kernels.select(&Select { batch, x: x[0], y })?),
+        }
+        Ok(())
+    }
+
+    /// Reads the state, then stores the spans' last rows: two dispatches, since a workgroup of the first may run after
+    /// another one has finished.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
+    fn token_shift(
+        &self,
+        layer: usize,
+        half: ShiftHalf,
+        weighs: Weighs,
+        mixes: &[Weight],
+        x: View<'_>,
+        y: View<'_>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        let mix = self
+            .context
+            .weights
+            .vectors(mixes)
+            .ok_or_else(|| self.missing(mixes[0]))?;
+        for page in self.context.states.pages() {
+            out.push(self.context.kernels.token_shift(&TokenShift {
+                batch: self.batch,
+                x,
+                mix,
+                mixes: mixes.len(),
+                weighs,
+                state: page.shift(layer),
+                page: page.page(),
+                which: half_index(half),
+                y,
+            })?);
+        }
+        self.store_shift(layer, half, x, out)
+    }
+
+    /// Keeps the spans' last rows.
+    fn store_shift(
+        &self,
+        layer: usize,
+        half: ShiftHalf,
+        x: View<'_>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        for page in self.context.states.pages() {
+            out.push(self.context.kernels.store_shift(&StoreShift {
+                batch: self.batch,
+                x,
+                state: page.shift(layer),
+                page: page.page(),
+                which: half_index(half),
+            })?);
+        }
+        Ok(())
+    }
+}
+
+/// The place of a shift vector in the state.
+fn half_index(half: ShiftHalf) -> u32 {
+    match half {
+        ShiftHalf::Att => 0,
+        ShiftHalf::Ffn => 1,
+    }
+}

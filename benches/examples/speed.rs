@@ -1,11 +1,12 @@
 //! Prompt and decode speed of a synthetic RWKV-7:
 //!
 //! ```text
-//! cargo run --release -p rwkv-benches --example speed -- 24x2048 [f16|f32|q8_0] [DEVICE]
+//! cargo run --release -p rwkv-benches --example speed -- 24x2048 [f16|q8_0|…] [DEVICE]
 //! ```
 
-use rwkv_kernels::Format;
-use rwkv_sched::{Batch, Device, LoadOptions, SlotId, Wanted, load, prefill};
+use rwkv_sched::{
+    Batch, Device, DeviceMemory, LoadOptions, Quantization, SlotId, Wanted, load, prefill,
+};
 use std::{error::Error, ops::ControlFlow, time::Instant};
 
 const PROMPT: u32 = 512;
@@ -15,15 +16,17 @@ const REPEAT: usize = 5;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let shape = args.next().unwrap_or_else(|| "12x768".to_owned());
-    let (layers, width) = shape
-        .split_once('x')
-        .ok_or("the shape is LAYERSxWIDTH, such as 24x2048")?;
     let format = args.next().unwrap_or_else(|| "f16".to_owned());
-    let format = Format::from_name(&format).ok_or(format!("`{format}` is no weight format"))?;
+    let quantization: Quantization = format.parse()?;
     let device = Device::open(&args.next().unwrap_or_else(|| "auto".to_owned()))?.device;
-    let model = rwkv_benches::synthetic_v7(layers.parse()?, width.parse()?, 65_536, format)?;
+    let model = rwkv_benches::synthetic(&rwkv_benches::spec_v7(&shape, 65_536)?)?;
+    // The weights are F16 already: converting a part into what it is costs nothing.
+    let options = LoadOptions {
+        quantization: Some(quantization),
+        ..LoadOptions::default()
+    };
     let start = Instant::now();
-    let mut executor = load(&model, &device, &LoadOptions::default(), &mut |_| {})?;
+    let mut executor = load(&model, &device, &options, &mut |_| {})?;
     let loaded = start.elapsed();
     let slot = SlotId(0);
     let prompt: Vec<u32> = (0..PROMPT).map(|i| i * 7919 % 65_536).collect();
@@ -51,11 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             decodes.push(f64::from(DECODE) / start.elapsed().as_secs_f64());
         }
     }
-    let weights: usize = model
-        .tensors()
-        .iter()
-        .map(|w| model.weights().matrix(*w).map_or(0, |m| m.bytes().len()))
-        .sum();
+    let weights = DeviceMemory::estimate(&model, &options)?.weights;
     let middle = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]

@@ -1,6 +1,8 @@
 //! The command line as it is written.
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use rwkv_model::export::SyntheticSpec;
+use rwkv_sched::Quantization;
 use std::path::PathBuf;
 
 /// Run RWKV language models on any GPU, or on the CPU.
@@ -21,6 +23,12 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Measure how well a model predicts a text.
     Perplexity(PerplexityArgs),
+    /// Write a model with its matrices in another, smaller type.
+    Quantize(QuantizeArgs),
+    /// Write a model in another container: GGUF, or safetensors with the original names.
+    Convert(ConvertArgs),
+    /// Write a model of made-up weights, for measuring.
+    Synthesize(SynthesizeArgs),
     /// List the devices that can run a model.
     Devices(DevicesArgs),
 }
@@ -50,6 +58,10 @@ pub(crate) struct DeviceArgs {
     /// What F32 and BF16 weights become on a GPU; `auto` keeps F32 where F16 cannot hold a matrix.
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub(crate) weights_dtype: WeightsDTypeArg,
+    /// Re-encode the matrices while loading: a type, such as q8_0 or q4_k_m, perhaps only in some layers, such as
+    /// int8:0-11. A wrong one lists all.
+    #[arg(long, value_name = "TYPE[:FIRST-LAST]")]
+    pub(crate) quant: Option<Quantization>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -188,6 +200,9 @@ pub(crate) struct LogitsArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Tell what re-encoding the matrices would give, as the other commands' --quant does.
+    #[arg(long, value_name = "TYPE[:FIRST-LAST]")]
+    pub(crate) quant: Option<Quantization>,
     /// List every tensor.
     #[arg(long)]
     pub(crate) tensors: bool,
@@ -228,6 +243,46 @@ pub(crate) struct PerplexityArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct FilesArgs {
+    /// Model file to read.
+    #[arg(value_name = "IN")]
+    pub(crate) input: PathBuf,
+    /// Model file to write: *.gguf, or *.safetensors or *.st. It appears when it is complete.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Vocabulary to put into a GGUF file: `world`, `bytes` or a vocabulary file. Without it: the one that belongs to
+    /// the model.
+    #[arg(long, value_name = "FILE|world|bytes")]
+    pub(crate) tokenizer: Option<String>,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct QuantizeArgs {
+    #[command(flatten)]
+    pub(crate) files: FilesArgs,
+    /// What the matrices become: q8_0, q6_k, q5_k_m, q4_k_m and other types of ggml in GGUF files; int8, nf4 or sf4 in
+    /// safetensors files; f16 in either. A wrong one lists all.
+    #[arg(long = "type", short = 't', value_name = "TYPE[:FIRST-LAST]")]
+    pub(crate) weight_type: Quantization,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ConvertArgs {
+    #[command(flatten)]
+    pub(crate) files: FilesArgs,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct SynthesizeArgs {
+    /// The model: VERSION:LAYERSxWIDTH, such as v7:24x2048, and then perhaps a colon and vocab=N, head=N, ffn=N,
+    /// zeros=SHARE (of the activations in the channel mix) or seed=N, separated by commas.
+    pub(crate) spec: SyntheticSpec,
+    /// Model file to write: *.gguf, or *.safetensors or *.st.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
 }
 
 #[derive(ClapArgs)]

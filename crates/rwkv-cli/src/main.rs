@@ -8,6 +8,7 @@ mod interrupt;
 mod open;
 mod output;
 mod usage;
+mod writing;
 
 use args::{Args, Command};
 use clap::Parser;
@@ -23,6 +24,9 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Perplexity(args) => commands::perplexity::run(&args),
+        Command::Quantize(args) => commands::quantize::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Synthesize(args) => commands::synthesize::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
     };
     match result {

@@ -44,6 +44,8 @@ pub(crate) fn executor(
         &LoadOptions {
             slots,
             weights_dtype,
+            quantization: args.quant.clone(),
+            ..LoadOptions::default()
         },
         &mut |progress| {
             bar.set_length(progress.total);

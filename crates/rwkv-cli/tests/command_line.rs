@@ -50,7 +50,16 @@ fn stdout(args: &[&str]) -> String {
 
 #[test]
 fn help() {
-    for command in ["", "generate", "logits", "inspect", "devices"] {
+    for command in [
+        "",
+        "generate",
+        "logits",
+        "inspect",
+        "quantize",
+        "convert",
+        "synthesize",
+        "devices",
+    ] {
         let args: Vec<_> = [command, "--help"]
             .into_iter()
             .filter(|a| !a.is_empty())
@@ -66,6 +75,123 @@ fn inspect() {
         serde_json::from_str(&stdout(&["inspect", "--json", "--tensors"])).unwrap();
     assert_eq!(json["layers"], 8);
     assert_eq!(json["tensors"].as_array().unwrap().len(), 230);
+    insta::assert_snapshot!("inspect-quant", stdout(&["inspect", "--quant", "q4_0:2-5"]));
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&["inspect", "--json", "--quant", "q6_k"])).unwrap();
+    assert_eq!(json["quant"]["matrices"].as_array().unwrap().len(), 50);
+    assert_eq!(json["quant"]["formats"]["q6_k"], 50);
+}
+
+/// The error on stderr when writing a model; nothing is left.
+#[track_caller]
+fn not_written(args: &[&str], code: i32, part: &str) {
+    refused(args, code, part);
+    assert!(
+        !args
+            .iter()
+            .any(|a| a.contains("out.") && std::path::Path::new(a).exists())
+    );
+}
+
+#[test]
+fn models_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let spec = "v7:2x64:vocab=256,zeros=0.8,seed=3";
+    let [made, gguf, small, back] =
+        ["made.st", "made.gguf", "q8_0.gguf", "back.safetensors"].map(path);
+    let written = |args: &[&str]| {
+        let output = run(args);
+        let notes = text(&output.stderr);
+        assert!(
+            output.status.success() && output.stdout.is_empty(),
+            "{args:?}: {notes}"
+        );
+        notes.replace(folder.path().to_str().unwrap(), "FOLDER")
+    };
+    let notes = [
+        written(&["synthesize", spec, &made]),
+        written(&["convert", &made, &gguf]),
+        written(&["quantize", &gguf, &small, "--type", "q8_0"]),
+        written(&["convert", &small, &back]),
+    ];
+    insta::assert_snapshot!("writing", notes.concat());
+    let logits = |model: &str, quant: &[&str]| {
+        let args = [
+            "logits", "--tokens", "1,2,3", "--device", "cpu", "--output", "-", "--model", model,
+        ];
+        let lines = stdout(&[&args[..], quant].concat());
+        lines
+            .lines()
+            .map(|l| l.parse().unwrap())
+            .collect::<Vec<f32>>()
+    };
+    assert_eq!(logits(&made, &[]), logits(&gguf, &[]));
+    assert_eq!(logits(&made, &["--quant", "q8_0"]), logits(&small, &[]));
+    assert_ne!(logits(&made, &[]), logits(&small, &[]));
+    assert_eq!(logits(&back, &["--quant", "f16"]), logits(&back, &[]));
+
+    let (out, other) = (path("out.gguf"), path("out.bin"));
+    not_written(&["convert", &made, &other], 1, "must end in .gguf");
+    not_written(&["convert", &made, &made], 1, "both input and output");
+    not_written(&["convert", &path("none.gguf"), &out], 1, "none.gguf");
+    not_written(
+        &["quantize", &made, &out, "--type", "q9"],
+        2,
+        "the weight types are f16",
+    );
+    not_written(
+        &["quantize", &made, &out, "--type", "nf4"],
+        1,
+        "GGUF cannot hold nf4",
+    );
+    not_written(
+        &["quantize", &made, &out, "--type", "q8_0:0-2"],
+        1,
+        "2 layers",
+    );
+    not_written(&["quantize", &made, &out], 2, "required");
+    not_written(&["synthesize", "v9:1x1", &out], 2, "begins with a version");
+    not_written(
+        &["synthesize", "v5:1x64", &out],
+        1,
+        "no architecture for RWKV-5.2",
+    );
+    refused(
+        &["inspect", "--model", &made, "--quant", "q8_0:0-2"],
+        1,
+        "2 layers",
+    );
+    refused(
+        &["logits", "--tokens", "1", "--quant", "x", "--output", "-"],
+        2,
+        "weight types",
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
+}
+
+/// Ctrl-C while a large file is written leaves nothing.
+#[cfg(unix)]
+#[test]
+fn writing_is_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.safetensors");
+    let mut child = program()
+        .args(["synthesize", "v7:61x4096", output.to_str().unwrap()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    while files() == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(files(), 0);
 }
 
 #[test]

@@ -57,6 +57,17 @@ impl<'a> Matrix<'a> {
         &self.bytes[first.min(end) * self.row_bytes..end * self.row_bytes]
     }
 
+    /// The matrix of these rows, cut to those that exist.
+    ///
+    /// # Errors
+    /// None: the rows of a matrix make a matrix.
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
+        let end = rows.end.min(self.shape.rows.0);
+        let first = rows.start.min(end);
+        let bytes = self.packed_rows(first, end - first);
+        Self::new(self.format, Rows(end - first), self.shape.cols, bytes)
+    }
+
     /// Expands row `index` into `out`, which has a place for each column.
     pub fn expand_row(&self, index: usize, out: &mut [f32]) {
         self.format

@@ -1,6 +1,6 @@
 //! What can go wrong between a file and a model.
 
-use crate::{files::FileError, tokenizer::TokenizerError};
+use crate::{export::ExportError, files::FileError, tokenizer::TokenizerError};
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +9,10 @@ pub enum Error {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
+
+    /// The model cannot be written.
+    #[error(transparent)]
+    Export(#[from] ExportError),
 
     /// The vocabulary cannot be read, or a text not encoded.
     #[error(transparent)]

@@ -6,6 +6,7 @@
 #[cfg(feature = "demo")]
 mod demo;
 mod error;
+pub mod export;
 pub mod files;
 mod model_file;
 mod names;

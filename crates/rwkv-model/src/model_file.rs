@@ -7,6 +7,7 @@ use crate::{
 };
 use rwkv_sched::{Model, ModelConfig};
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,6 +20,9 @@ pub struct ModelFile {
     config: ModelConfig,
     path: Option<PathBuf>,
 }
+
+/// The metadata in which a file that we quantized keeps what each matrix lost: JSON, errors by name.
+pub(crate) const ERRORS_KEY: &str = "rwkv.packed.errors";
 
 /// A tensor of a file, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +94,13 @@ impl ModelFile {
                 bytes: t.bytes.len() as u64,
             })
             .collect()
+    }
+
+    /// What each matrix lost when this file was quantized, relative to its root mean square, where the file says.
+    pub fn encoding_errors(&self) -> BTreeMap<String, f64> {
+        let text = self.checkpoint.metadata().string(ERRORS_KEY);
+        text.and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default()
     }
 
     /// The model, with its tensors in the mapped file.

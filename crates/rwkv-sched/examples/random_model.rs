@@ -29,8 +29,8 @@ fn main() -> Result<()> {
             continue;
         }
         let options = LoadOptions {
-            slots: 1,
             weights_dtype: WeightsDType::F32,
+            ..LoadOptions::default()
         };
         let mut executor = load(&model, &opened.device, &options, &mut |_| {})?;
         let (slot, prompt) = (SlotId(0), [3, 14, 15, 92, 65]);

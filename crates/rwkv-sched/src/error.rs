@@ -28,6 +28,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// A quantization that does not exist, or not for this model.
+    #[error("`{text}` cannot be used as a weight type: {problem}")]
+    Quantization {
+        /// As it was written.
+        text: String,
+        /// What is wrong.
+        problem: String,
+    },
+
     /// Dimensions that make no model.
     #[error("not a model that can run: {problem}")]
     Config {

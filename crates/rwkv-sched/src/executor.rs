@@ -1,7 +1,8 @@
 //! What an executor is, and choosing one for a device.
 
 use crate::{
-    Batch, CpuExecutor, Device, GpuExecutor, Logits, Model, ModelConfig, Result, SlotId, State,
+    Batch, CpuExecutor, Device, GpuExecutor, Logits, Model, ModelConfig, Quantization, Result,
+    SlotId, State,
 };
 
 /// Runs a model: keeps a state a slot, and advances slots by batches.
@@ -66,6 +67,8 @@ pub struct LoadOptions {
     pub slots: usize,
     /// On the GPU.
     pub weights_dtype: WeightsDType,
+    /// What matrices become, on any device; without one they stay as the file has them.
+    pub quantization: Option<Quantization>,
 }
 
 impl Default for LoadOptions {
@@ -73,6 +76,7 @@ impl Default for LoadOptions {
         Self {
             slots: 1,
             weights_dtype: WeightsDType::default(),
+            quantization: None,
         }
     }
 }
@@ -97,7 +101,13 @@ pub fn load(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Executor>> {
     Ok(match device {
-        Device::Cpu => Box::new(CpuExecutor::new(model, options.slots)?),
+        Device::Cpu => match &options.quantization {
+            None => Box::new(CpuExecutor::new(model, options.slots)?),
+            Some(quantization) => {
+                let model = model.quantized(quantization, progress)?;
+                Box::new(CpuExecutor::new(&model, options.slots)?)
+            }
+        },
         Device::Gpu(gpu) => Box::new(GpuExecutor::new(model, gpu, options, progress)?),
     })
 }

@@ -16,6 +16,7 @@ mod gpu;
 mod graph;
 mod layers;
 mod model;
+mod quantization;
 mod state;
 mod weights;
 
@@ -26,9 +27,12 @@ pub use device::{Device, Opened};
 pub use error::Error;
 pub use executor::{Executor, LoadOptions, LoadProgress, WeightsDType, load};
 pub use generation::{Generation, prefill};
-pub use gpu::GpuExecutor;
+pub use gpu::{DeviceMemory, GpuExecutor};
 pub use graph::{Domain, Graph, Node, Op, ShiftHalf, Value, ValueId};
 pub use model::Model;
+pub use quantization::{
+    Chosen, Packing, Quantization, QuantizedWeights, WeightType, encode_rows, pack,
+};
 pub use rwkv_kernels::sampling;
 pub use state::{State, StateLayout};
 pub use weights::{Affine, BlockWeight, InMemoryWeights, Lora, Mix, Weight, Weights};

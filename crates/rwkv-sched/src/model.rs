@@ -41,6 +41,19 @@ impl Model {
         self.weights.as_ref()
     }
 
+    /// Its tensors, to be kept.
+    pub(crate) fn shared_weights(&self) -> Arc<dyn Weights> {
+        self.weights.clone()
+    }
+
+    /// The same equations over other tensors of the same shapes.
+    pub(crate) fn with_weights(&self, weights: Arc<dyn Weights>) -> Self {
+        Self {
+            weights,
+            ..self.clone()
+        }
+    }
+
     /// How large a sequence's state is.
     pub fn state_layout(&self) -> StateLayout {
         StateLayout::of(&self.config)

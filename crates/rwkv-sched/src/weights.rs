@@ -2,8 +2,8 @@
 
 use crate::{Error, Result};
 use rwkv_kernels::{Format, Matrix};
-use rwkv_mem::{Cols, Rows};
-use std::collections::HashMap;
+use rwkv_mem::{Cols, Rows, Shape};
+use std::{collections::HashMap, ops::Range};
 
 /// The two vectors of a norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,6 +130,29 @@ pub trait Weights: Send + Sync {
 
     /// What the tensor is called in its file, for messages.
     fn name(&self, weight: Weight) -> String;
+
+    /// How a tensor is packed, and its shape. None of its bytes is needed for that.
+    ///
+    /// # Errors
+    /// As [`matrix`](Self::matrix).
+    fn describe(&self, weight: Weight) -> Result<(Format, Shape)> {
+        let matrix = self.matrix(weight)?;
+        Ok((matrix.format(), matrix.shape()))
+    }
+
+    /// Hands `rows` of a tensor to `read`. Where tensors are made on demand, these rows alone are made, and dropped
+    /// afterwards; [`matrix`](Self::matrix) has to keep what it returns.
+    ///
+    /// # Errors
+    /// As [`matrix`](Self::matrix), and those of `read`.
+    fn with_rows(
+        &self,
+        weight: Weight,
+        rows: Range<usize>,
+        read: &mut dyn FnMut(&Matrix<'_>) -> Result<()>,
+    ) -> Result<()> {
+        read(&self.matrix(weight)?.rows(rows)?)
+    }
 
     /// A vector of `len` elements.
     ///

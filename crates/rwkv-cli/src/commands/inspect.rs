@@ -3,7 +3,7 @@
 use crate::{args::InspectArgs, open, output};
 use anyhow::Result;
 use rwkv_model::ModelFile;
-use rwkv_sched::StateLayout;
+use rwkv_sched::{DeviceMemory, LoadOptions, Model, StateLayout, Weight};
 use serde::Serialize;
 use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
@@ -22,9 +22,40 @@ struct Report {
     /// Tensors and bytes a format.
     formats: BTreeMap<String, (usize, u64)>,
     state_bytes: u64,
+    /// What a GPU will need.
+    device: Device,
+    /// What `--quant` makes of the matrices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quant: Option<Quant>,
     tokenizer: Result<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<Tensor>,
+}
+
+#[derive(Serialize)]
+struct Device {
+    weights: u64,
+    state: u64,
+    activations: u64,
+}
+
+#[derive(Serialize)]
+struct Quant {
+    weight_type: String,
+    /// Matrices a format.
+    formats: BTreeMap<String, usize>,
+    /// The largest error of a matrix, where the choice of its format measured one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worst_error: Option<f64>,
+    matrices: Vec<Chosen>,
+}
+
+#[derive(Serialize)]
+struct Chosen {
+    name: String,
+    format: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -33,13 +64,16 @@ struct Tensor {
     format: String,
     shape: Vec<usize>,
     bytes: u64,
+    /// What packing it lost, where the file says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<f64>,
 }
 
 pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
     let file = open::model(&args.model)?;
     // A file that cannot run is told here, too.
-    file.model()?;
-    let report = report(&file, args);
+    let model = file.model()?;
+    let report = report(&file, &model, args)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
@@ -51,7 +85,13 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(file: &ModelFile, args: &InspectArgs) -> Report {
+fn report(file: &ModelFile, model: &Model, args: &InspectArgs) -> Result<Report> {
+    let errors = file.encoding_errors();
+    let options = LoadOptions {
+        quantization: args.quant.clone(),
+        ..LoadOptions::default()
+    };
+    let memory = DeviceMemory::estimate(model, &options)?;
     let config = file.config();
     let mut formats: BTreeMap<String, (usize, u64)> = BTreeMap::new();
     let mut tensors = Vec::new();
@@ -61,6 +101,7 @@ fn report(file: &ModelFile, args: &InspectArgs) -> Report {
         *entry = (entry.0 + 1, entry.1 + tensor.bytes);
         if args.tensors {
             tensors.push(Tensor {
+                error: errors.get(&tensor.name).copied(),
                 name: tensor.name,
                 format,
                 shape: tensor.shape,
@@ -68,7 +109,7 @@ fn report(file: &ModelFile, args: &InspectArgs) -> Report {
             });
         }
     }
-    Report {
+    Ok(Report {
         file: file.checkpoint().source().to_owned(),
         version: config.version.to_string(),
         parameters: file.parameters(),
@@ -81,12 +122,49 @@ fn report(file: &ModelFile, args: &InspectArgs) -> Report {
         file_bytes: file.checkpoint().len_bytes(),
         formats,
         state_bytes: StateLayout::of(config).bytes(),
+        device: Device {
+            weights: memory.weights,
+            state: memory.state,
+            activations: memory.activations,
+        },
+        quant: quant(model, args)?,
         tokenizer: file
             .tokenizer(args.model.tokenizer.as_deref())
             .map(|t| format!("{} ({} tokens)", t.name(), t.vocab_size()))
             .map_err(|e| e.to_string()),
         tensors,
+    })
+}
+
+/// What `--quant` makes of each matrix.
+fn quant(model: &Model, args: &InspectArgs) -> Result<Option<Quant>> {
+    let Some(quantization) = &args.quant else {
+        return Ok(None);
+    };
+    let mut report = Quant {
+        weight_type: quantization.to_string(),
+        formats: BTreeMap::new(),
+        worst_error: None,
+        matrices: Vec::new(),
+    };
+    let mut weights: Vec<Weight> = model.tensors();
+    weights.sort_by_key(|weight| model.weights().name(*weight));
+    for weight in weights {
+        if let Some(chosen) = quantization.choose(model.weights(), weight)? {
+            let format = chosen.format.to_string();
+            *report.formats.entry(format.clone()).or_default() += 1;
+            report.worst_error = match (report.worst_error, chosen.error) {
+                (Some(a), Some(b)) => Some(a.max(b)),
+                (a, b) => a.or(b),
+            };
+            report.matrices.push(Chosen {
+                name: model.weights().name(weight),
+                format,
+                error: chosen.error,
+            });
+        }
     }
+    Ok(Some(report))
 }
 
 /// The report for people.
@@ -130,14 +208,51 @@ fn text(report: &Report) -> String {
         "state",
         format!("{} a sequence", output::bytes(report.state_bytes)),
     );
+    if let Some(quant) = &report.quant {
+        for (format, count) in &quant.formats {
+            line(
+                "quantized",
+                format!("{count} matrices to {format} ({})", quant.weight_type),
+            );
+        }
+        if let Some(error) = quant.worst_error {
+            line("error", format!("{:.2} % at most", error * 100.0));
+        }
+    }
+    let Device {
+        weights,
+        state,
+        activations,
+    } = report.device;
+    line(
+        "GPU memory",
+        format!(
+            "about {}: weights {}, one state {}, activations {}",
+            output::bytes(weights + state + activations),
+            output::bytes(weights),
+            output::bytes(state),
+            output::bytes(activations)
+        ),
+    );
+    let chosen = report.quant.iter().flat_map(|quant| &quant.matrices);
+    let chosen: BTreeMap<_, _> = chosen.map(|c| (c.name.as_str(), c)).collect();
     for tensor in &report.tensors {
         let shape: Vec<_> = tensor.shape.iter().map(usize::to_string).collect();
-        let value = format!(
+        let mut value = format!(
             "{:<12} {:>10}  {}",
             shape.join("×"),
             output::bytes(tensor.bytes),
             tensor.name
         );
+        if let Some(error) = tensor.error {
+            let _ = write!(value, "  (error {:.2} %)", error * 100.0);
+        }
+        if let Some(chosen) = chosen.get(tensor.name.as_str()) {
+            let _ = write!(value, "  → {}", chosen.format);
+            if let Some(error) = chosen.error {
+                let _ = write!(value, " (error {:.2} %)", error * 100.0);
+            }
+        }
         line(&tensor.format, value);
     }
     out

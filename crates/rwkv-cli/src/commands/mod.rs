@@ -1,7 +1,10 @@
 //! The commands, one file each.
 
+pub(crate) mod convert;
 pub(crate) mod devices;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
+pub(crate) mod quantize;
+pub(crate) mod synthesize;

@@ -7,7 +7,7 @@
 //!
 //! What a name means to a model, and whether a matrix is transposed, is not known here.
 //!
-//! To write: [`GgufWriter`] for GGUF, and `safetensors::serialize` or `safetensors::serialize_to_file` for the other.
+//! To write: [`GgufWriter`] and [`SafetensorsWriter`]. Both plan first and stream afterwards.
 //!
 //! ```
 //! use rwkv_kernels::Format;
@@ -25,6 +25,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod body;
 mod bytes;
 mod error;
 mod gguf;
@@ -45,9 +46,11 @@ use rwkv_kernels::Format;
 use bytes::Bytes;
 use metadata::Entry;
 
+pub use body::{Body, WriteError};
 pub use error::FileError;
-pub use gguf::{Array, Field, GgufBody, GgufWriter, ValueKind, WriteError};
+pub use gguf::{Array, Field, GgufWriter, ValueKind};
 pub use metadata::{Metadata, Value};
+pub use safetensors::SafetensorsWriter;
 
 /// The kinds of file that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

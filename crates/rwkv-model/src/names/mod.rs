@@ -84,5 +84,5 @@ fn epsilon(checkpoint: &Checkpoint, key: &str, default: f32) -> f32 {
 }
 
 /// What RWKV's layer norms and group norms add to the variance unless a file says otherwise.
-const NORM_EPSILON: f32 = 1e-5;
-const GROUP_NORM_EPSILON: f32 = 64e-5;
+pub(crate) const NORM_EPSILON: f32 = 1e-5;
+pub(crate) const GROUP_NORM_EPSILON: f32 = 64e-5;

@@ -1,5 +1,6 @@
 //! The GPU executor: fuses the graph, plans its buffers for each batch shape, and replays the resolved dispatches.
 
+mod memory;
 mod plan;
 mod resident;
 mod resolve;
@@ -11,6 +12,7 @@ use crate::{
     batch::Tables,
     fuse::{Step, fuse},
 };
+pub use memory::DeviceMemory;
 use plan::{BatchShape, Plan};
 use quick_cache::unsync::Cache;
 use resident::ResidentWeights;
@@ -57,7 +59,7 @@ impl GpuExecutor {
             });
         }
         let kernels = Kernels::new(gpu)?;
-        let weights = ResidentWeights::upload(model, gpu, options.weights_dtype, progress)?;
+        let weights = ResidentWeights::upload(model, gpu, options, progress)?;
         let states = States::new(gpu, model.state_layout(), options.slots)?;
         Ok(Self {
             name: gpu.name().to_owned(),

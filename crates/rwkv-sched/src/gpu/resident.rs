@@ -1,6 +1,9 @@
 //! A model's weights in GPU memory.
 
-use crate::{LoadProgress, Model, Op, Result, Weight, WeightsDType};
+use crate::{
+    LoadOptions, LoadProgress, Model, Op, Result, Weight, Weights, WeightsDType,
+    quantization::packed_bytes,
+};
 use rwkv_gpu::Gpu;
 use rwkv_kernels::{Format, GpuMatrix, GpuVector};
 use rwkv_mem::Upload;
@@ -17,13 +20,16 @@ impl ResidentWeights {
     pub(super) fn upload(
         model: &Model,
         gpu: &Gpu,
-        dtype: WeightsDType,
+        options: &LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         let weights = model.weights();
+        if let Some(quantization) = &options.quantization {
+            quantization.check(model.config().layers)?;
+        }
         let mut total = 0;
         for weight in model.tensors() {
-            total += weights.matrix(weight)?.bytes().len() as u64;
+            total += packed_bytes(weights.describe(weight)?);
         }
         let mut upload = Upload::new(gpu);
         let (mut matrices, mut vectors) = (HashMap::new(), HashMap::new());
@@ -32,19 +38,23 @@ impl ResidentWeights {
             if let Some(weight) = node.op.matrix()
                 && !matrices.contains_key(&weight)
             {
-                let matrix = weights.matrix(weight)?;
                 let name = weights.name(weight);
-                let load = |format, upload: &mut Upload| {
-                    GpuMatrix::new(gpu, &name, &matrix, format, upload)
-                };
-                let resident = match load(resident_format(matrix.format(), dtype), &mut upload) {
-                    Err(rwkv_kernels::Error::OutsideF16 { .. }) if dtype == WeightsDType::Auto => {
-                        load(Format::F32, &mut upload)?
-                    }
-                    other => other?,
-                };
-                matrices.insert(weight, resident);
-                done += matrix.bytes().len() as u64;
+                let format = resident_format(weights, weight, options)?;
+                let (packed, shape) = weights.describe(weight)?;
+                weights.with_rows(weight, 0..shape.rows.0, &mut |matrix| {
+                    let mut load = |format| GpuMatrix::new(gpu, &name, matrix, format, &mut upload);
+                    let resident = match load(format) {
+                        Err(rwkv_kernels::Error::OutsideF16 { .. })
+                            if options.weights_dtype == WeightsDType::Auto =>
+                        {
+                            load(Format::F32)?
+                        }
+                        other => other?,
+                    };
+                    matrices.insert(weight, resident);
+                    Ok(())
+                })?;
+                done += packed_bytes((packed, shape));
             }
             for group in vector_groups(&node.op) {
                 if vectors.contains_key(&group) {
@@ -92,11 +102,20 @@ fn vector_groups(op: &Op) -> Vec<Vec<Weight>> {
     }
 }
 
-/// The format on the GPU of a matrix that is `format` in its file.
-fn resident_format(format: Format, dtype: WeightsDType) -> Format {
-    match (format, dtype) {
+/// The format on the GPU of a matrix: what the quantization says, else as in its file, but for F32 and BF16.
+pub(super) fn resident_format(
+    weights: &dyn Weights,
+    weight: Weight,
+    options: &LoadOptions,
+) -> Result<Format> {
+    if let Some(quantization) = &options.quantization
+        && let Some(chosen) = quantization.choose(weights, weight)?
+    {
+        return Ok(chosen.format);
+    }
+    Ok(match (weights.describe(weight)?.0, options.weights_dtype) {
         (Format::F32 | Format::Bf16, WeightsDType::F32) => Format::F32,
         (Format::F32 | Format::Bf16, WeightsDType::F16 | WeightsDType::Auto) => Format::F16,
         (other, _) => other,
-    }
+    })
 }

@@ -107,7 +107,7 @@ impl Block<'_> {
     /// [`crate::Error::Weight`] for a pair that is missing or has rank 0.
     pub(super) fn rank(&self, lora: Lora) -> Result<usize> {
         let down = self.weight(B::LoraDown(lora));
-        let shape = self.weights.matrix(down)?.shape();
+        let shape = self.weights.describe(down)?.1;
         match shape.rows.0 {
             0 => {
                 let problem = format!("it is {shape}, a pair of rank 0");

@@ -67,14 +67,14 @@ fn check(graph: &Graph, config: &ModelConfig, weights: &dyn Weights) -> Result<(
             _ => None,
         };
         if let Some((weight, rows, cols)) = matrix {
-            let shape = weights.matrix(weight)?.shape();
+            let shape = weights.describe(weight)?.1;
             if (shape.rows.0, shape.cols.0) != (rows, cols) {
                 let problem = format!("it is {shape} where {rows}×{cols} is needed");
                 return Err(refused(weights, weight, problem));
             }
         }
         for weight in node.op.vectors() {
-            let shape = weights.matrix(weight)?.shape();
+            let shape = weights.describe(weight)?.1;
             if shape.elements() != Some(width) {
                 let problem = format!("it has shape {shape} where {width} elements are needed");
                 return Err(refused(weights, weight, problem));

@@ -19,7 +19,7 @@ use types::GgmlType;
 
 pub(super) use value::decode;
 pub use value::{Array, ValueKind};
-pub use write::{Field, GgufBody, GgufWriter, WriteError};
+pub use write::{Field, GgufWriter};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const ALIGNMENT_KEY: &str = "general.alignment";

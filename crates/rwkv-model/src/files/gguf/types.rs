@@ -124,10 +124,12 @@ mod tests {
                 assert_eq!((block, bytes), (row.block, row.block_bytes), "{}", row.name);
             }
         }
+        let ours =
+            |format: &Format| matches!(format, Format::Int8(_) | Format::Nf4(_) | Format::Sf4(_));
         assert!(
             Format::ALL
                 .iter()
-                .all(|&format| GgmlType::of(format.into()).is_some())
+                .all(|&format| ours(&format) != GgmlType::of(format.into()).is_some())
         );
     }
 }

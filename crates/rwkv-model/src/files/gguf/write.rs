@@ -1,14 +1,14 @@
 //! Writing GGUF version 3.
 //!
 //! A file is planned, then streamed: a [`GgufWriter`] collects metadata and the tensors' names, types and shapes;
-//! [`begin`](GgufWriter::begin) writes the header to any [`Write`], and the [`GgufBody`] that it returns takes the
+//! [`begin`](GgufWriter::begin) writes the header to any [`Write`], and the [`Body`] that it returns takes the
 //! tensors' bytes in the planned order, in pieces of any size. No tensor is ever held in memory.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::Write;
 
-use super::super::error::quoted;
+use super::super::body::{Body, Planned, WriteError, pad};
 use super::super::{Metadata, TensorType, Value, elements};
 use super::types::GgmlType;
 use super::{ALIGNMENT, ALIGNMENT_KEY, ALIGNMENTS, LONGEST_NAME, MAGIC, ValueKind};
@@ -17,31 +17,6 @@ const VERSION: u32 = 3;
 /// ggml keeps 64 bytes for a tensor's name, the last of them 0, and four dimensions: longer ones would not load there.
 const LONGEST_TENSOR_NAME: usize = 63;
 const MOST_DIMS: usize = 4;
-
-/// Why a GGUF file cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WriteError {
-    /// The output failed.
-    #[error("writing a GGUF file: {0}")]
-    Io(#[from] io::Error),
-    /// A metadata key was set to something that the format does not allow.
-    #[error("writing a GGUF file: metadata {} {what}", quoted(.key))]
-    Metadata {
-        /// The key.
-        key: String,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// A tensor was planned or written that the format, or the plan, does not allow.
-    #[error("writing a GGUF file: tensor {} {what}", quoted(.tensor))]
-    Tensor {
-        /// The tensor's name.
-        tensor: String,
-        /// What is wrong with it.
-        what: String,
-    },
-}
 
 /// A metadata value to write, with the width that other programs expect of its key (they refuse a `u64` block count).
 #[derive(Clone, Debug, PartialEq)]
@@ -160,12 +135,6 @@ impl<'a> Field<'a> {
 fn string(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend((bytes.len() as u64).to_le_bytes());
     out.extend(bytes);
-}
-
-/// A tensor that will be written.
-struct Planned {
-    name: String,
-    bytes: u64,
 }
 
 /// The plan of a GGUF file.
@@ -324,8 +293,8 @@ impl GgufWriter {
         Ok(self)
     }
 
-    /// Writes the header and the padding after it. Give it a [`BufWriter`](io::BufWriter) where `out` is a file.
-    pub fn begin<W: Write>(self, mut out: W) -> Result<GgufBody<W>, WriteError> {
+    /// Writes the header and the padding after it. Give it a [`BufWriter`](std::io::BufWriter) where `out` is a file.
+    pub fn begin<W: Write>(self, mut out: W) -> Result<Body<W>, WriteError> {
         let mut header = Vec::new();
         header.extend(MAGIC);
         header.extend(VERSION.to_le_bytes());
@@ -346,15 +315,7 @@ impl GgufWriter {
         }
         out.write_all(&header)?;
         pad(&mut out, header.len() as u64, self.alignment)?;
-        let mut tensors = self.tensors.into_iter();
-        let current = tensors.next();
-        Ok(GgufBody {
-            out,
-            tensors,
-            current,
-            written: 0,
-            alignment: self.alignment,
-        })
+        Ok(Body::new(out, self.tensors, self.alignment))
     }
 }
 
@@ -362,88 +323,5 @@ fn wrong_key(key: &str, what: &'static str) -> WriteError {
     WriteError::Metadata {
         key: key.to_owned(),
         what,
-    }
-}
-
-/// Writes zeros from `at` to the next multiple of `alignment`.
-fn pad(out: &mut impl Write, at: u64, alignment: u64) -> io::Result<()> {
-    let missing = at.next_multiple_of(alignment) - at;
-    io::copy(&mut io::Read::take(io::repeat(0), missing), out).map(drop)
-}
-
-/// The second half of writing a GGUF file: the tensors' bytes. Dropping it before [`finish`](Self::finish) leaves a
-/// truncated file behind.
-pub struct GgufBody<W> {
-    out: W,
-    /// Those after the current one.
-    tensors: std::vec::IntoIter<Planned>,
-    current: Option<Planned>,
-    /// Bytes of the current one that are written.
-    written: u64,
-    alignment: u64,
-}
-
-impl<W: Write> GgufBody<W> {
-    /// Writes the next `bytes` of `tensor`, the whole or a piece. Tensors come in the order of the plan; one of no
-    /// bytes may be left out.
-    pub fn write(&mut self, tensor: &str, bytes: &[u8]) -> Result<(), WriteError> {
-        let wrong = |what: String| WriteError::Tensor {
-            tensor: tensor.to_owned(),
-            what,
-        };
-        self.advance(Some(tensor))?;
-        let Some(current) = self
-            .current
-            .as_ref()
-            .filter(|current| current.name == tensor)
-        else {
-            return match &self.current {
-                None => Err(wrong("was not planned, or comes too late".to_owned())),
-                Some(current) => Err(wrong(format!(
-                    "comes where the plan has {}",
-                    quoted(&current.name)
-                ))),
-            };
-        };
-        let left = current.bytes - self.written;
-        if bytes.len() as u64 > left {
-            return Err(wrong(format!(
-                "got {} bytes where {left} of {} are left",
-                bytes.len(),
-                current.bytes
-            )));
-        }
-        self.out.write_all(bytes)?;
-        self.written += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Checks that every tensor is complete, writes the last padding, flushes, and gives the output back.
-    pub fn finish(mut self) -> Result<W, WriteError> {
-        self.advance(None)?;
-        if let Some(Planned { name, bytes }) = self.current {
-            let what = format!("has {} of its {bytes} bytes", self.written);
-            return Err(WriteError::Tensor { tensor: name, what });
-        }
-        self.out.flush()?;
-        Ok(self.out)
-    }
-
-    /// Goes past tensors that are complete, up to the one called `wanted`.
-    fn advance(&mut self, wanted: Option<&str>) -> io::Result<()> {
-        while let Some(current) = self
-            .current
-            .take_if(|current| current.bytes == self.written)
-        {
-            if wanted == Some(&current.name) {
-                // More of a tensor that has everything: `write` will count the bytes.
-                self.current = Some(current);
-                break;
-            }
-            pad(&mut self.out, self.written, self.alignment)?;
-            self.current = self.tensors.next();
-            self.written = 0;
-        }
-        Ok(())
     }
 }

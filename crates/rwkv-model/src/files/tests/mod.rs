@@ -8,6 +8,7 @@ use ::safetensors::tensor::{Dtype, TensorView as Stored};
 use super::*;
 
 mod attack;
+mod packed;
 mod read_back;
 
 /// A tensor to write: its type, its shape, its bytes.

@@ -3,6 +3,9 @@
 //! The crate `safetensors` parses the JSON and checks that shapes, types and offsets agree; what is left to us is the
 //! length of the file, which its own errors do not tell.
 
+mod packed;
+mod write;
+
 use std::collections::BTreeMap;
 
 use safetensors::Dtype;
@@ -13,6 +16,8 @@ use rwkv_kernels::Format;
 use super::error::{Fault, quoted};
 use super::metadata::Entry;
 use super::{Contents, Tensor, TensorType, elements};
+
+pub use write::SafetensorsWriter;
 
 /// Bytes of the header's length at the start of the file.
 const LENGTH: u64 = 8;
@@ -73,8 +78,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
         };
         tensors.insert(name, tensor);
     }
-    let texts = header.metadata().iter().flatten();
-    let metadata = texts
+    let texts = || header.metadata().iter().flatten();
+    if let Some((_, text)) = texts().find(|(key, _)| *key == packed::KEY) {
+        packed::apply(text, &mut tensors)?;
+    }
+    let metadata = texts()
         .map(|(key, text)| (key.clone(), Entry::Text(text.clone())))
         .collect();
     Ok(Contents { tensors, metadata })

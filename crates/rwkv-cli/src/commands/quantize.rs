@@ -1,0 +1,18 @@
+//! `rwkv-cli quantize`: a smaller file of the same model.
+
+use crate::{args::QuantizeArgs, writing};
+use anyhow::Result;
+use rwkv_model::export;
+use std::process::ExitCode;
+
+pub(crate) fn run(args: &QuantizeArgs) -> Result<ExitCode> {
+    writing::run(&args.files.output, |progress| {
+        export::quantize(
+            &args.files.input,
+            &args.files.output,
+            &args.weight_type,
+            args.files.tokenizer.as_deref(),
+            progress,
+        )
+    })
+}

@@ -1,0 +1,93 @@
+//! How much device memory a model will take, told before it is loaded.
+
+use super::{CHUNK, resident::resident_format};
+use crate::{Domain, LoadOptions, Model, Result, StateLayout, Value};
+use std::collections::HashSet;
+
+/// Bytes of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// The tensors, as they will lie there.
+    pub weights: u64,
+    /// One sequence's state.
+    pub state: u64,
+    /// Activations of a chunk of a prompt, about: the most that the graph has alive at a time, before fusion.
+    pub activations: u64,
+}
+
+impl DeviceMemory {
+    /// What `model` takes with one sequence.
+    ///
+    /// # Errors
+    /// [`crate::Error::Weight`] for a tensor that cannot be read, [`crate::Error::Quantization`] for layers that the
+    /// model does not have.
+    pub fn estimate(model: &Model, options: &LoadOptions) -> Result<Self> {
+        if let Some(quantization) = &options.quantization {
+            quantization.check(model.config().layers)?;
+        }
+        Ok(Self {
+            weights: weights(model, options)?,
+            state: StateLayout::of(model.config()).bytes(),
+            activations: activations(model),
+        })
+    }
+
+    /// All of it.
+    pub fn total(self) -> u64 {
+        self.weights + self.state + self.activations
+    }
+}
+
+fn weights(model: &Model, options: &LoadOptions) -> Result<u64> {
+    let weights = model.weights();
+    let mut seen = HashSet::new();
+    let mut bytes = 0;
+    for node in model.graph().nodes() {
+        if let Some(weight) = node.op.matrix()
+            && seen.insert(weight)
+        {
+            let shape = weights.describe(weight)?.1;
+            let format = resident_format(weights, weight, options)?;
+            let row: usize = match format.gpu_layout() {
+                Some(layout) => layout.row_bytes(shape.cols.0).iter().sum(),
+                None => format.row_bytes(shape.cols.0).unwrap_or(0),
+            };
+            bytes += row as u64 * shape.rows.0 as u64;
+        }
+        for weight in node.op.vectors() {
+            if seen.insert(weight) {
+                let shape = weights.describe(weight)?.1;
+                bytes += shape.elements().unwrap_or(0) as u64 * 4;
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+fn activations(model: &Model) -> u64 {
+    let graph = model.graph();
+    let bytes = |value: Value| {
+        let rows = match value.domain {
+            Domain::Tokens => CHUNK,
+            Domain::Outputs => 1,
+        };
+        (rows * value.width.next_multiple_of(8) * 4) as u64
+    };
+    let mut uses = graph.uses();
+    let (mut alive, mut most) = (0u64, 0u64);
+    for node in graph.nodes() {
+        for id in &node.outputs {
+            alive += bytes(graph.value(*id));
+        }
+        most = most.max(alive);
+        for id in &node.inputs {
+            if let Some(left) = uses.get_mut(id.0) {
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    alive = alive.saturating_sub(bytes(graph.value(*id)));
+                }
+            }
+        }
+    }
+    most
+}

@@ -14,7 +14,7 @@ mod perplexity;
 pub mod tokenizer;
 
 pub use error::Error;
-pub use model_file::{ModelFile, TensorSummary};
+pub use model_file::{ModelFile, OpenOptions, TensorSummary};
 pub use perplexity::{Method, Perplexity, PerplexityOptions, perplexity};
 pub use tokenizer::Tokenizer;
 

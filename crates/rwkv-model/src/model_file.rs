@@ -5,7 +5,7 @@ use crate::{
     files::{Checkpoint, TensorType},
     names::{self, Naming},
 };
-use rwkv_sched::{Model, ModelConfig};
+use rwkv_sched::{Model, ModelConfig, Weights};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -18,11 +18,23 @@ pub struct ModelFile {
     checkpoint: Checkpoint,
     naming: Naming,
     config: ModelConfig,
+    options: OpenOptions,
     path: Option<PathBuf>,
 }
 
 /// The metadata in which a file that we quantized keeps what each matrix lost: JSON, errors by name.
 pub(crate) const ERRORS_KEY: &str = "rwkv.packed.errors";
+
+/// What a caller knows of a checkpoint that its file does not say, or says wrongly.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OpenOptions {
+    /// What the group norm after the recurrence adds to the variance, instead of what the file says or is usual.
+    pub group_norm_epsilon: Option<f32>,
+    /// How square low-rank pairs lie (rank = width, which no shape tells): `true` as `[out, in]`, as some converters of
+    /// version 7's `.st` files leave them; `false` as in the original checkpoints. Pairs that are not square tell
+    /// themselves.
+    pub turned_pairs: Option<bool>,
+}
 
 /// A tensor of a file, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +56,15 @@ impl ModelFile {
     /// [`Error::File`] for a file that cannot be read, [`Error::NotAModel`] and [`Error::Unsupported`] for one that
     /// holds something else.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::from_checkpoint(Checkpoint::open(path)?, Some(path))
+        Self::open_with(path, OpenOptions::default())
+    }
+
+    /// As [`open`](Self::open), with what the caller knows better than the file.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(path: &Path, options: OpenOptions) -> Result<Self> {
+        Self::from_checkpoint_with(Checkpoint::open(path)?, Some(path), options)
     }
 
     /// A model from an opened checkpoint; `path` is where to look for a vocabulary beside it.
@@ -52,7 +72,22 @@ impl ModelFile {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_checkpoint(checkpoint: Checkpoint, path: Option<&Path>) -> Result<Self> {
-        let (naming, config) = names::detect(&checkpoint)?;
+        Self::from_checkpoint_with(checkpoint, path, OpenOptions::default())
+    }
+
+    /// As [`from_checkpoint`](Self::from_checkpoint), with what the caller knows better than the file.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_checkpoint_with(
+        checkpoint: Checkpoint,
+        path: Option<&Path>,
+        options: OpenOptions,
+    ) -> Result<Self> {
+        let (naming, mut config) = names::detect(&checkpoint)?;
+        if let Some(epsilon) = options.group_norm_epsilon {
+            config.group_norm_epsilon = epsilon;
+        }
         config.validate().map_err(|source| Error::Model {
             file: checkpoint.source().to_owned(),
             source,
@@ -61,6 +96,7 @@ impl ModelFile {
             checkpoint,
             naming,
             config,
+            options,
             path: path.map(Path::to_path_buf),
         })
     }
@@ -103,17 +139,28 @@ impl ModelFile {
             .unwrap_or_default()
     }
 
+    /// The tensors under their logical names, most of them in the mapped file.
+    ///
+    /// # Errors
+    /// [`Error::Model`] names a tensor that is missing or cannot be read.
+    pub fn weights(&self) -> Result<Arc<dyn Weights>> {
+        let turned = self.options.turned_pairs;
+        let weights = names::bind(&self.checkpoint, self.naming, &self.config, turned)
+            .map_err(|source| self.in_file(source))?;
+        Ok(Arc::new(weights))
+    }
+
     /// The model, with its tensors in the mapped file.
     ///
     /// # Errors
     /// [`Error::Model`] names a tensor that is missing or does not fit.
     pub fn model(&self) -> Result<Model> {
-        let in_file = |source| Error::Model {
-            file: self.checkpoint.source().to_owned(),
-            source,
-        };
-        let weights = names::bind(&self.checkpoint, self.naming, &self.config).map_err(in_file)?;
-        Model::new(self.config.clone(), Arc::new(weights)).map_err(in_file)
+        Model::new(self.config.clone(), self.weights()?).map_err(|source| self.in_file(source))
+    }
+
+    fn in_file(&self, source: rwkv_sched::Error) -> Error {
+        let file = self.checkpoint.source().to_owned();
+        Error::Model { file, source }
     }
 
     /// The tokenizer: `choice` (`world`, `bytes` or a vocabulary file), or the one inside the file, or a

@@ -28,6 +28,9 @@ const SLOT: SlotId = SlotId(0);
 /// One token at a time, uneven chunks, and everything at once.
 const CHUNKS: [usize; 5] = [1, 7, 32, 100, usize::MAX];
 
+/// The small trained models.
+const FIXTURES: [&str; 1] = ["tiny-rwkv-7v0-834K"];
+
 fn floats(value: &Value) -> Vec<f64> {
     value
         .as_array()
@@ -156,8 +159,11 @@ fn check_all(device: &Device, bound: Bound) {
         device,
         bound,
     );
-    if let Some(model) = support::shared("fixtures/tiny-rwkv-7v0-834K.safetensors") {
-        let golden = support::shared("fixtures/tiny-rwkv-7v0-834K.golden.json")
+    for name in FIXTURES {
+        let Some(model) = support::shared(&format!("fixtures/{name}.safetensors")) else {
+            continue;
+        };
+        let golden = support::shared(&format!("fixtures/{name}.golden.json"))
             .expect("golden logits beside it");
         check_file(&model, &golden, device, bound);
     }

@@ -182,27 +182,10 @@ fn refused() {
     for (mark, version) in [
         ("blocks.0.ffn.enn.weight", "RWKV-8"),
         ("blocks.0.qkv.weight", "RWKV-7b"),
-        ("blocks.0.ffn.s_emb.weight", "RWKV-7a"),
     ] {
         let want = format!("not supported: {version}");
         check(with(&[(mark, Some(&[c, c]))]), &want);
     }
-    for (mark, version) in [
-        ("blocks.0.att.time_maa_x", "RWKV-6"),
-        ("blocks.0.att.time_mix_x", "RWKV-6"),
-        ("blocks.0.att.time_decay", "RWKV-5"),
-    ] {
-        let edits = [("blocks.0.att.r_k", None), (mark, Some(&[1, 1, c][..]))];
-        check(with(&edits), &format!("not supported: {version}"));
-    }
-    check(
-        with(&[
-            ("blocks.0.att.r_k", None),
-            ("blocks.0.att.ln_x.weight", None),
-            ("blocks.0.att.time_decay", Some(&[c])),
-        ]),
-        "not supported: RWKV-4",
-    );
     check(
         safetensors(
             &Tensors::from([("model.embed".to_owned(), Tensor::zeros(&[4, 4]))]),
@@ -255,7 +238,6 @@ fn refused() {
         gguf(&renamed, Format::Q8_0, &metadata)
     };
     for (architecture, want) in [
-        ("rwkv6", "not supported: GGUF architecture `rwkv6`"),
         (
             "rwkv6qwen2",
             "not supported: GGUF architecture `rwkv6qwen2`",

@@ -1,6 +1,13 @@
-//! The names of llama.cpp's GGUF files: `blk.N.time_mix_key.weight` and so on.
+//! The names of llama.cpp's GGUF files, versions 6 and 7: `blk.N.time_mix_key.weight` and so on.
 
-use super::{BoundWeights, GROUP_NORM_EPSILON, NORM_EPSILON, dimensions, epsilon, layers};
+use super::{
+    BoundWeights, GROUP_NORM_EPSILON, NORM_EPSILON,
+    bind::bind_row,
+    dimensions, epsilon, layers,
+    original::{DOWN_6, MIXES_6, UP_6, is_value_residual},
+    sources::problem,
+    table::{Entry, Layout, Presence, Row, in_layer, once},
+};
 use crate::{Error, Result, files::Checkpoint};
 use rwkv_sched::{Affine, BlockWeight as B, Lora, Mix, ModelConfig, Version, Weight};
 
@@ -8,9 +15,10 @@ use rwkv_sched::{Affine, BlockWeight as B, Lora, Mix, ModelConfig, Version, Weig
 pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
     let file = || checkpoint.source().to_owned();
     let metadata = checkpoint.metadata();
-    match metadata.string("general.architecture") {
-        Some("rwkv7") => {}
-        Some(name @ ("rwkv6" | "rwkv6qwen2" | "arwkv7")) => {
+    let (version, architecture) = match metadata.string("general.architecture") {
+        Some("rwkv7") => (Version::V7, "rwkv7"),
+        Some("rwkv6") => (Version::V6, "rwkv6"),
+        Some(name @ ("rwkv6qwen2" | "arwkv7")) => {
             return Err(Error::Unsupported {
                 file: file(),
                 what: format!("GGUF architecture `{name}`"),
@@ -29,33 +37,29 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
             let what = "no model: its metadata has no general.architecture".to_owned();
             return Err(Error::NotAModel { file: file(), what });
         }
-    }
+    };
+    let key = |rest: &str| format!("{architecture}.{rest}");
     let [vocab, width] = dimensions(checkpoint, "token_embd.weight")?;
     let [ffn, _] = dimensions(checkpoint, "blk.0.channel_mix_key.weight")?;
     let head_size = metadata
-        .u64("rwkv7.wkv.head_size")
+        .u64(&key("wkv.head_size"))
         .and_then(|n| usize::try_from(n).ok());
     let head_size = head_size.ok_or_else(|| {
-        let what = "its metadata has no rwkv7.wkv.head_size".to_owned();
+        let what = format!("its metadata has no {}", key("wkv.head_size"));
         Error::NotAModel { file: file(), what }
     })?;
     let layers = layers(checkpoint, "blk.")?;
-    for (key, what, place, found) in [
-        ("rwkv7.block_count", "layers", "the file", layers),
+    for (rest, what, place, found) in [
+        ("block_count", "layers", "the file", layers),
+        ("embedding_length", "channels", "token_embd.weight", width),
         (
-            "rwkv7.embedding_length",
-            "channels",
-            "token_embd.weight",
-            width,
-        ),
-        (
-            "rwkv7.feed_forward_length",
+            "feed_forward_length",
             "channels in the FFN",
             "blk.0.channel_mix_key.weight",
             ffn,
         ),
     ] {
-        if let Some(said) = metadata.u64(key)
+        if let Some(said) = metadata.u64(&key(rest))
             && said != found as u64
         {
             let what = format!("its metadata says {said} {what}, but {place} has {found}");
@@ -63,7 +67,7 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
         }
     }
     Ok(ModelConfig {
-        version: Version::V7,
+        version,
         layers,
         width,
         head_size,
@@ -71,110 +75,226 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
         vocab,
         norm_epsilon: epsilon(
             checkpoint,
-            "rwkv7.attention.layer_norm_epsilon",
+            &key("attention.layer_norm_epsilon"),
             NORM_EPSILON,
         ),
         group_norm_epsilon: epsilon(checkpoint, "group_norm_eps", GROUP_NORM_EPSILON),
     })
 }
 
-/// Vectors of a layer, by what stands between `blk.N.` and `.weight`.
-const VECTORS: [(B, &str); 7] = [
-    (B::LoraBias(Lora::Decay), "time_mix_w0"),
-    (B::LoraBias(Lora::Rate), "time_mix_a0"),
-    (B::LoraBias(Lora::Value), "time_mix_v0"),
-    (B::RemovalKey, "time_mix_k_k"),
-    (B::ReplacementKey, "time_mix_k_a"),
-    (B::Bonus, "time_mix_r_k"),
-    (B::FfnMix(Mix::Key), "channel_mix_lerp_k"),
-];
-
-/// A norm of a layer: its weight and bias, and what stands between `blk.N.` and their ends.
-type NormName = (fn(Affine) -> B, &'static str);
-
-/// Norms of a layer.
-const NORMS: [NormName; 3] = [
-    (B::AttNorm, "attn_norm"),
-    (B::FfnNorm, "attn_norm_2"),
-    (B::GroupNorm, "time_mix_ln"),
-];
-
-/// Matrices of a layer; the low-rank pairs are `[out, in]` here like all others.
-const MATRICES: [(B, &str); 14] = [
-    (B::AttReceptance, "time_mix_receptance"),
-    (B::AttKey, "time_mix_key"),
-    (B::AttValue, "time_mix_value"),
-    (B::AttOutput, "time_mix_output"),
-    (B::FfnKey, "channel_mix_key"),
-    (B::FfnValue, "channel_mix_value"),
-    (B::LoraDown(Lora::Decay), "time_mix_w1"),
-    (B::LoraUp(Lora::Decay), "time_mix_w2"),
-    (B::LoraDown(Lora::Rate), "time_mix_a1"),
-    (B::LoraUp(Lora::Rate), "time_mix_a2"),
-    (B::LoraDown(Lora::Value), "time_mix_v1"),
-    (B::LoraUp(Lora::Value), "time_mix_v2"),
-    (B::LoraDown(Lora::Gate), "time_mix_g1"),
-    (B::LoraUp(Lora::Gate), "time_mix_g2"),
-];
-
-/// The mixes, in the order in which the file stacks them.
-const MIXES: [Mix; 6] = [
-    Mix::Receptance,
-    Mix::Decay,
-    Mix::Key,
-    Mix::Value,
-    Mix::Rate,
-    Mix::Gate,
-];
-
-/// Binds every tensor of a version 7.
-pub(super) fn bind(
-    weights: &mut BoundWeights,
-    config: &ModelConfig,
-) -> Result<(), rwkv_sched::Error> {
-    weights.matrix(Weight::Embedding, "token_embd.weight")?;
-    weights.matrix(Weight::Head, "output.weight")?;
-    for (affine, end) in [(Affine::Weight, "weight"), (Affine::Bias, "bias")] {
-        weights.vector(
-            Weight::EmbeddingNorm(affine),
-            &format!("token_embd_norm.{end}"),
-        )?;
-        weights.vector(Weight::OutputNorm(affine), &format!("output_norm.{end}"))?;
-        for layer in 0..config.layers {
-            for (norm, middle) in NORMS {
-                weights.vector(
-                    Weight::Block(layer, norm(affine)),
-                    &format!("blk.{layer}.{middle}.{end}"),
-                )?;
+/// Every tensor of a file of `config`'s version, in the order of llama.cpp's files; none for versions that GGUF does not
+/// have.
+pub(crate) fn rows(config: &ModelConfig) -> impl Iterator<Item = Row> + use<> {
+    let (version, layers) = (config.version, config.layers);
+    let norm = |name: &str, norm: fn(Affine) -> Weight| {
+        [(Affine::Weight, "weight"), (Affine::Bias, "bias")]
+            .map(|(affine, end)| once(&format!("{name}.{end}"), norm(affine), Layout::Flat))
+    };
+    let before = [once("token_embd.weight", Weight::Embedding, Layout::Rows)]
+        .into_iter()
+        .chain(norm("token_embd_norm", Weight::EmbeddingNorm));
+    let blocks = (0..layers).flat_map(move |layer| {
+        let entries = entries(version).iter().copied().flatten();
+        entries.map(move |&entry| {
+            let end = if entry.0.contains('.') { "" } else { ".weight" };
+            let mut row = in_layer(layer, format!("blk.{layer}.{}{end}", entry.0), entry);
+            // Layer 0 has no value residual: the file repeats the rate's tensors there.
+            if layer == 0 && entry.1.iter().any(|&b| is_value_residual(b)) {
+                row.holds.iter_mut().for_each(|w| *w = rate_instead(*w));
+                row.presence = Presence::Copy;
             }
+            row
+        })
+    });
+    let after = norm("output_norm", Weight::OutputNorm).into_iter();
+    let head = once("output.weight", Weight::Head, Layout::Rows);
+    before.chain(blocks).chain(after).chain([head])
+}
+
+fn rate_instead(weight: Weight) -> Weight {
+    match weight {
+        Weight::Block(layer, B::LoraBias(Lora::Value)) => {
+            Weight::Block(layer, B::LoraBias(Lora::Rate))
+        }
+        Weight::Block(layer, B::LoraDown(Lora::Value)) => {
+            Weight::Block(layer, B::LoraDown(Lora::Rate))
+        }
+        Weight::Block(layer, B::LoraUp(Lora::Value)) => Weight::Block(layer, B::LoraUp(Lora::Rate)),
+        other => other,
+    }
+}
+
+/// The tensors of a layer, by what stands between `blk.N.` and `.weight`.
+fn entries(version: Version) -> &'static [&'static [Entry]] {
+    match version {
+        Version::V6 => &[NORMS, BLOCK_6, SQUARES],
+        Version::V7 => &[NORMS, BLOCK_7, SQUARES],
+        _ => &[],
+    }
+}
+
+const NORMS: &[Entry] = &[
+    (
+        "attn_norm.weight",
+        &[B::AttNorm(Affine::Weight)],
+        Layout::Flat,
+    ),
+    ("attn_norm.bias", &[B::AttNorm(Affine::Bias)], Layout::Flat),
+    (
+        "attn_norm_2.weight",
+        &[B::FfnNorm(Affine::Weight)],
+        Layout::Flat,
+    ),
+    (
+        "attn_norm_2.bias",
+        &[B::FfnNorm(Affine::Bias)],
+        Layout::Flat,
+    ),
+    (
+        "time_mix_ln.weight",
+        &[B::GroupNorm(Affine::Weight)],
+        Layout::Flat,
+    ),
+    (
+        "time_mix_ln.bias",
+        &[B::GroupNorm(Affine::Bias)],
+        Layout::Flat,
+    ),
+];
+
+const SQUARES: &[Entry] = &[
+    ("time_mix_receptance", &[B::AttReceptance], Layout::Rows),
+    ("time_mix_key", &[B::AttKey], Layout::Rows),
+    ("time_mix_value", &[B::AttValue], Layout::Rows),
+    ("time_mix_output", &[B::AttOutput], Layout::Rows),
+    ("channel_mix_lerp_k", &[B::FfnMix(Mix::Key)], Layout::Flat),
+    ("channel_mix_key", &[B::FfnKey], Layout::Rows),
+    ("channel_mix_value", &[B::FfnValue], Layout::Rows),
+];
+
+/// The low-rank pairs are `[out, in]` here like all other matrices.
+const BLOCK_7: &[Entry] = &[
+    (
+        "time_mix_lerp_fused",
+        &[
+            B::AttMix(Mix::Receptance),
+            B::AttMix(Mix::Decay),
+            B::AttMix(Mix::Key),
+            B::AttMix(Mix::Value),
+            B::AttMix(Mix::Rate),
+            B::AttMix(Mix::Gate),
+        ],
+        Layout::Vectors,
+    ),
+    ("time_mix_w0", &[B::LoraBias(Lora::Decay)], Layout::Flat),
+    ("time_mix_w1", &[B::LoraDown(Lora::Decay)], Layout::Rows),
+    ("time_mix_w2", &[B::LoraUp(Lora::Decay)], Layout::Rows),
+    ("time_mix_a0", &[B::LoraBias(Lora::Rate)], Layout::Flat),
+    ("time_mix_a1", &[B::LoraDown(Lora::Rate)], Layout::Rows),
+    ("time_mix_a2", &[B::LoraUp(Lora::Rate)], Layout::Rows),
+    ("time_mix_v0", &[B::LoraBias(Lora::Value)], Layout::Flat),
+    ("time_mix_v1", &[B::LoraDown(Lora::Value)], Layout::Rows),
+    ("time_mix_v2", &[B::LoraUp(Lora::Value)], Layout::Rows),
+    ("time_mix_g1", &[B::LoraDown(Lora::Gate)], Layout::Rows),
+    ("time_mix_g2", &[B::LoraUp(Lora::Gate)], Layout::Rows),
+    ("time_mix_k_k", &[B::RemovalKey], Layout::Flat),
+    ("time_mix_k_a", &[B::ReplacementKey], Layout::Flat),
+    ("time_mix_r_k", &[B::Bonus], Layout::Flat),
+];
+
+const BLOCK_6: &[Entry] = &[
+    ("time_mix_lerp_x", &[B::AttMix(Mix::Base)], Layout::Flat),
+    (
+        FUSED_6,
+        &[
+            B::AttMix(MIXES_6[0]),
+            B::AttMix(MIXES_6[1]),
+            B::AttMix(MIXES_6[2]),
+            B::AttMix(MIXES_6[3]),
+            B::AttMix(MIXES_6[4]),
+        ],
+        Layout::Vectors,
+    ),
+    ("time_mix_w1", DOWN_6, Layout::Rows),
+    ("time_mix_w2", UP_6, Layout::Stack),
+    ("time_mix_decay", &[B::LoraBias(Lora::Decay)], Layout::Flat),
+    (
+        "time_mix_decay_w1",
+        &[B::LoraDown(Lora::Decay)],
+        Layout::Rows,
+    ),
+    ("time_mix_decay_w2", &[B::LoraUp(Lora::Decay)], Layout::Rows),
+    ("time_mix_first", &[B::Bonus], Layout::Heads),
+    ("time_mix_gate", &[B::AttGate], Layout::Rows),
+    (
+        "channel_mix_lerp_r",
+        &[B::FfnMix(Mix::Receptance)],
+        Layout::Flat,
+    ),
+    ("channel_mix_receptance", &[B::FfnReceptance], Layout::Rows),
+];
+
+const FUSED_6: &str = "time_mix_lerp_fused";
+
+/// What older files of version 6 have instead of the fused mixes, in the same order.
+const SEPARATE_6: [&str; 5] = [
+    "time_mix_lerp_w",
+    "time_mix_lerp_k",
+    "time_mix_lerp_v",
+    "time_mix_lerp_r",
+    "time_mix_lerp_g",
+];
+
+/// Binds every tensor that the graph of `config` can ask for.
+pub(super) fn bind(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+) -> Result<BoundWeights, rwkv_sched::Error> {
+    let rescale = match config.version {
+        Version::V6 => checkpoint.metadata().u64("rwkv6.rescale_every_n_layers"),
+        _ => None,
+    };
+    let mut weights = BoundWeights::new(checkpoint);
+    for row in rows(config).filter(|row| row.presence != Presence::Copy) {
+        let exponent = row.holds.first().map_or(0, |&w| divided(w, rescale));
+        match *row.holds {
+            [weight] if exponent > 0 => weights.multiplied(weight, &row.name, exponent)?,
+            _ if checkpoint.get(&row.name).is_some() => {
+                bind_row(&mut weights, &row.name, &row.holds, row.layout, config)?;
+            }
+            _ if row.name.ends_with(&format!("{FUSED_6}.weight")) => {
+                separate(&mut weights, checkpoint, &row)?;
+            }
+            _ => return Err(problem(&row.name, "missing".to_owned())),
         }
     }
-    for layer in 0..config.layers {
-        let name = |middle: &str| format!("blk.{layer}.{middle}.weight");
-        // Layer 0 has no value residual: the file repeats the rate's tensors there.
-        let wanted = |block: B| {
-            let value = [
-                B::LoraBias(Lora::Value),
-                B::LoraDown(Lora::Value),
-                B::LoraUp(Lora::Value),
-            ];
-            layer > 0 || !value.contains(&block)
-        };
-        for (block, middle) in VECTORS.into_iter().filter(|(block, _)| wanted(*block)) {
-            weights.vector(Weight::Block(layer, block), &name(middle))?;
-        }
-        for (block, middle) in MATRICES.into_iter().filter(|(block, _)| wanted(*block)) {
-            weights.matrix(Weight::Block(layer, block), &name(middle))?;
-        }
-        for (index, mix) in MIXES.into_iter().enumerate() {
-            let weight = Weight::Block(layer, B::AttMix(mix));
-            weights.part(
-                weight,
-                &name("time_mix_lerp_fused"),
-                [index, MIXES.len()],
-                config.width,
-            )?;
-        }
+    Ok(weights)
+}
+
+/// Binds the mixes of a file that has a tensor for each.
+fn separate(
+    weights: &mut BoundWeights,
+    checkpoint: &Checkpoint,
+    fused: &Row,
+) -> Result<(), rwkv_sched::Error> {
+    let names = SEPARATE_6.map(|one| fused.name.replace(FUSED_6, one));
+    if fused.holds.len() != names.len() || names.iter().all(|name| checkpoint.get(name).is_none()) {
+        return Err(problem(&fused.name, "missing".to_owned()));
+    }
+    for (&weight, name) in fused.holds.iter().zip(&names) {
+        weights.vector(weight, name)?;
     }
     Ok(())
+}
+
+/// By which power of two the converter divided a tensor of version 6, whose engine halves the residual every `rescale`
+/// layers.
+fn divided(weight: Weight, rescale: Option<u64>) -> u32 {
+    match (weight, rescale) {
+        (Weight::Block(layer, B::AttOutput | B::FfnValue), Some(rescale)) => {
+            let exponent = (layer as u64).checked_div(rescale).unwrap_or(0);
+            u32::try_from(exponent).unwrap_or(u32::MAX)
+        }
+        _ => 0,
+    }
 }

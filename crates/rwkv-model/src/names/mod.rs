@@ -1,45 +1,58 @@
 //! From a file's tensor names to a model's logical ones.
+//!
+//! Two tables say how files hold logical tensors, one row a tensor of the file: [`original::rows`] and [`gguf::rows`].
+//! Binding walks them, and so can whoever writes files. Other [`dialect`]s are the original table under other names.
 
-mod gguf;
-mod original;
+mod bind;
+mod dialect;
+pub(crate) mod gguf;
+pub(crate) mod original;
+mod rescaled;
 mod sources;
+pub(crate) mod table;
+#[cfg(test)]
+mod tests;
+mod version;
 
 use crate::{
     Error, Result,
     files::{Checkpoint, Container},
 };
+use dialect::Dialect;
 use rwkv_sched::ModelConfig;
 pub(crate) use sources::BoundWeights;
 
 /// Whose names a file uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
-    /// BlinkDL's checkpoints.
-    Original,
+    /// BlinkDL's, or a dialect of them, whatever the container.
+    Original(Dialect),
     /// llama.cpp's.
     Gguf,
 }
 
 /// Finds out a checkpoint's naming, version and dimensions.
 pub(crate) fn detect(checkpoint: &Checkpoint) -> Result<(Naming, ModelConfig)> {
-    match checkpoint.container() {
-        Container::Gguf => Ok((Naming::Gguf, gguf::config(checkpoint)?)),
-        _ => Ok((Naming::Original, original::config(checkpoint)?)),
+    if checkpoint.container() == Container::Gguf {
+        return Ok((Naming::Gguf, gguf::config(checkpoint)?));
     }
+    let dialect = Dialect::detect(checkpoint)?;
+    let config = version::config(checkpoint, dialect)?;
+    Ok((Naming::Original(dialect), config))
 }
 
-/// Binds every tensor that the graph of `config` can ask for.
+/// Binds every tensor that the graph of `config` can ask for. `turned_pairs` says how square low-rank pairs lie where
+/// names and other pairs do not.
 pub(crate) fn bind(
     checkpoint: &Checkpoint,
     naming: Naming,
     config: &ModelConfig,
+    turned_pairs: Option<bool>,
 ) -> Result<BoundWeights, rwkv_sched::Error> {
-    let mut weights = BoundWeights::new(checkpoint);
     match naming {
-        Naming::Original => original::bind(&mut weights, config)?,
-        Naming::Gguf => gguf::bind(&mut weights, config)?,
+        Naming::Original(dialect) => bind::bind(checkpoint, dialect, config, turned_pairs),
+        Naming::Gguf => gguf::bind(checkpoint, config),
     }
-    Ok(weights)
 }
 
 /// The dimensions of the matrix called `name`.

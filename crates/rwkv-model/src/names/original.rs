@@ -1,151 +1,245 @@
-//! The names of BlinkDL's checkpoints: `blocks.N.att.key.weight` and so on.
+//! The names of BlinkDL's checkpoints, versions 4 to 7a: `blocks.N.att.key.weight` and so on.
 
-use super::{BoundWeights, GROUP_NORM_EPSILON, NORM_EPSILON, dimensions, epsilon, layers};
-use crate::{Error, Result, files::Checkpoint};
+use super::table::{Entry, Layout, Row, in_layer, once};
 use rwkv_sched::{Affine, BlockWeight as B, Lora, Mix, ModelConfig, Version, Weight};
 
-/// What tells versions apart, in the order of testing: a tensor of layer 0, and what it means.
-const MARKS: [(&str, Kind); 8] = [
-    ("ffn.enn.weight", Kind::Unsupported("RWKV-8")),
-    ("qkv.weight", Kind::Unsupported("RWKV-7b")),
-    ("ffn.s_emb.weight", Kind::Unsupported("RWKV-7a (DeepEmbed)")),
-    ("att.r_k", Kind::V7),
-    ("att.time_maa_x", Kind::Unsupported("RWKV-6")),
-    ("att.time_mix_x", Kind::Unsupported("RWKV-6")),
-    ("att.ln_x.weight", Kind::Unsupported("RWKV-5")),
-    ("att.time_decay", Kind::Unsupported("RWKV-4")),
-];
-
-#[derive(Clone, Copy)]
-enum Kind {
-    V7,
-    Unsupported(&'static str),
-}
-
-/// Reads version and dimensions from names and shapes.
-pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
-    let file = || checkpoint.source().to_owned();
-    let kind = MARKS.iter().find(|(mark, _)| {
-        let stem = format!("blocks.0.{}", mark.trim_end_matches(".weight"));
-        checkpoint.get(&stem).is_some() || checkpoint.get(&format!("{stem}.weight")).is_some()
-    });
-    match kind {
-        Some((_, Kind::V7)) => {}
-        Some((_, Kind::Unsupported(what))) => {
-            return Err(Error::Unsupported {
-                file: file(),
-                what: (*what).to_owned(),
-            });
-        }
-        None => {
-            let what = "no RWKV model: it has no tensors called `blocks.0.att.…`; files of other layouts can be \
-                        converted to the original names or to GGUF first"
-                .to_owned();
-            return Err(Error::NotAModel { file: file(), what });
-        }
-    }
-    let [vocab, width] = dimensions(checkpoint, "emb.weight")?;
-    let [_, head_size] = dimensions(checkpoint, "blocks.0.att.r_k")?;
-    let [ffn, _] = dimensions(checkpoint, "blocks.0.ffn.key.weight")?;
-    Ok(ModelConfig {
-        version: Version::V7,
-        layers: layers(checkpoint, "blocks.")?,
-        width,
-        head_size,
-        ffn,
-        vocab,
-        norm_epsilon: epsilon(checkpoint, "norm_eps", NORM_EPSILON),
-        group_norm_epsilon: epsilon(checkpoint, "group_norm_eps", GROUP_NORM_EPSILON),
-    })
-}
-
-/// Vectors of a layer, by what follows `blocks.N.`.
-const VECTORS: [(B, &str); 18] = [
-    (B::AttMix(Mix::Receptance), "att.x_r"),
-    (B::AttMix(Mix::Decay), "att.x_w"),
-    (B::AttMix(Mix::Key), "att.x_k"),
-    (B::AttMix(Mix::Value), "att.x_v"),
-    (B::AttMix(Mix::Rate), "att.x_a"),
-    (B::AttMix(Mix::Gate), "att.x_g"),
-    (B::LoraBias(Lora::Decay), "att.w0"),
-    (B::LoraBias(Lora::Rate), "att.a0"),
-    (B::LoraBias(Lora::Value), "att.v0"),
-    (B::RemovalKey, "att.k_k"),
-    (B::ReplacementKey, "att.k_a"),
-    (B::Bonus, "att.r_k"),
-    (B::FfnMix(Mix::Key), "ffn.x_k"),
-    (B::AttNorm(Affine::Weight), "ln1.weight"),
-    (B::AttNorm(Affine::Bias), "ln1.bias"),
-    (B::FfnNorm(Affine::Weight), "ln2.weight"),
-    (B::FfnNorm(Affine::Bias), "ln2.bias"),
-    (B::GroupNorm(Affine::Weight), "att.ln_x.weight"),
-];
-
-/// Matrices of a layer.
-const MATRICES: [(B, &str); 6] = [
-    (B::AttReceptance, "att.receptance.weight"),
-    (B::AttKey, "att.key.weight"),
-    (B::AttValue, "att.value.weight"),
-    (B::AttOutput, "att.output.weight"),
-    (B::FfnKey, "ffn.key.weight"),
-    (B::FfnValue, "ffn.value.weight"),
-];
-
-/// Low-rank pairs: `att.w1 [C, R]`, `att.w2 [R, C]` and so on.
-const PAIRS: [(Lora, char); 4] = [
-    (Lora::Decay, 'w'),
-    (Lora::Rate, 'a'),
-    (Lora::Value, 'v'),
-    (Lora::Gate, 'g'),
-];
-
-/// Binds every tensor of a version 7.
-pub(super) fn bind(
-    weights: &mut BoundWeights,
-    config: &ModelConfig,
-) -> Result<(), rwkv_sched::Error> {
-    weights.matrix(Weight::Embedding, "emb.weight")?;
-    weights.matrix(Weight::Head, "head.weight")?;
-    for (affine, end) in [(Affine::Weight, "weight"), (Affine::Bias, "bias")] {
-        weights.vector(
-            Weight::EmbeddingNorm(affine),
-            &format!("blocks.0.ln0.{end}"),
-        )?;
-        weights.vector(Weight::OutputNorm(affine), &format!("ln_out.{end}"))?;
-    }
-    for layer in 0..config.layers {
-        let name = |rest: &str| format!("blocks.{layer}.{rest}");
-        let weight = |weight| Weight::Block(layer, weight);
-        weights.vector(weight(B::GroupNorm(Affine::Bias)), &name("att.ln_x.bias"))?;
-        for (block, rest) in VECTORS {
+/// Every tensor of a checkpoint of `config`'s version, in the order of its file.
+///
+/// Of the two names that the bonus of version 5 has had, this is the one that stands for the values themselves.
+pub(crate) fn rows(config: &ModelConfig) -> impl Iterator<Item = Row> + use<> {
+    let (version, layers) = (config.version, config.layers);
+    let norm = |name: &str, norm: fn(Affine) -> Weight| {
+        [(Affine::Weight, "weight"), (Affine::Bias, "bias")]
+            .map(|(affine, end)| once(&format!("{name}.{end}"), norm(affine), Layout::Flat))
+    };
+    let before = [once("emb.weight", Weight::Embedding, Layout::Rows)]
+        .into_iter()
+        .chain(norm("blocks.0.ln0", Weight::EmbeddingNorm));
+    let blocks = (0..layers).flat_map(move |layer| {
+        let entries = entries(version).iter().copied().flatten();
+        entries
             // Layer 0 has no value residual: what some files store there is a dummy.
-            if layer > 0 || block != B::LoraBias(Lora::Value) {
-                weights.vector(weight(block), &name(rest))?;
-            }
-        }
-        for (block, rest) in MATRICES {
-            weights.matrix(weight(block), &name(rest))?;
-        }
-        for (lora, letter) in PAIRS {
-            if layer == 0 && lora == Lora::Value {
-                continue;
-            }
-            let (down, up) = (
-                name(&format!("att.{letter}1")),
-                name(&format!("att.{letter}2")),
-            );
-            // Converted files may hold them the other way round; a square pair is taken as in the checkpoint.
-            match weights.matrix_shape(&down) {
-                Some([rows, cols]) if cols == config.width && rows != config.width => {
-                    weights.matrix(weight(B::LoraDown(lora)), &down)?;
-                    weights.matrix(weight(B::LoraUp(lora)), &up)?;
-                }
-                _ => {
-                    weights.transposed(weight(B::LoraDown(lora)), &down)?;
-                    weights.transposed(weight(B::LoraUp(lora)), &up)?;
-                }
-            }
-        }
-    }
-    Ok(())
+            .filter(move |(_, holds, _)| layer > 0 || !holds.iter().any(|&b| is_value_residual(b)))
+            .map(move |&entry| in_layer(layer, format!("blocks.{layer}.{}", entry.0), entry))
+    });
+    let after = norm("ln_out", Weight::OutputNorm).into_iter();
+    let head = once("head.weight", Weight::Head, Layout::Rows);
+    before.chain(blocks).chain(after).chain([head])
 }
+
+/// Whether `weight` is of version 7's value residual.
+pub(super) fn is_value_residual(weight: B) -> bool {
+    matches!(
+        weight,
+        B::LoraBias(Lora::Value) | B::LoraDown(Lora::Value) | B::LoraUp(Lora::Value)
+    )
+}
+
+/// The order in which version 6 stacks the pairs of its mixes.
+pub(super) const MIXES_6: [Mix; 5] = [Mix::Decay, Mix::Key, Mix::Value, Mix::Receptance, Mix::Gate];
+
+/// The tensors of a layer.
+fn entries(version: Version) -> &'static [&'static [Entry]] {
+    match version {
+        Version::V4 => &[NORMS, ATT_4, SQUARES, FFN_5],
+        Version::V5_0 => &[NORMS, ATT_5, PER_HEAD, SQUARES, GROUP_NORM, FFN_5, STATE],
+        Version::V5_1 => &[
+            NORMS, ATT_5, GATE_MIX_5, PER_HEAD, SQUARES, GATE, GROUP_NORM, FFN_5, STATE,
+        ],
+        Version::V5_2 => &[
+            NORMS, ATT_5, GATE_MIX_5, HEADS_5, SQUARES, GATE, GROUP_NORM, FFN_5, STATE,
+        ],
+        Version::V6 => &[NORMS, ATT_6, SQUARES, GATE, GROUP_NORM, FFN_6, STATE],
+        Version::V7 => &[NORMS, ATT_7, SQUARES, GROUP_NORM, FFN_7, STATE],
+        Version::V7a => &[NORMS, ATT_7, SQUARES, GROUP_NORM, FFN_7, FFN_7A, STATE],
+        _ => &[],
+    }
+}
+
+const NORMS: &[Entry] = &[
+    ("ln1.weight", &[B::AttNorm(Affine::Weight)], Layout::Flat),
+    ("ln1.bias", &[B::AttNorm(Affine::Bias)], Layout::Flat),
+    ("ln2.weight", &[B::FfnNorm(Affine::Weight)], Layout::Flat),
+    ("ln2.bias", &[B::FfnNorm(Affine::Bias)], Layout::Flat),
+];
+
+const SQUARES: &[Entry] = &[
+    ("att.receptance.weight", &[B::AttReceptance], Layout::Rows),
+    ("att.key.weight", &[B::AttKey], Layout::Rows),
+    ("att.value.weight", &[B::AttValue], Layout::Rows),
+    ("att.output.weight", &[B::AttOutput], Layout::Rows),
+];
+
+const GATE: &[Entry] = &[("att.gate.weight", &[B::AttGate], Layout::Rows)];
+
+const GROUP_NORM: &[Entry] = &[
+    (
+        "att.ln_x.weight",
+        &[B::GroupNorm(Affine::Weight)],
+        Layout::Flat,
+    ),
+    ("att.ln_x.bias", &[B::GroupNorm(Affine::Bias)], Layout::Flat),
+];
+
+/// What training of the initial state adds to a checkpoint.
+const STATE: &[Entry] = &[("att.time_state", &[B::InitialState], Layout::State)];
+
+const ATT_4: &[Entry] = &[
+    ("att.time_decay", &[B::Decay], Layout::Flat),
+    ("att.time_first", &[B::Bonus], Layout::Flat),
+    ("att.time_mix_k", &[B::AttMix(Mix::Key)], Layout::Broadcast),
+    (
+        "att.time_mix_v",
+        &[B::AttMix(Mix::Value)],
+        Layout::Broadcast,
+    ),
+    (
+        "att.time_mix_r",
+        &[B::AttMix(Mix::Receptance)],
+        Layout::Broadcast,
+    ),
+];
+
+const ATT_5: &[Entry] = &[
+    ("att.time_mix_k", &[B::AttMix(Mix::Key)], Layout::Broadcast),
+    (
+        "att.time_mix_v",
+        &[B::AttMix(Mix::Value)],
+        Layout::Broadcast,
+    ),
+    (
+        "att.time_mix_r",
+        &[B::AttMix(Mix::Receptance)],
+        Layout::Broadcast,
+    ),
+];
+
+const GATE_MIX_5: &[Entry] = &[("att.time_mix_g", &[B::AttMix(Mix::Gate)], Layout::Broadcast)];
+
+const PER_HEAD: &[Entry] = &[
+    ("att.time_decay", &[B::Decay], Layout::PerHead),
+    ("att.time_faaaa", &[B::Bonus], Layout::PerHead),
+];
+
+const HEADS_5: &[Entry] = &[
+    ("att.time_decay", &[B::Decay], Layout::Heads),
+    ("att.time_faaaa", &[B::Bonus], Layout::Heads),
+];
+
+const FFN_5: &[Entry] = &[
+    ("ffn.time_mix_k", &[B::FfnMix(Mix::Key)], Layout::Broadcast),
+    (
+        "ffn.time_mix_r",
+        &[B::FfnMix(Mix::Receptance)],
+        Layout::Broadcast,
+    ),
+    ("ffn.key.weight", &[B::FfnKey], Layout::Rows),
+    ("ffn.receptance.weight", &[B::FfnReceptance], Layout::Rows),
+    ("ffn.value.weight", &[B::FfnValue], Layout::Rows),
+];
+
+const ATT_6: &[Entry] = &[
+    ("att.time_maa_x", &[B::AttMix(Mix::Base)], Layout::Broadcast),
+    (
+        "att.time_maa_w",
+        &[B::AttMix(Mix::Decay)],
+        Layout::Broadcast,
+    ),
+    ("att.time_maa_k", &[B::AttMix(Mix::Key)], Layout::Broadcast),
+    (
+        "att.time_maa_v",
+        &[B::AttMix(Mix::Value)],
+        Layout::Broadcast,
+    ),
+    (
+        "att.time_maa_r",
+        &[B::AttMix(Mix::Receptance)],
+        Layout::Broadcast,
+    ),
+    ("att.time_maa_g", &[B::AttMix(Mix::Gate)], Layout::Broadcast),
+    ("att.time_maa_w1", DOWN_6, Layout::Columns),
+    ("att.time_maa_w2", UP_6, Layout::ColumnStack),
+    (
+        "att.time_decay",
+        &[B::LoraBias(Lora::Decay)],
+        Layout::Broadcast,
+    ),
+    (
+        "att.time_decay_w1",
+        &[B::LoraDown(Lora::Decay)],
+        Layout::Columns,
+    ),
+    (
+        "att.time_decay_w2",
+        &[B::LoraUp(Lora::Decay)],
+        Layout::Columns,
+    ),
+    ("att.time_faaaa", &[B::Bonus], Layout::Heads),
+];
+
+/// The first matrices of version 6's mixes.
+pub(super) const DOWN_6: &[B] = &[
+    B::LoraDown(Lora::Mix(MIXES_6[0])),
+    B::LoraDown(Lora::Mix(MIXES_6[1])),
+    B::LoraDown(Lora::Mix(MIXES_6[2])),
+    B::LoraDown(Lora::Mix(MIXES_6[3])),
+    B::LoraDown(Lora::Mix(MIXES_6[4])),
+];
+
+/// The second matrices of version 6's mixes.
+pub(super) const UP_6: &[B] = &[
+    B::LoraUp(Lora::Mix(MIXES_6[0])),
+    B::LoraUp(Lora::Mix(MIXES_6[1])),
+    B::LoraUp(Lora::Mix(MIXES_6[2])),
+    B::LoraUp(Lora::Mix(MIXES_6[3])),
+    B::LoraUp(Lora::Mix(MIXES_6[4])),
+];
+
+const FFN_6: &[Entry] = &[
+    ("ffn.time_maa_k", &[B::FfnMix(Mix::Key)], Layout::Broadcast),
+    (
+        "ffn.time_maa_r",
+        &[B::FfnMix(Mix::Receptance)],
+        Layout::Broadcast,
+    ),
+    ("ffn.key.weight", &[B::FfnKey], Layout::Rows),
+    ("ffn.receptance.weight", &[B::FfnReceptance], Layout::Rows),
+    ("ffn.value.weight", &[B::FfnValue], Layout::Rows),
+];
+
+const ATT_7: &[Entry] = &[
+    ("att.x_r", &[B::AttMix(Mix::Receptance)], Layout::Broadcast),
+    ("att.x_w", &[B::AttMix(Mix::Decay)], Layout::Broadcast),
+    ("att.x_k", &[B::AttMix(Mix::Key)], Layout::Broadcast),
+    ("att.x_v", &[B::AttMix(Mix::Value)], Layout::Broadcast),
+    ("att.x_a", &[B::AttMix(Mix::Rate)], Layout::Broadcast),
+    ("att.x_g", &[B::AttMix(Mix::Gate)], Layout::Broadcast),
+    ("att.w0", &[B::LoraBias(Lora::Decay)], Layout::Broadcast),
+    ("att.w1", &[B::LoraDown(Lora::Decay)], Layout::Columns),
+    ("att.w2", &[B::LoraUp(Lora::Decay)], Layout::Columns),
+    ("att.a0", &[B::LoraBias(Lora::Rate)], Layout::Broadcast),
+    ("att.a1", &[B::LoraDown(Lora::Rate)], Layout::Columns),
+    ("att.a2", &[B::LoraUp(Lora::Rate)], Layout::Columns),
+    ("att.v0", &[B::LoraBias(Lora::Value)], Layout::Broadcast),
+    ("att.v1", &[B::LoraDown(Lora::Value)], Layout::Columns),
+    ("att.v2", &[B::LoraUp(Lora::Value)], Layout::Columns),
+    ("att.g1", &[B::LoraDown(Lora::Gate)], Layout::Columns),
+    ("att.g2", &[B::LoraUp(Lora::Gate)], Layout::Columns),
+    ("att.k_k", &[B::RemovalKey], Layout::Broadcast),
+    ("att.k_a", &[B::ReplacementKey], Layout::Broadcast),
+    ("att.r_k", &[B::Bonus], Layout::Heads),
+];
+
+const FFN_7: &[Entry] = &[
+    ("ffn.x_k", &[B::FfnMix(Mix::Key)], Layout::Broadcast),
+    ("ffn.key.weight", &[B::FfnKey], Layout::Rows),
+    ("ffn.value.weight", &[B::FfnValue], Layout::Rows),
+];
+
+const FFN_7A: &[Entry] = &[
+    ("ffn.s_emb.weight", &[B::FfnEmbedding], Layout::Rows),
+    ("ffn.s_emb_x.weight", &[B::FfnEmbeddingUp], Layout::Rows),
+    ("ffn.s0", &[B::LoraBias(Lora::DeepEmbed)], Layout::Broadcast),
+    ("ffn.s1", &[B::LoraDown(Lora::DeepEmbed)], Layout::Columns),
+    ("ffn.s2", &[B::LoraUp(Lora::DeepEmbed)], Layout::Columns),
+];

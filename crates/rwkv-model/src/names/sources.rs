@@ -1,32 +1,37 @@
-//! Where each logical tensor's bytes are: a part of a tensor in the file, or a transposed copy.
+//! Where each logical tensor's bytes are: rows of a tensor in the file, or of a copy.
 
+use super::rescaled;
 use crate::files::{Checkpoint, TensorView};
 use rwkv_kernels::{Format, Matrix};
 use rwkv_mem::{Cols, Rows};
 use rwkv_sched::{Error, Weight, Weights};
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-/// The tensors of a checkpoint under their logical names. Bytes stay in the file, but for small matrices that are
-/// stored transposed.
+/// The tensors of a checkpoint under their logical names. Bytes stay in the file, but for matrices that are stored
+/// transposed (the low-rank pairs), vectors that need arithmetic, and matrices that a converter divided.
 pub(crate) struct BoundWeights {
     checkpoint: Checkpoint,
     sources: HashMap<Weight, Source>,
 }
 
+/// Some rows of a matrix.
 struct Source {
     /// In the file.
     name: String,
     format: Format,
+    first_row: usize,
     rows: usize,
     cols: usize,
     place: Place,
 }
 
+/// Where the matrix is.
+#[derive(Clone)]
 enum Place {
-    /// The rows from here on.
-    File { first_row: usize },
-    /// A copy.
-    Memory(Vec<u8>),
+    /// In the file.
+    File,
+    /// A copy, shared by all that have a part of it.
+    Memory(Arc<[u8]>),
 }
 
 impl BoundWeights {
@@ -37,88 +42,198 @@ impl BoundWeights {
         }
     }
 
-    /// The dimensions of the tensor called `name`, if it is a matrix.
-    pub(super) fn matrix_shape(&self, name: &str) -> Option<[usize; 2]> {
-        self.checkpoint.get(name)?.shape.try_into().ok()
-    }
-
     /// Binds a vector: all elements of the tensor `name`, whatever its dimensions.
     pub(super) fn vector(&mut self, weight: Weight, name: &str) -> Result<(), Error> {
-        let tensor = self.find(name)?;
-        let elements = tensor.shape.iter().product();
-        self.file(weight, name, 1, elements, 0)
+        let elements = self.find(name)?.shape.iter().product();
+        self.split(&[weight], name, [1, elements], &Place::File)
     }
 
-    /// Binds a matrix `[out, in]`.
-    pub(super) fn matrix(&mut self, weight: Weight, name: &str) -> Result<(), Error> {
-        let [rows, cols] = self.dimensions(name)?;
-        self.file(weight, name, rows, cols, 0)
+    /// Binds vectors of `len` elements, which the tensor `name` has one after the other.
+    pub(super) fn vectors(
+        &mut self,
+        weights: &[Weight],
+        name: &str,
+        len: usize,
+    ) -> Result<(), Error> {
+        let count = weights.len();
+        self.vector_count(name, count, len)?;
+        self.split(weights, name, [count, len], &Place::File)
     }
 
-    /// Binds part `index` of the tensor `name`, which stacks `count` vectors of `len` elements.
-    pub(super) fn part(
+    /// Binds vector `index` of `count` vectors of `len` elements.
+    pub(super) fn vector_of(
         &mut self,
         weight: Weight,
         name: &str,
         [index, count]: [usize; 2],
         len: usize,
     ) -> Result<(), Error> {
-        let elements: usize = self.find(name)?.shape.iter().product();
-        if count.checked_mul(len) != Some(elements) {
-            let what = format!("{elements} elements, where {count} vectors of {len} are needed");
-            return Err(problem(name, what));
-        }
-        self.file(weight, name, 1, len, index)
+        self.vector_count(name, count, len)?;
+        let format = self.format(name)?;
+        let source = Source {
+            name: name.to_owned(),
+            format,
+            first_row: index,
+            rows: 1,
+            cols: len,
+            place: Place::File,
+        };
+        self.sources.insert(weight, source);
+        Ok(())
     }
 
-    /// Binds a matrix that the file has as `[in, out]`: copied, since every kernel reads rows of outputs.
-    pub(super) fn transposed(&mut self, weight: Weight, name: &str) -> Result<(), Error> {
+    fn vector_count(&self, name: &str, count: usize, len: usize) -> Result<(), Error> {
+        let elements: usize = self.find(name)?.shape.iter().product();
+        if count.checked_mul(len) == Some(elements) {
+            return Ok(());
+        }
+        let what = format!("{elements} elements, where {count} vectors of {len} are needed");
+        Err(problem(name, what))
+    }
+
+    /// Binds matrices `[out, in]`, one below the other.
+    pub(super) fn rows(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
+        let shape = self.dimensions(name)?;
+        self.split(weights, name, shape, &Place::File)
+    }
+
+    /// Binds a matrix that the file has divided by 2^`exponent`, as a copy.
+    pub(super) fn multiplied(
+        &mut self,
+        weight: Weight,
+        name: &str,
+        exponent: u32,
+    ) -> Result<(), Error> {
+        let shape = self.dimensions(name)?;
+        let format = self.format(name)?;
+        let copy = rescaled::multiplied(format, self.find(name)?.bytes, exponent)
+            .map_err(|what| problem(name, what))?;
+        self.split(&[weight], name, shape, &Place::Memory(copy.into()))
+    }
+
+    /// Binds matrices that the file has one below the other and transposed, `[in, n · out]`: copied, since every
+    /// kernel reads rows of outputs.
+    pub(super) fn columns(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
         let [cols, rows] = self.dimensions(name)?;
+        let copy = self.transposed(name, 1, [cols, rows])?;
+        self.split(weights, name, [rows, cols], &copy)
+    }
+
+    /// Binds matrices `[n, out, in]`.
+    pub(super) fn stack(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
+        let [rows, cols] = self.stacked(name, weights.len())?;
+        let shape = [weights.len() * rows, cols];
+        self.split(weights, name, shape, &Place::File)
+    }
+
+    /// Binds matrices `[n, in, out]`, copied.
+    pub(super) fn column_stack(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
+        let count = weights.len();
+        let [cols, rows] = self.stacked(name, count)?;
+        let copy = self.transposed(name, count, [cols, rows])?;
+        self.split(weights, name, [count * rows, cols], &copy)
+    }
+
+    /// Binds the states of `heads` heads, `size × size` each, transposed where `turned`.
+    pub(super) fn states(
+        &mut self,
+        weight: Weight,
+        name: &str,
+        [heads, size]: [usize; 2],
+        turned: bool,
+    ) -> Result<(), Error> {
+        let shape = self.find(name)?.shape;
+        if shape != [heads, size, size] {
+            let what = format!("shape {shape:?}, where [{heads}, {size}, {size}] is needed");
+            return Err(problem(name, what));
+        }
+        let place = if turned {
+            self.transposed(name, heads, [size, size])?
+        } else {
+            Place::File
+        };
+        self.split(&[weight], name, [heads * size, size], &place)
+    }
+
+    /// Binds a vector computed from that of the tensor `name`.
+    pub(super) fn computed(&mut self, weight: Weight, name: &str, values: &[f32]) {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let source = Source {
+            name: name.to_owned(),
+            format: Format::F32,
+            first_row: 0,
+            rows: 1,
+            cols: values.len(),
+            place: Place::Memory(bytes.into()),
+        };
+        self.sources.insert(weight, source);
+    }
+
+    /// The elements of the tensor `name`.
+    pub(super) fn values(&self, name: &str) -> Result<Vec<f32>, Error> {
+        let tensor = self.find(name)?;
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        self.format(name)?
+            .spec()
+            .dequantize(tensor.bytes, &mut values);
+        Ok(values)
+    }
+
+    /// Binds `weights` to equal parts of the tensor `name`, seen as `rows × cols`.
+    fn split(
+        &mut self,
+        weights: &[Weight],
+        name: &str,
+        [rows, cols]: [usize; 2],
+        place: &Place,
+    ) -> Result<(), Error> {
+        let format = self.format(name)?;
+        let count = weights.len().max(1);
+        if !rows.is_multiple_of(count) {
+            let what = format!("{rows}×{cols}, which are not {count} matrices");
+            return Err(problem(name, what));
+        }
+        let rows = rows / count;
+        for (index, &weight) in weights.iter().enumerate() {
+            let source = Source {
+                name: name.to_owned(),
+                format,
+                first_row: index * rows,
+                rows,
+                cols,
+                place: place.clone(),
+            };
+            self.sources.insert(weight, source);
+        }
+        Ok(())
+    }
+
+    /// A copy of the tensor `name`, `count` matrices of `rows × cols`, with each of them transposed.
+    fn transposed(
+        &self,
+        name: &str,
+        count: usize,
+        [rows, cols]: [usize; 2],
+    ) -> Result<Place, Error> {
         let format = self.format(name)?;
         if format.spec().block() != 1 {
-            return Err(problem(
-                name,
-                format!("a transposed matrix in {format} cannot be read"),
-            ));
+            let what = format!("a transposed matrix in {format} cannot be read");
+            return Err(problem(name, what));
         }
         let element = format.spec().block_bytes();
         let bytes = self.find(name)?.bytes;
         let mut copy = Vec::with_capacity(bytes.len());
-        for row in 0..rows {
+        // A tensor without elements may have any number of columns.
+        let count = if bytes.is_empty() { 0 } else { count };
+        for matrix in 0..count {
             for col in 0..cols {
-                let at = (col * rows + row) * element;
-                copy.extend_from_slice(bytes.get(at..at + element).unwrap_or(&[]));
+                for row in 0..rows {
+                    let at = ((matrix * rows + row) * cols + col) * element;
+                    copy.extend_from_slice(bytes.get(at..at + element).unwrap_or(&[]));
+                }
             }
         }
-        let source = Source {
-            name: name.to_owned(),
-            format,
-            rows,
-            cols,
-            place: Place::Memory(copy),
-        };
-        self.sources.insert(weight, source);
-        Ok(())
-    }
-
-    fn file(
-        &mut self,
-        weight: Weight,
-        name: &str,
-        rows: usize,
-        cols: usize,
-        first_row: usize,
-    ) -> Result<(), Error> {
-        let format = self.format(name)?;
-        let source = Source {
-            name: name.to_owned(),
-            format,
-            rows,
-            cols,
-            place: Place::File { first_row },
-        };
-        self.sources.insert(weight, source);
-        Ok(())
+        Ok(Place::Memory(copy.into()))
     }
 
     fn find(&self, name: &str) -> Result<TensorView<'_>, Error> {
@@ -134,6 +249,17 @@ impl BoundWeights {
             .map_err(|_| problem(name, format!("shape {shape:?}, where a matrix is needed")))
     }
 
+    /// The size of each of the `count` matrices of the tensor `name`.
+    fn stacked(&self, name: &str, count: usize) -> Result<[usize; 2], Error> {
+        match *self.find(name)?.shape {
+            [n, rows, cols] if n == count => Ok([rows, cols]),
+            ref shape => {
+                let what = format!("shape {shape:?}, where a stack of {count} matrices is needed");
+                Err(problem(name, what))
+            }
+        }
+    }
+
     fn format(&self, name: &str) -> Result<Format, Error> {
         self.find(name)?
             .format()
@@ -141,7 +267,8 @@ impl BoundWeights {
     }
 }
 
-fn problem(name: &str, problem: String) -> Error {
+/// What is wrong with the tensor `name`.
+pub(super) fn problem(name: &str, problem: String) -> Error {
     Error::Weight {
         name: name.to_owned(),
         problem,
@@ -154,20 +281,19 @@ impl Weights for BoundWeights {
             .sources
             .get(&weight)
             .ok_or_else(|| problem(&format!("{weight:?}"), "missing".to_owned()))?;
-        let bytes = match &source.place {
-            Place::Memory(bytes) => bytes.as_slice(),
-            Place::File { first_row } => {
-                let row = source.format.row_bytes(source.cols);
-                let all = self.find(&source.name)?.bytes;
-                row.and_then(|n| all.get(first_row * n..(first_row + source.rows) * n))
-                    .ok_or_else(|| {
-                        problem(
-                            &source.name,
-                            format!("rows of {} do not fit {}", source.cols, source.format),
-                        )
-                    })?
-            }
+        let all = match &source.place {
+            Place::Memory(bytes) => bytes,
+            Place::File => self.find(&source.name)?.bytes,
         };
+        let (from, to) = (source.first_row, source.first_row + source.rows);
+        let bytes = source
+            .format
+            .row_bytes(source.cols)
+            .and_then(|n| all.get(from * n..to * n))
+            .ok_or_else(|| {
+                let what = format!("rows of {} do not fit {}", source.cols, source.format);
+                problem(&source.name, what)
+            })?;
         Ok(Matrix::new(
             source.format,
             Rows(source.rows),

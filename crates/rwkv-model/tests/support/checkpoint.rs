@@ -1,4 +1,5 @@
-//! A small random RWKV-7 as the files that hold one: original names in safetensors, llama.cpp's in GGUF.
+//! Small random models as the files that hold one: original names in safetensors, llama.cpp's in GGUF; other dialects
+//! are in `dialects.rs`.
 //!
 //! Every value is a whole number of at most 7 bits times a power of two, and every 32 of a matrix's row have 127 among
 //! them: so F32, F16, BF16 and Q8_0 all hold the same numbers.
@@ -10,6 +11,7 @@ use rwkv_model::{
     ModelFile, Result,
     files::{Checkpoint, Field, GgufWriter},
 };
+use rwkv_sched::Version;
 use safetensors::{Dtype, tensor::TensorView};
 use std::collections::BTreeMap;
 
@@ -22,6 +24,9 @@ pub(crate) struct Tensor {
 
 impl Tensor {
     fn packed(&self, format: Format) -> Vec<u8> {
+        if self.values.is_empty() {
+            return Vec::new();
+        }
         let cols = self.shape.last().copied().unwrap_or(1);
         let rows: usize = self.values.len() / cols.max(1);
         let mut bytes = vec![0; rows * format.row_bytes(cols).unwrap()];
@@ -42,6 +47,29 @@ impl Tensor {
         }
     }
 
+    /// Every matrix of a stack transposed.
+    pub(crate) fn each_transposed(&self) -> Self {
+        let [count, rows, cols] = self.shape[..] else {
+            return self.transposed();
+        };
+        let values = self
+            .values
+            .chunks(rows * cols)
+            .flat_map(|m| {
+                Tensor {
+                    shape: vec![rows, cols],
+                    values: m.to_vec(),
+                }
+                .transposed()
+                .values
+            })
+            .collect();
+        Self {
+            shape: vec![count, cols, rows],
+            values,
+        }
+    }
+
     pub(crate) fn zeros(shape: &[usize]) -> Self {
         Self {
             shape: shape.to_vec(),
@@ -56,7 +84,7 @@ impl Tensor {
         Self::zeros(&shape)
     }
 
-    fn reshaped(&self, shape: &[usize]) -> Self {
+    pub(crate) fn reshaped(&self, shape: &[usize]) -> Self {
         Self {
             shape: shape.to_vec(),
             values: self.values.clone(),
@@ -68,7 +96,7 @@ impl Tensor {
 pub(crate) type Tensors = BTreeMap<String, Tensor>;
 
 /// What distinguishes small models; `width`, `ffn` and `head_size` are multiples of 32 for Q8_0's sake.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Small {
     pub(crate) layers: usize,
     pub(crate) width: usize,
@@ -185,6 +213,92 @@ impl Small {
         maker.tensors
     }
 
+    /// The tensors of a checkpoint of `version`, under BlinkDL's names and in their orientation. Of the pairs' ranks, the
+    /// first is of the mixes of version 6, the second of its decay; version 7a's rank is 4.
+    pub(crate) fn of(self, version: Version, seed: u64) -> Tensors {
+        let Self {
+            width, head_size, ..
+        } = self;
+        let seven = matches!(version, Version::V7 | Version::V7a);
+        let mut maker = Maker {
+            tensors: Tensors::new(),
+            seed: seed | 1,
+        };
+        if seven {
+            maker.tensors = self.original(seed);
+        } else {
+            maker.matrix("emb.weight", self.vocab, width);
+            maker.matrix("head.weight", self.vocab, width);
+            maker.norm("ln_out", width);
+            maker.norm("blocks.0.ln0", width);
+        }
+        for layer in 0..self.layers {
+            let name = |rest: &str| format!("blocks.{layer}.{rest}");
+            let heads = width / head_size;
+            if version == Version::V7a {
+                let rank = 4;
+                maker.matrix(&name("ffn.s_emb.weight"), self.vocab, rank * rank);
+                maker.matrix(&name("ffn.s_emb_x.weight"), rank * rank, width);
+                maker.vector(&name("ffn.s0"), &[1, 1, self.ffn], -15, 15);
+                maker.vector(&name("ffn.s1"), &[width, rank], -15, 15);
+                maker.vector(&name("ffn.s2"), &[rank, self.ffn], -15, 15);
+            }
+            if version != Version::V4 {
+                let state = [heads, head_size, head_size];
+                maker.vector(&name("att.time_state"), &state, -15, 15);
+            }
+            if seven {
+                continue;
+            }
+            maker.norm(&name("ln1"), width);
+            maker.norm(&name("ln2"), width);
+            let gate = matches!(version, Version::V5_1 | Version::V5_2 | Version::V6);
+            for square in ["receptance", "key", "value", "output"] {
+                maker.matrix(&name(&format!("att.{square}.weight")), width, width);
+            }
+            if gate {
+                maker.matrix(&name("att.gate.weight"), width, width);
+            }
+            if version != Version::V4 {
+                maker.norm(&name("att.ln_x"), width);
+            }
+            maker.matrix(&name("ffn.key.weight"), self.ffn, width);
+            maker.matrix(&name("ffn.receptance.weight"), width, width);
+            maker.matrix(&name("ffn.value.weight"), width, self.ffn);
+            let (word, letters) = match version {
+                Version::V6 => ("maa", "xwkvrg"),
+                _ if gate => ("mix", "kvrg"),
+                _ => ("mix", "kvr"),
+            };
+            for letter in letters.chars() {
+                let mix = format!("att.time_{word}_{letter}");
+                maker.vector(&name(&mix), &[1, 1, width], 0, 64);
+            }
+            for letter in ['k', 'r'] {
+                let mix = format!("ffn.time_{word}_{letter}");
+                maker.vector(&name(&mix), &[1, 1, width], 0, 64);
+            }
+            let (decay, bonus, shape): (_, _, &[usize]) = match version {
+                Version::V4 => ("time_decay", "time_first", &[width]),
+                Version::V5_0 => ("time_decay", "time_first", &[heads]),
+                Version::V5_1 => ("time_decay", "time_faaaa", &[heads, 1]),
+                _ => ("time_decay", "time_faaaa", &[heads, head_size]),
+            };
+            maker.vector(&name(&format!("att.{bonus}")), shape, -64, 64);
+            if version == Version::V6 {
+                let [mix, rank, ..] = self.ranks;
+                maker.vector(&name("att.time_maa_w1"), &[width, 5 * mix], -15, 15);
+                maker.vector(&name("att.time_maa_w2"), &[5, mix, width], -15, 15);
+                maker.vector(&name("att.time_decay_w1"), &[width, rank], -15, 15);
+                maker.vector(&name("att.time_decay_w2"), &[rank, width], -15, 15);
+                maker.vector(&name("att.time_decay"), &[1, 1, width], -64, 64);
+            } else {
+                maker.vector(&name(&format!("att.{decay}")), shape, -64, 64);
+            }
+        }
+        maker.tensors
+    }
+
     /// The metadata that llama.cpp's converter writes of such a model.
     pub(crate) fn metadata(self) -> Metadata {
         let number = |n: usize| Field::U32(n as u32);
@@ -215,7 +329,7 @@ fn is_pair(name: &str) -> bool {
 pub(crate) fn pairs_transposed(original: &Tensors) -> Tensors {
     let turn = |(name, tensor): (&String, &Tensor)| {
         let tensor = if is_pair(name) {
-            tensor.transposed()
+            tensor.each_transposed()
         } else {
             tensor.clone()
         };
@@ -293,6 +407,15 @@ pub(crate) fn llama_names(original: &Tensors) -> Tensors {
 
 /// A safetensors file.
 pub(crate) fn safetensors(tensors: &Tensors, format: Format) -> Vec<u8> {
+    safetensors_with(tensors, format, &[])
+}
+
+/// A safetensors file with metadata.
+pub(crate) fn safetensors_with(
+    tensors: &Tensors,
+    format: Format,
+    metadata: &[(&str, &str)],
+) -> Vec<u8> {
     let dtype = match format {
         Format::F16 => Dtype::F16,
         Format::Bf16 => Dtype::BF16,
@@ -305,7 +428,11 @@ pub(crate) fn safetensors(tensors: &Tensors, format: Format) -> Vec<u8> {
     let views = packed
         .iter()
         .map(|(name, shape, bytes)| (name, TensorView::new(dtype, shape.clone(), bytes).unwrap()));
-    safetensors::serialize(views, None).unwrap()
+    let metadata = metadata
+        .iter()
+        .map(|(key, text)| ((*key).to_owned(), (*text).to_owned()));
+    let metadata = (metadata.len() > 0).then(|| metadata.collect());
+    safetensors::serialize(views, metadata).unwrap()
 }
 
 /// A GGUF file whose matrices are in `format`; vectors and low-rank pairs stay F32, or F16 for quantized files' pairs.
@@ -317,9 +444,10 @@ pub(crate) fn gguf(tensors: &Tensors, format: Format, metadata: &Metadata) -> Ve
     let mut bodies = Vec::new();
     for (name, tensor) in tensors {
         let pair = name.ends_with("1.weight") || name.ends_with("2.weight");
+        let small = pair || name.ends_with("time_mix_first.weight");
         let format = match tensor.shape[..] {
-            [_, cols] if !pair && format.row_bytes(cols).is_some() => format,
-            [_, _] if format == Format::Q8_0 => Format::F16,
+            [_, cols] if !small && format.row_bytes(cols).is_some() => format,
+            [_, _] if pair && format == Format::Q8_0 => Format::F16,
             _ => Format::F32,
         };
         plan.tensor(name, format, &tensor.shape).unwrap();

@@ -1,0 +1,114 @@
+//! Undoing a converter's division by a power of two.
+//!
+//! llama.cpp's converter divides two matrices of each layer of version 6 by 2^⌊N / rescale⌋, for engines whose residual
+//! is f16 and halved as often. Ours is f32 and never halved, so the matrices are multiplied back. A matrix is handed out
+//! as it lies in memory, so this takes a copy of those two matrices of each layer from the first divided one on, which
+//! lives as long as the model: up to a third of a version 6 file.
+
+use half::{bf16, f16};
+use rwkv_kernels::Format;
+
+/// Where the f16 factors of a block are, by the name of its format: each of a block's values is linear in them, so that
+/// multiplying them multiplies the values exactly.
+const FACTORS: [(&str, &[usize]); 13] = [
+    ("q4_0", &[0]),
+    ("q4_1", &[0, 2]),
+    ("q5_0", &[0]),
+    ("q5_1", &[0, 2]),
+    ("q8_0", &[0]),
+    ("q2_k", &[80, 82]),
+    ("q3_k", &[108]),
+    ("q4_k", &[0, 2]),
+    ("q5_k", &[0, 2]),
+    ("q6_k", &[208]),
+    ("iq4_nl", &[0]),
+    ("iq4_xs", &[0]),
+    ("iq3_s", &[0]),
+];
+
+/// A copy of `bytes` whose values are 2^`exponent` times as large, or what is in the way. Exact, but for numbers that
+/// the division has left subnormal.
+pub(super) fn multiplied(format: Format, bytes: &[u8], exponent: u32) -> Result<Vec<u8>, String> {
+    let factor = f32::from(u16::try_from(exponent).unwrap_or(u16::MAX)).exp2();
+    let half = |bytes: [u8; 2]| {
+        let product = f16::from_f32(f16::from_le_bytes(bytes).to_f32() * factor);
+        product.is_finite().then(|| product.to_le_bytes())
+    };
+    let brain = |bytes: [u8; 2]| {
+        let product = bf16::from_f32(bf16::from_le_bytes(bytes).to_f32() * factor);
+        product.is_finite().then(|| product.to_le_bytes())
+    };
+    let mut copy = bytes.to_vec();
+    let fits = match format {
+        Format::F32 => copy.as_chunks_mut::<4>().0.iter_mut().all(|x| {
+            let product = f32::from_le_bytes(*x) * factor;
+            *x = product.to_le_bytes();
+            product.is_finite()
+        }),
+        Format::F16 => all(copy.as_chunks_mut().0, half),
+        Format::Bf16 => all(copy.as_chunks_mut().0, brain),
+        blocks => {
+            let name = blocks.spec().name();
+            let (_, places) = FACTORS
+                .into_iter()
+                .find(|(known, _)| *known == name)
+                .ok_or_else(|| {
+                    format!("it is divided by a power of two, which cannot be undone in {name}")
+                })?;
+            copy.chunks_exact_mut(blocks.spec().block_bytes().max(2))
+                .all(|block| {
+                    places.iter().all(|&at| {
+                        let factor = block.get_mut(at..).and_then(|b| b.first_chunk_mut());
+                        factor.is_some_and(|factor| all(std::slice::from_mut(factor), half))
+                    })
+                })
+        }
+    };
+    if fits {
+        return Ok(copy);
+    }
+    Err(format!(
+        "it is divided by 2^{exponent}, and multiplied back it does not fit {format}"
+    ))
+}
+
+/// Replaces every number; `false` where one has no replacement.
+fn all(numbers: &mut [[u8; 2]], product: impl Fn([u8; 2]) -> Option<[u8; 2]>) -> bool {
+    numbers
+        .iter_mut()
+        .all(|number| product(*number).map(|p| *number = p).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a converter divided and we multiply is what was there before.
+    #[test]
+    fn undoes_division() {
+        // Whole numbers, 127 the largest of each 32: every format holds them.
+        let values: Vec<f32> = (0..64u8)
+            .map(|i| f32::from(if i % 32 == 0 { 127 } else { i }))
+            .collect();
+        for format in Format::ALL {
+            for exponent in [0u8, 1, 5, 10] {
+                let divided: Vec<f32> = values
+                    .iter()
+                    .map(|x| x / f32::from(exponent).exp2())
+                    .collect();
+                let mut packed = vec![0; format.row_bytes(64).unwrap_or(0)];
+                format.spec().quantize(&divided, &mut packed);
+                let mut want = packed.clone();
+                format.spec().quantize(&values, &mut want);
+                assert_eq!(
+                    multiplied(format, &packed, u32::from(exponent)).as_ref(),
+                    Ok(&want),
+                    "{format}, 2^{exponent}"
+                );
+            }
+            let mut packed = vec![0; format.row_bytes(64).unwrap_or(0)];
+            format.spec().quantize(&values, &mut packed);
+            assert!(multiplied(format, &packed, u32::MAX).is_err(), "{format}");
+        }
+    }
+}

@@ -1,8 +1,18 @@
 //! Signed bytes in blocks of 32 to 256, `x = scale · q`: an f16 scale, then a byte an element. With blocks of 32 it is
 //! ggml's `Q8_0`.
 
-use super::{Block, WeightFormat};
+use super::{
+    Block, WeightFormat,
+    grid::Integers,
+    search::{Group, clean, half_bytes, scale},
+};
 use half::f16;
+
+const GRID: Integers = Integers(-128.0, 127.0);
+
+/// Where the search puts the largest element: every start rounds the others in another way, and the best of some has a
+/// tenth less error than the first.
+const SHARES: [f32; 4] = [0.985, 0.994, 1.0, 1.003];
 
 pub(super) struct Int8 {
     block: Block,
@@ -46,7 +56,19 @@ impl WeightFormat for Int8 {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        let n = self.block();
+        let mut cleaned = [0.0; Block::LARGEST];
+        let cleaned = &mut cleaned[..n];
+        let blocks = blocks.chunks_exact_mut(self.block_bytes());
+        for (values, block) in values.chunks_exact(n).zip(blocks) {
+            for (cleaned, x) in cleaned.iter_mut().zip(values) {
+                *cleaned = clean(*x);
+            }
+            let group = Group::new(cleaned);
+            let scale = scale(group, &GRID, &SHARES);
+            let (scale_bytes, codes) = block.split_at_mut(2);
+            scale_bytes.copy_from_slice(&half_bytes(scale));
+            group.codes(GRID, scale, 0.0, codes);
+        }
     }
 }

@@ -1,6 +1,12 @@
 //! ggml's `IQ4_NL`: blocks of 32 codes of 4 bits, `x = scale · TABLE[q]`. An f16 scale, then codes as in `Q4_0`.
 
-use super::{WeightFormat, each_block, half_at, q4::nibbles};
+use super::{
+    WeightFormat, each_block, each_values,
+    grid::Table,
+    half_at, q4,
+    search::{Group, clean, half_bytes, inverse, scale},
+    tail,
+};
 
 pub(super) struct Iq4Nl;
 
@@ -8,6 +14,16 @@ pub(super) struct Iq4Nl;
 pub(super) const TABLE: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
+
+static GRID: Table = Table::new(&{
+    let mut values = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        values[i] = TABLE[i] as f32;
+        i += 1;
+    }
+    values
+});
 
 impl WeightFormat for Iq4Nl {
     fn name(&self) -> &'static str {
@@ -25,14 +41,23 @@ impl WeightFormat for Iq4Nl {
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         each_block(blocks, out, |block: &[u8; 18], values: &mut [f32; 32]| {
             let scale = half_at(block, 0);
-            for (q, x) in nibbles(&block[2..]).zip(values) {
-                *x = scale * f32::from(TABLE[usize::from(q)]);
-            }
+            q4::expand(tail(block), values, |q| {
+                scale * f32::from(TABLE[usize::from(q & 0xf)])
+            });
         });
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        each_values(
+            values,
+            blocks,
+            |values: &[f32; 32], block: &mut [u8; 18]| {
+                let values = values.map(clean);
+                let scale = scale(Group::new(&values), &GRID, &q4::SHARES);
+                let inverse = inverse(scale);
+                block[..2].copy_from_slice(&half_bytes(scale));
+                q4::pack(&values.map(|x| GRID.code(x * inverse)), &mut block[2..]);
+            },
+        );
     }
 }

@@ -2,9 +2,17 @@
 //! scale of a group in the low half of its byte and the minimum in the high; 64 bytes of codes; d and dmin as f16.
 //! Codes: each 32 bytes hold 128 elements, element `32 s + i` in bits 2 s of byte i.
 
-use super::{WeightFormat, each_block, half_at};
+use super::{WeightFormat, each_block, each_values, half_at, nested, search::half_bytes};
 
 pub(super) struct Q2K;
+
+/// The low 2 bits of codes, as `dequantize` reads them.
+pub(super) fn pack(codes: &[u8; 256]) -> [u8; 64] {
+    std::array::from_fn(|at| {
+        let first = at / 32 * 128 + at % 32;
+        (0..4).fold(0, |byte, s| byte | (codes[first + 32 * s] & 3) << (2 * s))
+    })
+}
 
 impl WeightFormat for Q2K {
     fn name(&self) -> &'static str {
@@ -35,7 +43,20 @@ impl WeightFormat for Q2K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        each_values(
+            values,
+            blocks,
+            |values: &[f32; 256], block: &mut [u8; 84]| {
+                let found = nested::with_minima::<16>(values, 3.0, 15.0);
+                for (byte, (scale, minimum)) in
+                    block.iter_mut().zip(found.scales.iter().zip(found.minima))
+                {
+                    *byte = scale | minimum << 4;
+                }
+                block[16..80].copy_from_slice(&pack(&found.codes));
+                block[80..82].copy_from_slice(&half_bytes(found.d));
+                block[82..].copy_from_slice(&half_bytes(found.dmin));
+            },
+        );
     }
 }

@@ -2,7 +2,7 @@
 //! bits, 64 bytes of low bits as in `Q2_K`, 12 bytes of scales of 6 bits, d as f16. The high bit of element `32 s + i`
 //! is bit s of byte i.
 
-use super::{WeightFormat, each_block, half_at};
+use super::{WeightFormat, each_block, each_values, half_at, nested, q2_k, search::half_bytes};
 
 pub(super) struct Q3K;
 
@@ -14,6 +14,19 @@ pub(super) fn scales(packed: &[u8]) -> [u8; 16] {
         low | high << 4
     })
 }
+
+/// The inverse of [`scales`].
+fn pack_scales(scales: [u8; 16]) -> [u8; 12] {
+    let mut packed = [0; 12];
+    for (i, scale) in scales.into_iter().enumerate() {
+        packed[i % 8] |= (scale & 0xf) << (i / 8 * 4);
+        packed[8 + i % 4] |= (scale >> 4) << (i / 4 * 2);
+    }
+    packed
+}
+
+/// Where the search puts the largest of 16 elements.
+const SHARES: [f32; 7] = [0.75, 0.85, 0.93, 1.0, 1.07, 1.15, 1.25];
 
 impl WeightFormat for Q3K {
     fn name(&self) -> &'static str {
@@ -46,7 +59,20 @@ impl WeightFormat for Q3K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        each_values(
+            values,
+            blocks,
+            |values: &[f32; 256], block: &mut [u8; 110]| {
+                let found = nested::symmetric::<16>(values, 4.0, 32.0, &SHARES);
+                let codes = found.codes.map(|q| q.wrapping_add(4));
+                for (i, byte) in block[..32].iter_mut().enumerate() {
+                    *byte = (0..8).fold(0, |byte, s| byte | (codes[32 * s + i] >> 2) << s);
+                }
+                block[32..96].copy_from_slice(&q2_k::pack(&codes));
+                let scales = found.scales.map(|scale| scale.wrapping_add(32));
+                block[96..108].copy_from_slice(&pack_scales(scales));
+                block[108..].copy_from_slice(&half_bytes(found.d));
+            },
+        );
     }
 }

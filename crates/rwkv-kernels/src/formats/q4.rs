@@ -1,15 +1,33 @@
 //! ggml's `Q4_0` and `Q4_1`: blocks of 32 codes of 4 bits, `x = scale · (q − 8)` and `x = scale · q + minimum`. An f16
 //! scale, for `Q4_1` an f16 minimum, then 16 bytes: element i in the low half of byte i, element 16 + i in the high.
 
-use super::{WeightFormat, each_block, half_at};
+use super::{
+    WeightFormat, each_block, each_values,
+    grid::Integers,
+    half_at,
+    search::{Group, clean, half_bytes, scale, scale_and_offset},
+    tail,
+};
 
 pub(super) struct Q4_0;
 pub(super) struct Q4_1;
 
-/// The codes of 16 bytes.
-pub(super) fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
-    let low = bytes.iter().map(|b| b & 0xf);
-    low.chain(bytes.iter().map(|b| b >> 4))
+/// Where the search puts the largest of 32 elements in a grid of 16 numbers.
+pub(super) const SHARES: [f32; 7] = [0.86, 0.92, 0.97, 1.0, 1.04, 1.1, 1.18];
+
+/// Expands 16 bytes of codes, the low halves first, with `value` of each.
+pub(super) fn expand(codes: &[u8; 16], values: &mut [f32; 32], value: impl Fn(u8) -> f32) {
+    let (first, last) = values.split_at_mut(16);
+    for ((code, first), last) in codes.iter().zip(first).zip(last) {
+        (*first, *last) = (value(code & 0xf), value(code >> 4));
+    }
+}
+
+/// Packs the low 4 bits of codes as [`expand`] reads them.
+pub(super) fn pack(codes: &[u8; 32], bytes: &mut [u8]) {
+    for (i, byte) in bytes.iter_mut().enumerate().take(16) {
+        *byte = codes[i] & 0xf | codes[16 + i] << 4;
+    }
 }
 
 impl WeightFormat for Q4_0 {
@@ -28,15 +46,24 @@ impl WeightFormat for Q4_0 {
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         each_block(blocks, out, |block: &[u8; 18], values: &mut [f32; 32]| {
             let scale = half_at(block, 0);
-            for (q, x) in nibbles(&block[2..]).zip(values) {
-                *x = scale * (f32::from(q) - 8.0);
-            }
+            expand(tail(block), values, |q| scale * (f32::from(q) - 8.0));
         });
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        each_values(
+            values,
+            blocks,
+            |values: &[f32; 32], block: &mut [u8; 18]| {
+                let values = values.map(clean);
+                let (group, grid) = (Group::new(&values), Integers(-8.0, 7.0));
+                let scale = scale(group, &grid, &SHARES);
+                let mut codes = [0; 32];
+                group.codes(grid, scale, 0.0, &mut codes);
+                block[..2].copy_from_slice(&half_bytes(scale));
+                pack(&codes.map(|q| q.wrapping_add(8)), &mut block[2..]);
+            },
+        );
     }
 }
 
@@ -56,14 +83,24 @@ impl WeightFormat for Q4_1 {
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         each_block(blocks, out, |block: &[u8; 20], values: &mut [f32; 32]| {
             let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-            for (q, x) in nibbles(&block[4..]).zip(values) {
-                *x = scale * f32::from(q) + minimum;
-            }
+            expand(tail(block), values, |q| scale * f32::from(q) + minimum);
         });
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        each_values(
+            values,
+            blocks,
+            |values: &[f32; 32], block: &mut [u8; 20]| {
+                let values = values.map(clean);
+                let group = Group::new(&values);
+                let (scale, minimum) = scale_and_offset(group, 15.0);
+                let mut codes = [0; 32];
+                group.codes(Integers(0.0, 15.0), scale, minimum, &mut codes);
+                block[..2].copy_from_slice(&half_bytes(scale));
+                block[2..4].copy_from_slice(&half_bytes(minimum));
+                pack(&codes, &mut block[4..]);
+            },
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! Low bits: each 32 bytes hold two groups, one in the low halves and one in the high. The high bit of element i of
 //! group g is bit g of byte i.
 
-use super::{WeightFormat, each_block, half_at};
+use super::{WeightFormat, each_block, each_values, half_at, nested, search::half_bytes};
 
 pub(super) struct Q4K;
 pub(super) struct Q5K;
@@ -21,6 +21,23 @@ pub(super) fn scales(packed: &[u8]) -> [(u8, u8); 8] {
                 low >> 4 | packed[i] >> 6 << 4,
             )
         }
+    })
+}
+
+/// The inverse of [`scales`].
+fn pack_scales(scales: [u8; 8], minima: [u8; 8]) -> [u8; 12] {
+    std::array::from_fn(|i| match i {
+        0..4 => scales[i] | scales[i + 4] >> 4 << 6,
+        4..8 => minima[i - 4] | minima[i] >> 4 << 6,
+        _ => scales[i - 4] & 0xf | minima[i - 4] << 4,
+    })
+}
+
+/// The low 4 bits of codes.
+fn pack(codes: &[u8; 256]) -> [u8; 128] {
+    std::array::from_fn(|at| {
+        let first = at / 32 * 64 + at % 32;
+        codes[first] & 0xf | codes[first + 32] << 4
     })
 }
 
@@ -54,8 +71,17 @@ impl WeightFormat for Q4K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        each_values(
+            values,
+            blocks,
+            |values: &[f32; 256], block: &mut [u8; 144]| {
+                let found = nested::with_minima::<8>(values, 15.0, 63.0);
+                block[..2].copy_from_slice(&half_bytes(found.d));
+                block[2..4].copy_from_slice(&half_bytes(found.dmin));
+                block[4..16].copy_from_slice(&pack_scales(found.scales, found.minima));
+                block[16..].copy_from_slice(&pack(&found.codes));
+            },
+        );
     }
 }
 
@@ -90,7 +116,19 @@ impl WeightFormat for Q5K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        each_values(
+            values,
+            blocks,
+            |values: &[f32; 256], block: &mut [u8; 176]| {
+                let found = nested::with_minima::<8>(values, 31.0, 63.0);
+                block[..2].copy_from_slice(&half_bytes(found.d));
+                block[2..4].copy_from_slice(&half_bytes(found.dmin));
+                block[4..16].copy_from_slice(&pack_scales(found.scales, found.minima));
+                for (i, byte) in block[16..48].iter_mut().enumerate() {
+                    *byte = (0..8).fold(0, |byte, g| byte | (found.codes[32 * g + i] >> 4) << g);
+                }
+                block[48..].copy_from_slice(&pack(&found.codes));
+            },
+        );
     }
 }

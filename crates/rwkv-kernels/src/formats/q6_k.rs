@@ -2,9 +2,12 @@
 //! bytes of high ones, 16 signed scales, d as f16. Each 64 bytes of low bits hold 128 elements: element `32 s + i` in
 //! byte `i + 32 (s mod 2)`, in its low half for s < 2; each 32 bytes of high bits hold them in bits 2 s of byte i.
 
-use super::{WeightFormat, each_block, half_at};
+use super::{WeightFormat, each_block, each_values, half_at, nested, search::half_bytes};
 
 pub(super) struct Q6K;
+
+/// Where the search puts the largest of 16 elements.
+const SHARES: [f32; 6] = [0.93, 0.96, 0.98, 1.0, 1.01, 1.02];
 
 impl WeightFormat for Q6K {
     fn name(&self) -> &'static str {
@@ -37,7 +40,24 @@ impl WeightFormat for Q6K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let _ = (values, blocks);
-        unimplemented!()
+        each_values(
+            values,
+            blocks,
+            |values: &[f32; 256], block: &mut [u8; 210]| {
+                let found = nested::symmetric::<16>(values, 32.0, 128.0, &SHARES);
+                let codes = found.codes.map(|q| q.wrapping_add(32));
+                for (at, byte) in block[..128].iter_mut().enumerate() {
+                    let first = at / 64 * 128 + at % 64;
+                    *byte = codes[first] & 0xf | codes[first + 64] << 4;
+                }
+                for (at, byte) in block[128..192].iter_mut().enumerate() {
+                    let first = at / 32 * 128 + at % 32;
+                    *byte =
+                        (0..4).fold(0, |byte, s| byte | (codes[first + 32 * s] >> 4) << (2 * s));
+                }
+                block[192..208].copy_from_slice(&found.scales);
+                block[208..].copy_from_slice(&half_bytes(found.d));
+            },
+        );
     }
 }

@@ -1,0 +1,210 @@
+//! Which block size suits a matrix, in the families that have several.
+
+use super::{Block, Format, search::clean};
+use crate::Matrix;
+use rayon::prelude::*;
+
+/// Formats that differ only in their block size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// Signed bytes.
+    Int8,
+    /// Codes of 4 bits into the quantiles of a normal distribution.
+    Nf4,
+    /// Codes of 4 bits into the quantiles of a Student's t-distribution.
+    Sf4,
+}
+
+/// A block size for a matrix, and what it costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// The size.
+    pub block: Block,
+    /// The relative root mean square error that it gives the whole matrix, √(Σ (x − x̂)² / Σ x²); 0 for a matrix of
+    /// zeros.
+    pub error: f32,
+}
+
+/// Elements that a task goes through at least, in whole rows.
+const TASK: usize = 1 << 16;
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Family; 3] = [Family::Int8, Family::Nf4, Family::Sf4];
+
+    /// The name used by flags: that of its formats without the block size.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Int8 => "int8",
+            Family::Nf4 => "nf4",
+            Family::Sf4 => "sf4",
+        }
+    }
+
+    /// The format with blocks of this size.
+    pub fn format(self, block: Block) -> Format {
+        match self {
+            Family::Int8 => Format::Int8(block),
+            Family::Nf4 => Format::Nf4(block),
+            Family::Sf4 => Format::Sf4(block),
+        }
+    }
+
+    /// The relative error that [`choose`](Self::choose) is meant to be called with: 0.8 % for bytes and 10 % for codes
+    /// of 4 bits, which normally distributed weights meet with blocks of 256.
+    pub fn bound(self) -> f32 {
+        match self {
+            Family::Int8 => 0.008,
+            Family::Nf4 | Family::Sf4 => 0.1,
+        }
+    }
+
+    /// The largest block that divides the columns of `matrix` and keeps its relative error within `bound`, or else
+    /// blocks of 32. `None` where not even 32 divides them.
+    ///
+    /// Reads the matrix once, on all threads of the current `rayon` pool; each holds a few rows. The answer does not
+    /// depend on how many there are.
+    pub fn choose(self, matrix: &Matrix<'_>, bound: f32) -> Option<Choice> {
+        let (rows, cols) = (matrix.shape().rows.0, matrix.shape().cols.0);
+        if !cols.is_multiple_of(Block::B32.elements()) {
+            return None;
+        }
+        let per_task = (TASK / cols.max(1)).max(1);
+        let tasks: Vec<Squares> = (0..rows.div_ceil(per_task))
+            .into_par_iter()
+            .map(|task| {
+                let first = task * per_task;
+                self.squares(matrix, first..(first + per_task).min(rows))
+            })
+            .collect();
+        // In order, so that threads do not change the sum.
+        let mut total = Squares::default();
+        for task in tasks {
+            total.values += task.values;
+            for (total, errors) in total.errors.iter_mut().zip(task.errors) {
+                *total += errors;
+            }
+        }
+        let choices: Vec<Choice> = Block::ALL
+            .into_iter()
+            .zip(total.errors)
+            .filter(|(block, _)| cols.is_multiple_of(block.elements()))
+            .map(|(block, errors)| {
+                let ratio = if total.values > 0.0 {
+                    errors / total.values
+                } else {
+                    0.0
+                };
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    reason = "a ratio for people and bounds"
+                )]
+                let error = ratio.sqrt() as f32;
+                Choice { block, error }
+            })
+            .collect();
+        let fits = choices.iter().rev().find(|choice| choice.error <= bound);
+        fits.or(choices.first()).copied()
+    }
+
+    fn squares(self, matrix: &Matrix<'_>, rows: std::ops::Range<usize>) -> Squares {
+        let cols = matrix.shape().cols.0;
+        let (mut values, mut decoded) = (vec![0.0f32; cols], vec![0.0f32; cols]);
+        let mut packed = Vec::new();
+        let mut squares = Squares::default();
+        for row in rows {
+            matrix.expand_row(row, &mut values);
+            for x in &mut values {
+                *x = clean(*x);
+                squares.values += f64::from(*x) * f64::from(*x);
+            }
+            for (block, errors) in Block::ALL.into_iter().zip(&mut squares.errors) {
+                let format = self.format(block);
+                let Some(bytes) = format.row_bytes(cols) else {
+                    continue;
+                };
+                packed.resize(bytes, 0);
+                format.spec().quantize(&values, &mut packed);
+                format.spec().dequantize(&packed, &mut decoded);
+                for (x, y) in values.iter().zip(&decoded) {
+                    let error = f64::from(*x) - f64::from(*y);
+                    *errors += error * error;
+                }
+            }
+        }
+        squares
+    }
+}
+
+/// Sums of squares: of the values, and of the errors with each of [`Block::ALL`].
+#[derive(Default)]
+struct Squares {
+    values: f64,
+    errors: [f64; 4],
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use rwkv_mem::{Cols, Rows};
+
+    /// Values that repeat a pattern, times a factor that grows by `growth` every 32 columns.
+    fn pattern(rows: usize, cols: usize, growth: f32) -> Vec<u8> {
+        (0..rows * cols)
+            .flat_map(|i| {
+                // Three waves make something like a bell.
+                let wave: f32 = [37, 53, 71]
+                    .map(|step| ((i * step % 101) as f32 - 50.0) / 50.0)
+                    .iter()
+                    .sum();
+                (wave * growth.powf((i % cols / 32 % 8) as f32)).to_le_bytes()
+            })
+            .collect()
+    }
+
+    fn check(family: Family, cols: usize, growth: f32, bound: f32, want: Option<Block>) {
+        let rows = 5;
+        let bytes = pattern(rows, cols, growth);
+        let matrix = Matrix::new(Format::F32, Rows(rows), Cols(cols), &bytes).unwrap();
+        let choice = family.choose(&matrix, bound);
+        assert_eq!(
+            choice.map(|c| c.block),
+            want,
+            "{family:?}, {cols} columns, growth {growth}, bound {bound}: {choice:?}"
+        );
+    }
+
+    #[test]
+    fn the_largest_block_within_the_bound() {
+        for family in Family::ALL {
+            let bound = family.bound();
+            check(family, 512, 1.0, bound, Some(Block::B256));
+            check(family, 256, 1.0, bound, Some(Block::B256));
+            // Columns that the larger sizes do not divide.
+            check(family, 384, 1.0, bound, Some(Block::B128));
+            check(family, 320, 1.0, bound, Some(Block::B64));
+            check(family, 96, 1.0, bound, Some(Block::B32));
+            check(family, 48, 1.0, bound, None);
+            // Nothing is good enough, everything is.
+            check(family, 512, 1.0, 0.0, Some(Block::B32));
+            check(family, 512, 1.0, f32::INFINITY, Some(Block::B256));
+            check(family, 512, 1.0, f32::NAN, Some(Block::B32));
+            // Zeros, and no rows' worth of columns.
+            check(family, 256, 0.0, 0.0, Some(Block::B32));
+            check(family, 0, 1.0, bound, Some(Block::B256));
+        }
+    }
+
+    #[test]
+    fn values_that_cannot_be_held() {
+        let values = [f32::NAN, f32::INFINITY, f32::MIN, 1e-45].map(f32::to_le_bytes);
+        let bytes = values.as_flattened().repeat(64);
+        let matrix = Matrix::new(Format::F32, Rows(1), Cols(256), &bytes).unwrap();
+        for family in Family::ALL {
+            let choice = family.choose(&matrix, family.bound()).unwrap();
+            assert!(choice.error.is_finite(), "{family:?}: {choice:?}");
+        }
+    }
+}

@@ -6,7 +6,10 @@
 
 use crate::{BlockWeight as B, Error, LoadProgress, Model, Result, Weight, Weights};
 use rayon::prelude::*;
-use rwkv_kernels::{Format, Matrix, formats::Block};
+use rwkv_kernels::{
+    Format, Matrix,
+    formats::{Block, Family},
+};
 use rwkv_mem::Shape;
 use std::{collections::HashMap, fmt, ops::Range, ops::RangeInclusive, str::FromStr, sync::Arc};
 
@@ -250,13 +253,18 @@ impl Quantization {
     }
 }
 
-/// The block size for a matrix, and what it loses. (The one place where the measure is called.)
-fn block_by_error(_packing: Packing, matrix: &Matrix<'_>) -> (Block, Option<f64>) {
-    let cols = matrix.shape().cols.0;
-    let block = [Block::B64, Block::B32]
-        .into_iter()
-        .find(|block| cols.is_multiple_of(block.elements()));
-    (block.unwrap_or(Block::B32), None)
+/// The block size for a matrix, and what it loses.
+fn block_by_error(packing: Packing, matrix: &Matrix<'_>) -> (Block, Option<f64>) {
+    let family = match packing {
+        Packing::Format(_) => None,
+        Packing::Int8 => Some(Family::Int8),
+        Packing::Nf4 => Some(Family::Nf4),
+        Packing::Sf4 => Some(Family::Sf4),
+    };
+    match family.and_then(|family| family.choose(matrix, family.bound())) {
+        Some(choice) => (choice.block, Some(f64::from(choice.error))),
+        None => (Block::B32, None),
+    }
 }
 
 /// `format`, or what stands in for it where rows of `cols` are no whole number of its blocks: llama.cpp's choices.

@@ -12,6 +12,7 @@
 mod activation;
 mod batch;
 mod embedding;
+mod expansion;
 mod functions;
 mod heads;
 mod linear;

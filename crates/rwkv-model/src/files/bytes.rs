@@ -52,6 +52,12 @@ impl Bytes {
     }
 }
 
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Owned(Arc::new(bytes))
+    }
+}
+
 impl Deref for Bytes {
     type Target = [u8];
 

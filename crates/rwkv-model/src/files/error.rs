@@ -15,11 +15,22 @@ pub enum FileError {
         /// The path.
         file: String,
     },
-    /// The path names a folder.
-    #[error("{file}: this is a folder; give the path of the checkpoint inside it")]
+    /// The path names a folder in which nothing looks like a checkpoint.
+    #[error(
+        "{file}: this is a folder without a checkpoint whose name is known (model.safetensors, pytorch_model.bin, their \
+         .index.json, or one .pth, .safetensors, .st or .gguf file); give the path of the checkpoint itself"
+    )]
     IsDirectory {
         /// The path.
         file: String,
+    },
+    /// The path names a folder with several checkpoints.
+    #[error("{file}: this folder has several checkpoints ({names}); give the path of one")]
+    Ambiguous {
+        /// The path.
+        file: String,
+        /// The first of them, in quotes.
+        names: String,
     },
     /// The path names a pipe, a socket or a device, which cannot be memory-mapped.
     #[error("{file}: not a regular file, so it cannot be memory-mapped; save it to a disk first")]
@@ -48,7 +59,7 @@ pub enum FileError {
         file: String,
     },
     /// The content is of no kind that we read.
-    #[error("{file}: this is {found}, not a safetensors or GGUF file; {advice}")]
+    #[error("{file}: this is {found}, not a safetensors, PyTorch or GGUF file; {advice}")]
     Unrecognised {
         /// The path.
         file: String,
@@ -86,6 +97,26 @@ pub enum FileError {
         file: String,
         /// Which version, and what to do.
         what: String,
+    },
+    /// Something in the file that other programs may read and we do not.
+    #[error("{file}: {what}")]
+    Unsupported {
+        /// The path.
+        file: String,
+        /// What it is, and what to do.
+        what: String,
+    },
+    /// The pickle of a PyTorch checkpoint asks for a function or class that tensors do not need. Nothing was run.
+    #[error(
+        "{file}: the pickle asks for {}, which a checkpoint does not need and which may run any program: refused; save \
+         the tensors alone, or delete the file if you did not expect this",
+        quoted(.global)
+    )]
+    Forbidden {
+        /// The path.
+        file: String,
+        /// The module and the name in it, with a dot between.
+        global: String,
     },
     /// A tensor was asked for that the file does not have.
     #[error("{file}: there is no tensor {}; the file holds another model, or a part of one", quoted(.tensor))]
@@ -132,6 +163,17 @@ pub(super) enum Fault {
     Damaged(String),
     /// See [`FileError::Version`].
     Version(String),
+    /// See [`FileError::Unsupported`].
+    Unsupported(String),
+    /// See [`FileError::Forbidden`].
+    Forbidden(String),
+    /// See [`FileError::Unrecognised`].
+    Unrecognised {
+        /// What it is, with its article.
+        found: &'static str,
+        /// What to do about it.
+        advice: &'static str,
+    },
 }
 
 impl Fault {
@@ -142,6 +184,13 @@ impl Fault {
             Fault::Truncated { needs } => FileError::Truncated { file, needs, has },
             Fault::Damaged(what) => FileError::Damaged { file, what },
             Fault::Version(what) => FileError::Version { file, what },
+            Fault::Unsupported(what) => FileError::Unsupported { file, what },
+            Fault::Forbidden(global) => FileError::Forbidden { file, global },
+            Fault::Unrecognised { found, advice } => FileError::Unrecognised {
+                file,
+                found,
+                advice,
+            },
         }
     }
 }

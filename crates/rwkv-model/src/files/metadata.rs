@@ -6,8 +6,9 @@ use std::ops::Range;
 use super::bytes::Bytes;
 use super::gguf::{self, Array, ValueKind};
 
-/// The metadata of a file: `__metadata__` of safetensors, where every value is a string, or the typed keys and values
-/// of GGUF.
+/// The metadata of a file: `__metadata__` of safetensors, where every value is a string, the typed keys and values of
+/// GGUF, or the numbers and short texts among the tensors of a PyTorch file. A Hugging Face folder has the values of its
+/// `config.json` too, under `config.KEY`.
 ///
 /// The typed accessors answer `None` where the key is missing *or* holds something of another type; [`get`](Self::get)
 /// tells these apart. A string that spells a number or a boolean counts as one, for safetensors has no other way.
@@ -21,7 +22,7 @@ pub struct Metadata {
 /// A value, where it lies.
 #[derive(Clone)]
 pub(super) enum Entry {
-    /// Taken out of JSON.
+    /// Taken out of JSON or a pickle.
     Text(String),
     /// Encoded, somewhere in a GGUF file.
     Encoded {

@@ -1,9 +1,11 @@
 //! Checkpoint files: names → (format, shape, bytes), and metadata.
 //!
-//! A [`Checkpoint`] is a memory-mapped safetensors or GGUF file, recognised by its content. Opening one reads the
-//! header and nothing else: the memory it takes grows with the number of tensors, not with their bytes, and long
-//! arrays of the metadata (a vocabulary) stay in the file too. Everything that a header says is checked against the
-//! file before it is believed, so that what this module hands out is consistent, whoever wrote the file.
+//! A [`Checkpoint`] is a memory-mapped safetensors, PyTorch or GGUF file, recognised by its content, or a folder of such
+//! files with Hugging Face's `config.json`. Opening one reads the header and nothing else: the memory it takes grows
+//! with the number of tensors, not with their bytes, and long arrays of the metadata (a vocabulary) stay in the file
+//! too. (The exception are PyTorch's tensors whose elements are not in order, which are copied.) Everything that a
+//! header says is checked against the file before it is believed, so that what this module hands out is consistent,
+//! whoever wrote the file; and no program inside a PyTorch file is run.
 //!
 //! What a name means to a model, and whether a matrix is transposed, is not known here.
 //!
@@ -28,8 +30,11 @@
 mod body;
 mod bytes;
 mod error;
+mod folder;
 mod gguf;
+pub mod hugging_face;
 mod metadata;
+mod pytorch;
 mod recognise;
 mod safetensors;
 #[cfg(test)]
@@ -44,6 +49,7 @@ use std::sync::Arc;
 use rwkv_kernels::Format;
 
 use bytes::Bytes;
+use folder::Part;
 use metadata::Entry;
 
 pub use body::{Body, WriteError};
@@ -60,6 +66,10 @@ pub enum Container {
     Safetensors,
     /// `.gguf`, version 2 or 3.
     Gguf,
+    /// `.pth`, `.pt`, `.bin` of PyTorch 1.6 or later: a zip archive.
+    Pytorch,
+    /// Any of the others but GGUF with a `config.json`, or in shards: what Hugging Face's models are saved as.
+    HuggingFace,
 }
 
 impl fmt::Display for Container {
@@ -67,6 +77,8 @@ impl fmt::Display for Container {
         f.write_str(match self {
             Container::Safetensors => "safetensors",
             Container::Gguf => "GGUF",
+            Container::Pytorch => "PyTorch",
+            Container::HuggingFace => "Hugging Face",
         })
     }
 }
@@ -96,7 +108,7 @@ impl fmt::Display for TensorType {
     }
 }
 
-/// An open checkpoint file. A clone is another handle of the same one.
+/// An open checkpoint: one file, or several that belong together. A clone is another handle of the same one.
 #[derive(Clone)]
 pub struct Checkpoint {
     inner: Arc<Inner>,
@@ -105,7 +117,10 @@ pub struct Checkpoint {
 struct Inner {
     source: String,
     container: Container,
-    bytes: Bytes,
+    /// Files, and copies of what is not in order in them. [`Tensor::region`] counts these.
+    regions: Vec<Bytes>,
+    /// Bytes of the files.
+    len: u64,
     tensors: BTreeMap<String, Tensor>,
     metadata: Metadata,
 }
@@ -115,7 +130,9 @@ struct Tensor {
     kind: TensorType,
     /// Outermost first; [`elements`] is not `None`.
     shape: Vec<usize>,
-    /// Within the file; exactly as long as kind and shape demand.
+    /// Which piece of memory has its bytes: 0 for the file, 1 for [`Contents::copies`]; more where there are more files.
+    region: usize,
+    /// Within the region; exactly as long as kind and shape demand.
     range: Range<usize>,
 }
 
@@ -123,6 +140,8 @@ struct Tensor {
 struct Contents {
     tensors: BTreeMap<String, Tensor>,
     metadata: BTreeMap<String, Entry>,
+    /// Tensors that the file has in another order.
+    copies: Vec<u8>,
 }
 
 /// One tensor of a file.
@@ -168,7 +187,15 @@ impl fmt::Debug for TensorView<'_> {
 }
 
 impl Checkpoint {
-    /// Maps the file at `path` and reads its header.
+    /// Maps the file at `path` and reads its header, or all files of the folder at `path`.
+    ///
+    /// In a folder, one of these is taken, in this order: `model.safetensors`, the shards that
+    /// `model.safetensors.index.json` names, `pytorch_model.bin`, the shards of `pytorch_model.bin.index.json`, else the
+    /// one file that ends in `.pth`, `.safetensors`, `.st` or `.gguf`. The path of an index or of `config.json` stands
+    /// for its folder.
+    ///
+    /// What `config.json` says comes with a folder, and with a file whose tensors have Hugging Face's names, as
+    /// metadata under `config.KEY`: see [`hugging_face::parse_config`].
     ///
     /// The file must not change while it is open, here or in any other process. Where one overwrites it, tensors have
     /// wrong values; where one shortens it, touching what is gone ends this process (`SIGBUS` on Unix, an in-page
@@ -179,51 +206,37 @@ impl Checkpoint {
     ///
     /// Any [`FileError`] but the two that concern one tensor.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let source = path.display().to_string();
-        let bytes = Bytes::map(path, &source)?;
-        Self::read(source, bytes)
+        folder::open(path)
     }
 
     /// Reads the header of a file that is compiled into the program (`include_bytes!`); messages call it `name`.
     pub fn from_static(name: &'static str, bytes: &'static [u8]) -> Result<Self, FileError> {
-        Self::read(name.to_owned(), Bytes::Static(bytes))
+        Ok(Part::read(name, Bytes::Static(bytes))?.alone(name.to_owned()))
     }
 
     /// Reads the header of a file that is in memory; messages call it `name`.
     pub fn from_vec(name: &str, bytes: Vec<u8>) -> Result<Self, FileError> {
-        Self::read(name.to_owned(), Bytes::Owned(Arc::new(bytes)))
+        Ok(Part::read(name, Bytes::from(bytes))?.alone(name.to_owned()))
     }
 
-    fn read(source: String, bytes: Bytes) -> Result<Self, FileError> {
-        if bytes.is_empty() {
-            return Err(FileError::Empty { file: source });
-        }
-        let container = match recognise::recognise(&bytes) {
-            Ok(container) => container,
-            Err((found, advice)) => {
-                return Err(FileError::Unrecognised {
-                    file: source,
-                    found,
-                    advice,
-                });
-            }
-        };
-        let contents = match container {
-            Container::Safetensors => safetensors::read(&bytes),
-            Container::Gguf => gguf::read(&bytes),
-        };
-        let Contents { tensors, metadata } =
-            contents.map_err(|fault| fault.of(&source, bytes.len() as u64))?;
-        let metadata = Metadata::new(bytes.clone(), metadata);
-        Ok(Self {
+    fn new(
+        source: String,
+        container: Container,
+        regions: Vec<Bytes>,
+        len: u64,
+        tensors: BTreeMap<String, Tensor>,
+        metadata: Metadata,
+    ) -> Self {
+        Self {
             inner: Arc::new(Inner {
                 source,
                 container,
-                bytes,
+                regions,
+                len,
                 tensors,
                 metadata,
             }),
-        })
+        }
     }
 
     /// The kind of file.
@@ -236,9 +249,9 @@ impl Checkpoint {
         &self.inner.source
     }
 
-    /// The length of the file in bytes.
+    /// The length of the file in bytes, or of all files with tensors.
     pub fn len_bytes(&self) -> u64 {
-        self.inner.bytes.len() as u64
+        self.inner.len
     }
 
     /// The names of all tensors, sorted.
@@ -274,7 +287,8 @@ impl Checkpoint {
     }
 
     fn view<'a>(&'a self, name: &'a str, tensor: &'a Tensor) -> Option<TensorView<'a>> {
-        let bytes = self.inner.bytes.get(tensor.range.clone())?;
+        let region = self.inner.regions.get(tensor.region)?;
+        let bytes = region.get(tensor.range.clone())?;
         Some(TensorView {
             name,
             kind: tensor.kind,

@@ -32,29 +32,29 @@ const fn text(magic: &'static [u8], found: &'static str, advice: &'static str) -
     }
 }
 
-const PYTORCH: &str = "PyTorch checkpoints are not read yet: convert it to safetensors";
+const OLD_PYTORCH: &str = "load it and save it again with PyTorch 1.6 or later, which writes zip archives, or convert it to \
+                           safetensors";
 const OLD_GGML: &str = "convert the original checkpoint again, to GGUF";
 const UNPACK: &str = "unpack it first";
 const DOWNLOAD: &str = "the server sent this instead of the file: download it again, and check that the link is direct";
 
 /// The first row that matches wins.
-const LOOKALIKES: [Lookalike; 18] = [
+const LOOKALIKES: [Lookalike; 17] = [
     binary(
-        b"PK\x03\x04",
-        "a zip archive, as PyTorch's .pth files are",
-        PYTORCH,
+        b"PK\x05\x06",
+        "an empty zip archive",
+        "download or save the checkpoint again",
     ),
-    binary(b"PK\x05\x06", "an empty zip archive", PYTORCH),
     // A pickled integer, PyTorch's own magic number before it used zip archives.
     binary(
         b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",
         "an old PyTorch checkpoint",
-        PYTORCH,
+        OLD_PYTORCH,
     ),
     binary(
         b"\x80\x02",
         "a Python pickle, as old .pth files are",
-        PYTORCH,
+        OLD_PYTORCH,
     ),
     binary(b"FUGG", "a byte-swapped GGUF file", OLD_GGML),
     binary(b"lmgg", "a ggml file older than GGUF", OLD_GGML),
@@ -96,6 +96,10 @@ const LOOKALIKES: [Lookalike; 18] = [
 pub(super) fn recognise(bytes: &[u8]) -> Result<Container, (&'static str, &'static str)> {
     if bytes.starts_with(b"GGUF") {
         return Ok(Container::Gguf);
+    }
+    // A zip archive; whether PyTorch made it, its directory tells.
+    if bytes.starts_with(b"PK\x03\x04") {
+        return Ok(Container::Pytorch);
     }
     // Eight bytes of header length, then JSON. Text in the place of the length would be a number past 2^56.
     if bytes.get(6..9) == Some(b"\0\0{") {
@@ -149,7 +153,8 @@ mod tests {
         check(b"\x40\0\0\0\0\0\0\0{\"a\":", Ok(Container::Safetensors));
         // A length whose first byte is that of `{`.
         check(b"\x7b\0\0\0\0\0\0\0{\"a\":", Ok(Container::Safetensors));
-        check(b"PK\x03\x04\x14\0", Err("zip"));
+        check(b"PK\x03\x04\x14\0", Ok(Container::Pytorch));
+        check(b"PK\x05\x06\0\0", Err("empty zip"));
         check(
             b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
             Err("old PyTorch"),

@@ -83,7 +83,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
         rows.push(row(&mut cursor, alignment)?);
     }
     let tensors = place(rows, cursor.at() as u64, alignment, bytes.len() as u64)?;
-    Ok(Contents { tensors, metadata })
+    Ok(Contents {
+        tensors,
+        metadata,
+        copies: Vec::new(),
+    })
 }
 
 fn version(version: u32) -> Result<(), Fault> {
@@ -231,6 +235,7 @@ fn place(
             btree_map::Entry::Vacant(free) => free.insert(Tensor {
                 kind: ggml.kind(),
                 shape,
+                region: 0,
                 range,
             }),
         };

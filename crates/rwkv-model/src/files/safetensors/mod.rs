@@ -74,6 +74,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
         let tensor = Tensor {
             kind: kind(info.dtype),
             shape: info.shape.clone(),
+            region: 0,
             range,
         };
         tensors.insert(name, tensor);
@@ -85,7 +86,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
     let metadata = texts()
         .map(|(key, text)| (key.clone(), Entry::Text(text.clone())))
         .collect();
-    Ok(Contents { tensors, metadata })
+    Ok(Contents {
+        tensors,
+        metadata,
+        copies: Vec::new(),
+    })
 }
 
 /// Our word for an element type of safetensors.

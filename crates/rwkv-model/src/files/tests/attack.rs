@@ -7,7 +7,7 @@ use proptest::sample::select;
 
 use super::*;
 
-const CONTAINERS: [Container; 2] = [Container::Safetensors, Container::Gguf];
+const CONTAINERS: [Container; 3] = [Container::Safetensors, Container::Gguf, Container::Pytorch];
 
 /// GGUF before its counts, GGUF with one tensor and one key, safetensors with 32 bytes of header.
 const STARTS: &[&[u8]] = &[
@@ -17,7 +17,7 @@ const STARTS: &[&[u8]] = &[
 ];
 
 /// Opens what should not open; a file that does all the same must agree with itself.
-fn attack(bytes: Vec<u8>) -> Result<(), FileError> {
+pub(super) fn attack(bytes: Vec<u8>) -> Result<(), FileError> {
     let has = bytes.len() as u64;
     let opened = Checkpoint::from_vec("attacked", bytes);
     match &opened {
@@ -68,7 +68,7 @@ proptest! {
 
 #[test]
 fn a_truncated_file_never_opens() {
-    for container in CONTAINERS {
+    for container in [Container::Safetensors, Container::Gguf] {
         let (file, header) = small(container);
         attack(file.clone()).unwrap();
         // The last tensor ends the file in both: no length is only padding lost.
@@ -181,9 +181,10 @@ fn each_fault_has_its_message() {
     };
     check(Vec::new(), "is empty");
     check(
-        b"PK\x03\x04\x14\0".to_vec(),
-        "PyTorch checkpoints are not read yet: convert it to safetensors",
+        b"\x80\x02}q\0.".to_vec(),
+        "save it again with PyTorch 1.6 or later",
     );
+    check(b"PK\x05\x06\0\0".to_vec(), "an empty zip archive");
     check(
         b"version https://git-lfs.github.com/spec/v1\n".to_vec(),
         "git lfs pull",

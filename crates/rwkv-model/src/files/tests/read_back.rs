@@ -6,6 +6,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::pth::{Style, Wrap};
 use super::*;
 
 /// Everything in `checkpoint` is what was written.
@@ -161,7 +162,61 @@ const SAFETENSORS_KINDS: &[(TensorType, usize, usize)] = &[
     (TensorType::Other("f8_e4m3"), 1, 1),
 ];
 
+const PTH_KINDS: &[(TensorType, usize, usize)] = &[
+    (TensorType::Format(Format::F32), 1, 4),
+    (TensorType::Format(Format::F16), 1, 2),
+    (TensorType::Format(Format::Bf16), 1, 2),
+    (TensorType::Other("f64"), 1, 8),
+    (TensorType::Other("i64"), 1, 8),
+    (TensorType::Other("bool"), 1, 1),
+];
+
+const WRAPS: [Wrap; 5] = [
+    Wrap::Plain,
+    Wrap::Parameter,
+    Wrap::FromType,
+    Wrap::ParameterFromType,
+    Wrap::Typed,
+];
+
+fn style() -> impl Strategy<Value = Style> {
+    (
+        select(&["", "archive/", "rwkv x070 ü/", "a/b/"][..]),
+        select(&[1usize, 8, 64][..]),
+        select(&WRAPS[..]),
+        select(&["", "_forward_module."][..]),
+        any::<[bool; 5]>(),
+    )
+        .prop_map(|(root, align, wrap, prefix, flags)| {
+            let [zip64, byte_order, nested, shared, reversed] = flags;
+            Style {
+                root: root.to_owned(),
+                zip64,
+                byte_order,
+                align,
+                wrap,
+                nested,
+                prefix,
+                shared,
+                reversed,
+            }
+        })
+}
+
 proptest! {
+    #[test]
+    fn pth_reads_back(tensors in tensors(PTH_KINDS), style in style()) {
+        let file = pth::write(&tensors, &style);
+        let len = file.len() as u64;
+        let checkpoint = Checkpoint::from_vec("written", file).unwrap();
+        prop_assert_eq!(checkpoint.container(), Container::Pytorch);
+        prop_assert_eq!(checkpoint.len_bytes(), len);
+        assert_tensors(&checkpoint, &tensors);
+        read_all(&checkpoint);
+        prop_assert_eq!(checkpoint.metadata().u64("version"), Some(7));
+        prop_assert_eq!(checkpoint.metadata().string("note"), style.nested.then_some("outside"));
+    }
+
     #[test]
     fn gguf_reads_back(
         fields in btree_map(name(), field(), 0..8),
@@ -177,7 +232,7 @@ proptest! {
         assert_tensors(&checkpoint, &tensors);
         read_all(&checkpoint);
         for view in checkpoint.tensors() {
-            let offset = view.bytes.as_ptr() as usize - checkpoint.inner.bytes.as_ptr() as usize;
+            let offset = view.bytes.as_ptr() as usize - checkpoint.inner.regions[0].as_ptr() as usize;
             prop_assert!(offset.is_multiple_of(alignment.unwrap_or(32) as usize), "{:?} at {}", view, offset);
         }
         prop_assert_eq!(checkpoint.metadata().keys().len(), fields.len());
@@ -216,6 +271,49 @@ proptest! {
             prop_assert_eq!(checkpoint.metadata().string(key), Some(&**text));
         }
     }
+}
+
+/// A file that Python's own `pickle` and `zipfile` wrote: see `python/make_pth.py`.
+#[test]
+fn a_file_of_pythons_reads() {
+    let checkpoint =
+        Checkpoint::from_static("torch.pth", include_bytes!("python/torch.pth")).unwrap();
+    let check = |name: &str, kind: TensorType, shape: &[usize], expected: &[u8]| {
+        let view = checkpoint.tensor(name).unwrap();
+        assert_eq!((view.kind, view.shape), (kind, shape), "{name}");
+        let step = view.bytes.len() / expected.len().max(1);
+        let got = view
+            .bytes
+            .chunks_exact(step.max(1))
+            .map(|bytes| match *bytes {
+                [a, b] => half::f16::from_le_bytes([a, b]).to_f64(),
+                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]).into(),
+                _ if kind == TensorType::Other("i64") => {
+                    i64::from_le_bytes(bytes.try_into().unwrap()) as f64
+                }
+                _ => f64::from_le_bytes(bytes.try_into().unwrap()),
+            });
+        assert!(got.eq(expected.iter().map(|n| f64::from(*n))), "{name}");
+    };
+    let (f32, f16) = (Format::F32.into(), Format::F16.into());
+    let all: Vec<u8> = (0..24).collect();
+    check("plain", f32, &[2, 3, 4], &all);
+    check("rows", f32, &[2, 4], &all[4..12]);
+    check("transposed", f16, &[3, 2], &[0, 3, 1, 4, 2, 5]);
+    check("every_third", f32, &[4], &[1, 4, 7, 10]);
+    check("prefixed", TensorType::Other("f64"), &[3], &[0, 1, 2]);
+    check("parameter", TensorType::Other("i64"), &[1, 1, 2], &[0, 1]);
+    check("scalar", f32, &[], &[0]);
+    check("empty", f32, &[0, 5], &[]);
+    assert_eq!(checkpoint.names().len(), 8);
+
+    let metadata = checkpoint.metadata();
+    assert_eq!(metadata.u64("epoch"), Some(12));
+    assert_eq!(metadata.u64("tokens"), Some(3_000_000_000_000));
+    assert_eq!(metadata.f64("loss"), Some(1.5));
+    assert_eq!(metadata.bool("done"), Some(true));
+    assert_eq!(metadata.string("author"), Some("Zoë"));
+    assert_eq!(metadata.keys().len(), 5);
 }
 
 #[test]

@@ -1,0 +1,8 @@
+//! A whole file. Other kinds than pth are left to their own targets.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    if bytes.starts_with(b"PK") {
+        rwkv_model_fuzz::open(bytes);
+    }
+});

@@ -38,8 +38,8 @@ pub(crate) struct ModelArgs {
     /// Model file: safetensors with the original names, or GGUF. Without it the bundled demo model runs.
     #[arg(long, short, value_name = "FILE", env = "RWKV_MODEL")]
     pub(crate) model: Option<PathBuf>,
-    /// Vocabulary: `world`, `bytes` or a vocabulary file. Without it: the one inside the model file, a `*vocab*.txt`
-    /// beside it, or what the vocabulary's size tells.
+    /// Vocabulary: `world`, `bytes`, a vocabulary file or a `tokenizer.json`. Without it: the one inside the model file,
+    /// a `tokenizer.json` or `*vocab*.txt` beside it, or what the vocabulary's size tells.
     #[arg(long, value_name = "FILE|world|bytes")]
     pub(crate) tokenizer: Option<String>,
 }
@@ -196,6 +196,40 @@ pub(crate) struct LogitsArgs {
     pub(crate) output: PathBuf,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum CountedArg {
+    /// Every token of a chunk but its first.
+    All,
+    /// The second half of each chunk, as llama.cpp counts.
+    Llama,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct PerplexityArgs {
+    /// Read the text from a file, or from stdin with `-`.
+    #[arg(long, short, value_name = "FILE|-")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Tokens a chunk: the text is cut into chunks, and each is predicted from an empty state.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) context: u32,
+    /// Measure only so many chunks, from the beginning.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) chunks: Option<u32>,
+    /// Which tokens of a chunk are counted.
+    #[arg(long, value_name = "METHOD", default_value = "all")]
+    pub(crate) method: CountedArg,
+    /// Chunks that go through the model at once.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) batch: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(ClapArgs)]
 pub(crate) struct InspectArgs {
     #[command(flatten)]
@@ -206,40 +240,6 @@ pub(crate) struct InspectArgs {
     /// List every tensor.
     #[arg(long)]
     pub(crate) tensors: bool,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum MethodArg {
-    /// Every token but the text's first counts once.
-    All,
-    /// The second half of each chunk counts, as in llama.cpp's llama-perplexity.
-    Llama,
-}
-
-#[derive(ClapArgs)]
-pub(crate) struct PerplexityArgs {
-    /// The text; `-` is stdin.
-    #[arg(long, short, value_name = "FILE|-")]
-    pub(crate) file: PathBuf,
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    #[command(flatten)]
-    pub(crate) device: DeviceArgs,
-    /// Tokens a chunk; each chunk is read from an empty state.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..))]
-    pub(crate) context: u32,
-    /// Stop after this many chunks.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) chunks: Option<u32>,
-    /// Which predictions count.
-    #[arg(long, value_name = "METHOD", default_value = "all")]
-    pub(crate) method: MethodArg,
-    /// Chunks that are read together.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub(crate) batch: u32,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

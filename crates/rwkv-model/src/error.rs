@@ -80,24 +80,40 @@ pub enum Error {
         vocab: usize,
     },
 
-    /// An executor refused.
+    /// A model could not run.
     #[error(transparent)]
     Run(#[from] rwkv_sched::Error),
 
-    /// A text that has nothing to measure.
-    #[error(
-        "the text has {tokens} tokens, where at least {needed} are needed: give a longer one or a smaller context"
-    )]
-    TextTooShort {
-        /// What it has.
-        tokens: usize,
-        /// What the measure needs.
-        needed: usize,
+    /// A context in which no token is counted for the perplexity.
+    #[error("a context of {context} is too small to count anything: give at least {least}")]
+    Context {
+        /// Tokens a chunk.
+        context: usize,
+        /// The smallest that can be measured.
+        least: usize,
     },
 
-    /// Logits that are no numbers.
+    /// A text too short for its perplexity.
     #[error(
-        "a logit is not finite: the model's weights overflow or hold values that are no numbers"
+        "the text has {tokens} tokens, and measuring it needs {needs} ({chunks} × {context}): give a longer text or a smaller context"
     )]
-    NotANumber,
+    ShortText {
+        /// Tokens of the text.
+        tokens: usize,
+        /// The fewest that can be measured.
+        needs: usize,
+        /// Chunks that these are.
+        chunks: usize,
+        /// Tokens a chunk.
+        context: usize,
+    },
+
+    /// A model that gives no probabilities.
+    #[error(
+        "the model gives token {token} no finite probability: its weights overflow or hold values that are no numbers"
+    )]
+    NoProbability {
+        /// The token that was to be predicted.
+        token: u32,
+    },
 }

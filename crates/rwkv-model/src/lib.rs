@@ -10,12 +10,11 @@ pub mod export;
 pub mod files;
 mod model_file;
 mod names;
-mod perplexity;
+pub mod perplexity;
 pub mod tokenizer;
 
 pub use error::Error;
 pub use model_file::{ModelFile, OpenOptions, TensorSummary};
-pub use perplexity::{Method, Perplexity, PerplexityOptions, perplexity};
 pub use tokenizer::Tokenizer;
 
 /// What this crate's functions return.

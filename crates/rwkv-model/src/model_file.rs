@@ -163,8 +163,8 @@ impl ModelFile {
         Error::Model { file, source }
     }
 
-    /// The tokenizer: `choice` (`world`, `bytes` or a vocabulary file), or the one inside the file, or a
-    /// `tokenizer.json` or `*vocab*.txt` beside it (in it, where the model is a folder), or the one that a vocabulary of this size goes with.
+    /// The tokenizer: `choice` (`world`, `bytes`, a vocabulary file or a `tokenizer.json`), or the one inside the file,
+    /// or a `tokenizer.json` or `*vocab*.txt` beside it, or the one that a vocabulary of this size goes with.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] for a vocabulary that cannot be read, [`Error::TokenizerTooLarge`] for one of another
@@ -216,13 +216,14 @@ impl ModelFile {
         }
     }
 
-    /// A `tokenizer.json` beside the file, or else the first `*vocab*.txt` by name.
+    /// `tokenizer.json` beside the file, or the first `*vocab*.txt` by name. A model that is a folder has them inside.
     fn vocabulary_beside(&self) -> Option<PathBuf> {
         let path = self.path.as_deref()?;
-        let folder = match path.parent() {
-            _ if path.is_dir() => path,
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+        let folder = if path.is_dir() { path } else { path.parent()? };
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
         };
         let json = folder.join("tokenizer.json");
         if json.is_file() {

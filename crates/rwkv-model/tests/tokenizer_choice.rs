@@ -13,7 +13,10 @@ mod checkpoint;
 
 use checkpoint::{SMALL, Small, gguf, llama_names, safetensors};
 use rwkv_kernels::Format;
-use rwkv_model::{ModelFile, files::Field};
+use rwkv_model::{
+    ModelFile,
+    files::{Checkpoint, Field},
+};
 
 /// A file of this vocabulary that has none inside.
 fn plain(vocab: usize) -> Vec<u8> {
@@ -55,6 +58,9 @@ fn small(vocab: usize) -> Small {
 
 /// A vocabulary file of one token.
 const ONE: &[u8] = b"1 'a' 1\n";
+
+/// A `tokenizer.json` of one token.
+const JSON: &[u8] = br#"{"model": {"type": "BPE", "vocab": {"a": 1}, "merges": []}}"#;
 
 /// The name of the tokenizer that the model in `bytes` gets, with `beside` in its folder; or the error.
 fn choose(bytes: &[u8], beside: &[(&str, &[u8])], choice: Option<&str>) -> Result<String, String> {
@@ -125,6 +131,21 @@ fn order() {
     let two: &[(&str, &[u8])] = &[("vocab_b.txt", ONE), ("vocab_a.txt", ONE)];
     check(&bytes, two, None, "vocab_a.txt");
     check(&bytes, two, Some("vocab_b.txt"), "vocab_b.txt");
+    // `tokenizer.json` before vocabularies; whatever is named is known by its content.
+    let both: &[(&str, &[u8])] = &[("a_vocab_1.txt", ONE), ("tokenizer.json", JSON)];
+    check(&bytes, both, None, "tokenizer.json");
+    check(&world, both, None, "tokenizer.json");
+    check(&inside, both, None, "gguf");
+    check(&bytes, both, Some("a_vocab_1.txt"), "a_vocab_1.txt");
+    let renamed: &[(&str, &[u8])] = &[("vocab.txt", JSON), ("20B_tokenizer.json", ONE)];
+    check(&bytes, renamed, None, "vocab.txt");
+    check(
+        &bytes,
+        renamed,
+        Some("20B_tokenizer.json"),
+        "20B_tokenizer.json",
+    );
+    check(&bytes, &[("tokenizer_config.json", JSON)], None, "bytes");
 }
 
 #[test]
@@ -159,6 +180,13 @@ fn refused() {
     // A vocabulary that cannot be read is not passed over for the next choice.
     let spoilt: &[(&str, &[u8])] = &[("vocab.txt", b"one\n")];
     check(&plain(256), spoilt, None, &["vocab.txt, line 1"]);
+    let spoilt: &[(&str, &[u8])] = &[("tokenizer.json", b"{}"), ("vocab.txt", ONE)];
+    check(
+        &plain(256),
+        spoilt,
+        None,
+        &["tokenizer.json: ", "no `model`"],
+    );
     let types = with_tokens(256, &["<s>", "a"], &[3]);
     check(
         &types,
@@ -166,6 +194,20 @@ fn refused() {
         None,
         &["2 tokens but 1 token types"],
     );
+}
+
+/// A model that is a folder has its vocabulary inside it.
+#[test]
+fn in_a_folder() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("model");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(parent.path().join("tokenizer.json"), JSON).unwrap();
+    std::fs::write(folder.join("rwkv_vocab_v20230424.txt"), ONE).unwrap();
+    let checkpoint = Checkpoint::from_vec("model", plain(256)).unwrap();
+    let file = ModelFile::from_checkpoint(checkpoint, Some(&folder)).unwrap();
+    let name = file.tokenizer(None).unwrap().name().to_owned();
+    assert_eq!(name, "rwkv_vocab_v20230424.txt");
 }
 
 /// A model that is in no folder has nothing beside it.

@@ -65,21 +65,43 @@ pub enum TokenizerError {
         /// The byte there.
         byte: u8,
     },
-    /// A `tokenizer.json` cannot be used.
-    #[error("{name}: not a tokenizer.json that can be used: {problem}")]
-    HuggingFace {
+    /// The file is far larger than any vocabulary.
+    #[error("{}: larger than {limit} MiB, so no vocabulary: check the path", path.display())]
+    TooLarge {
         /// The file.
-        name: String,
+        path: PathBuf,
+        /// The largest that is read, in MiB.
+        limit: u64,
+    },
+    /// A `tokenizer.json` is malformed, or uses what is not supported.
+    #[error(
+        "{file}: not a tokenizer.json that can be used: {problem} (download it again, or name another vocabulary)"
+    )]
+    Json {
+        /// Name of the file.
+        file: String,
         /// What is wrong.
         problem: String,
     },
-    /// The vocabulary is one of characters, and the text is not UTF-8.
-    #[error("cannot encode the text: byte {at} is not UTF-8, which vocabulary {name} needs")]
+    /// A text is not UTF-8, and the tokenizer takes nothing else.
+    #[error(
+        "cannot encode byte 0x{byte:02x} at offset {at}: the text is not UTF-8 there, and the tokenizer {name} encodes only UTF-8 (convert the text)"
+    )]
     NotUtf8 {
-        /// Name of the vocabulary.
+        /// Name of the tokenizer.
         name: String,
         /// Offset in the text, in bytes.
         at: usize,
+        /// The byte there.
+        byte: u8,
+    },
+    /// A `tokenizer.json` cannot encode a text.
+    #[error("the tokenizer {name} cannot encode the text: {problem} (choose another vocabulary)")]
+    Encode {
+        /// Name of the tokenizer.
+        name: String,
+        /// What it says.
+        problem: String,
     },
     /// The vocabulary inside the program does not unpack.
     #[error(

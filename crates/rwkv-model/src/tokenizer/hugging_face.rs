@@ -1,265 +1,239 @@
-//! Hugging Face's `tokenizer.json`, read by their crate `tokenizers`: the byte-level BPE of RWKV-4's Pile models
-//! (GPT-NeoX 20B's vocabulary) and its kin.
+//! `tokenizer.json` of Hugging Face's `tokenizers`: the Pile models of RWKV-4 use GPT-NeoX 20B's (byte-level BPE).
 //!
-//! A byte-level vocabulary writes each byte as one printable character (the table of GPT-2), so every token stands for
-//! certain bytes. Vocabularies of other kinds have tokens whose text depends on their neighbours and are refused.
+//! The crate `tokenizers` encodes. Decoding is ours, from a table: a token's bytes must not depend on what came
+//! before it, and may end inside a character.
 
-use super::{
-    error::TokenizerError,
-    token_list::{MAX_ID, TokenList},
-};
-use std::{collections::HashMap, fmt, sync::Arc};
-use tokenizers::{AddedToken, DecoderWrapper};
+use std::collections::HashSet;
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 
-/// Larger files are no tokenizers: GPT-NeoX's has 2 MB, the largest published ones about 40 MB.
-const LARGEST: usize = 64 << 20;
+use tokenizers::Decoder as _;
 
-/// Texts of special tokens that end a document, the more usual first.
-const END_OF_TEXT: [&str; 3] = ["<|endoftext|>", "</s>", "<s>"];
+use super::byte_level;
+use super::error::TokenizerError;
+use super::json_file::{self, AddedToken, Checked, shortened};
+use super::token_list::MAX_TOKEN_BYTES;
 
-/// The encoder of a `tokenizer.json`.
-#[derive(Clone)]
-pub(super) struct HuggingFace(Arc<tokenizers::Tokenizer>);
+/// Tokens that end a text, the surest first.
+const ENDS: [&str; 6] = [
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "[EOS]",
+    "<s>",
+];
 
-/// What a `tokenizer.json` holds: its encoder, the bytes of its tokens, one more than the highest id, and the token that
-/// ends a text.
-pub(super) struct Contents {
-    pub(super) encoder: HuggingFace,
-    pub(super) tokens: TokenList,
-    pub(super) size: usize,
-    pub(super) end_of_text: Option<u32>,
+/// What a token is decoded after, so that no decoder takes it for the beginning of a text, whose space is dropped.
+const BEFORE: &str = "a";
+
+/// How many times the file's length its decoded tokens may have: each stands in it.
+const MAX_GROWTH: usize = 4;
+
+/// Encodes as `tokenizer.json` says.
+pub(super) struct HuggingFace {
+    inner: tokenizers::Tokenizer,
+    /// Of a byte-level vocabulary, the bytes that no token of its own stands for: BPE drops them silently.
+    missing: Vec<u8>,
 }
 
-/// Whether a file looks like JSON rather than a vocabulary of lines.
-pub(super) fn is_json(text: &[u8]) -> bool {
-    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    text.trim_ascii_start().first() == Some(&b'{')
+/// A loaded file: the encoder, and the bytes of each id.
+pub(super) struct Loaded {
+    pub encoder: HuggingFace,
+    /// By id; empty for an id without text.
+    pub tokens: Vec<Vec<u8>>,
+    pub end_of_text: Option<u32>,
 }
 
-/// Parses a `tokenizer.json`, which messages call `name`.
-pub(super) fn parse(name: &str, text: &[u8]) -> Result<Contents, TokenizerError> {
-    let wrong = |problem: String| TokenizerError::HuggingFace {
-        name: name.to_owned(),
-        problem: problem.split_whitespace().collect::<Vec<_>>().join(" "),
+/// Reads the text of a `tokenizer.json`; `name` stands in errors.
+pub(super) fn load(name: &str, text: &[u8]) -> Result<Loaded, TokenizerError> {
+    let bad = |problem: String| TokenizerError::Json {
+        file: name.to_owned(),
+        problem,
     };
-    if text.len() > LARGEST {
-        return Err(wrong(format!(
-            "it has {} bytes, more than {LARGEST}",
-            text.len()
-        )));
-    }
-    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    let parsed = tokenizers::Tokenizer::from_bytes(text).map_err(|e| wrong(e.to_string()))?;
-    let byte_level = match parsed.get_decoder() {
-        Some(DecoderWrapper::ByteLevel(_)) => true,
-        Some(DecoderWrapper::Sequence(sequence)) => sequence
-            .get_decoders()
-            .iter()
-            .any(|d| matches!(d, DecoderWrapper::ByteLevel(_))),
-        _ => false,
-    };
-    if !byte_level {
-        return Err(wrong(
-            "only byte-level vocabularies are supported, as GPT-NeoX's".to_owned(),
-        ));
-    }
-    let added = parsed.get_added_tokens_decoder();
-    let mut vocabulary: Vec<(u32, String)> = parsed
-        .get_vocab(true)
-        .into_iter()
-        .map(|(text, id)| (id, text))
-        .collect();
-    vocabulary.sort_unstable();
-    let bytes_of = byte_alphabet();
-    let mut tokens = TokenList::default();
-    let mut size = 0;
-    for (id, text) in &vocabulary {
-        if *id > MAX_ID {
-            return Err(wrong(format!("it has the id {id}, more than {MAX_ID}")));
+    let Checked {
+        json,
+        vocab,
+        added,
+        byte_level,
+        byte_fallback,
+    } = json_file::check(text).map_err(bad)?;
+    let inner: tokenizers::Tokenizer = caught(|| serde_json::from_value(json)).map_err(bad)?;
+    for token in added.iter().filter(|token| !token.content.is_empty()) {
+        // The crate numbers added tokens itself, on from the model's.
+        let id = inner.token_to_id(&token.content);
+        if id != Some(token.id) {
+            let (content, want) = (shortened(&token.content), token.id);
+            return Err(bad(format!(
+                "the id {want} of the added token {content} is not the next one after the model's"
+            )));
         }
-        size = size.max(*id as usize + 1);
-        let bytes = match added.get(id) {
-            // A special token is a mark, not text.
-            Some(AddedToken { special: true, .. }) => continue,
-            Some(_) => text.clone().into_bytes(),
-            None => text
-                .chars()
-                .map(|c| bytes_of.get(&c).copied())
-                .collect::<Option<Vec<u8>>>()
-                .unwrap_or_else(|| text.clone().into_bytes()),
-        };
-        if bytes.is_empty() {
-            continue;
-        }
-        tokens
-            .push_with(*id, |pool| {
-                pool.extend_from_slice(&bytes);
-                Ok(())
-            })
-            .map_err(|problem| wrong(format!("token {id}: {problem}")))?;
     }
-    if tokens.tokens.is_empty() {
-        return Err(TokenizerError::NoTokens {
-            name: name.to_owned(),
-        });
-    }
-    let special = |text: &str| {
-        let id = parsed.token_to_id(text)?;
-        added.get(&id).filter(|t| t.special).map(|_| id)
+
+    let ids = vocab.iter().map(|(id, _)| *id);
+    let size = ids.chain(added.iter().map(|token| token.id)).max();
+    let mut tokens = vec![Vec::new(); size.map_or(0, |id| id as usize + 1)];
+    let mut bytes_left = text.len().saturating_mul(MAX_GROWTH);
+    let texts = Texts {
+        byte_level,
+        byte_fallback,
+        decoder: inner.get_decoder(),
     };
-    Ok(Contents {
-        end_of_text: END_OF_TEXT.into_iter().find_map(special),
-        encoder: HuggingFace(Arc::new(parsed)),
+    for (id, token) in &vocab {
+        let bytes = texts.bytes(token).map_err(bad)?;
+        bytes_left = bytes_left
+            .checked_sub(bytes.len())
+            .ok_or_else(|| bad("its tokens are far longer than the file".to_owned()))?;
+        if bytes.len() > MAX_TOKEN_BYTES {
+            let token = shortened(token);
+            return Err(bad(format!(
+                "token {token} is longer than {MAX_TOKEN_BYTES} bytes"
+            )));
+        }
+        if let Some(place) = tokens.get_mut(*id as usize) {
+            *place = bytes;
+        }
+    }
+    for token in &added {
+        if let Some(place) = tokens.get_mut(token.id as usize) {
+            *place = token.content.clone().into_bytes();
+        }
+    }
+
+    let missing = if byte_level {
+        let single: HashSet<&str> = vocab.iter().map(|(_, token)| token.as_str()).collect();
+        let stands = |byte: &u8| single.contains(byte_level::character(*byte).to_string().as_str());
+        (0..=u8::MAX).filter(|byte| !stands(byte)).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(Loaded {
+        end_of_text: end_of_text(&added, &vocab, tokens.first()),
+        encoder: HuggingFace { inner, missing },
         tokens,
-        size,
     })
 }
 
 impl HuggingFace {
-    /// The ids of `text`, without any that a template adds around it.
+    /// The ids of `text`; `name` stands in errors.
     pub(super) fn encode(&self, name: &str, text: &[u8]) -> Result<Vec<u32>, TokenizerError> {
-        let text = std::str::from_utf8(text).map_err(|e| TokenizerError::NotUtf8 {
-            name: name.to_owned(),
-            at: e.valid_up_to(),
-        })?;
-        match self.0.encode_fast(text, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(problem) => Err(TokenizerError::HuggingFace {
+        let text = std::str::from_utf8(text).map_err(|error| {
+            let at = error.valid_up_to();
+            TokenizerError::NotUtf8 {
                 name: name.to_owned(),
-                problem: problem.to_string(),
-            }),
+                at,
+                byte: text.get(at).copied().unwrap_or_default(),
+            }
+        })?;
+        if !self.missing.is_empty()
+            && let Some((at, byte)) = (0..)
+                .zip(text.bytes())
+                .find(|(_, byte)| self.missing.contains(byte))
+        {
+            return Err(TokenizerError::NoMatch {
+                name: name.to_owned(),
+                at,
+                byte,
+            });
         }
+        let encoding = caught(|| self.inner.encode_fast(text, false)).map_err(|problem| {
+            TokenizerError::Encode {
+                name: name.to_owned(),
+                problem,
+            }
+        })?;
+        Ok(encoding.get_ids().to_vec())
     }
 }
 
 impl fmt::Debug for HuggingFace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HuggingFace")
+        f.debug_struct("HuggingFace").finish_non_exhaustive()
     }
 }
 
-/// The byte that a character stands for (`bytes_to_unicode` of GPT-2): printable bytes of Latin-1 are themselves, the
-/// others are the characters from U+0100 on, in order.
-fn byte_alphabet() -> HashMap<char, u8> {
-    let mut next = 0x100;
-    (0..=u8::MAX)
-        .map(|byte| {
-            if matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) {
-                return (char::from(byte), byte);
-            }
-            let place = next;
-            next += 1;
-            (char::from_u32(place).unwrap_or_default(), byte)
-        })
-        .collect()
+/// How the model's tokens become bytes.
+struct Texts<'a> {
+    byte_level: bool,
+    byte_fallback: bool,
+    decoder: Option<&'a tokenizers::DecoderWrapper>,
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-
-    use super::super::{TextDecoder, Tokenizer};
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    /// A byte-level BPE with all bytes, a few merges, one mark and one added run of spaces.
-    fn file(decoder: &str) -> Vec<u8> {
-        let mut alphabet: Vec<(u8, char)> = super::byte_alphabet()
-            .into_iter()
-            .map(|(c, b)| (b, c))
-            .collect();
-        alphabet.sort_unstable();
-        let mut vocabulary: Vec<String> = alphabet.iter().map(|(_, c)| c.to_string()).collect();
-        let merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("Ġ", "w"), ("Ã", "©")];
-        vocabulary.extend(merges.map(|(a, b)| format!("{a}{b}")));
-        let end = vocabulary.len();
-        let vocabulary: serde_json::Map<_, _> = vocabulary
-            .into_iter()
-            .zip(0..)
-            .map(|(text, id)| (text, json!(id)))
-            .collect();
-        let added = |id: usize, content: &str, special: bool| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": special})
+impl Texts<'_> {
+    fn bytes(&self, token: &str) -> Result<Vec<u8>, String> {
+        if self.byte_level {
+            return Ok(byte_level::bytes(token));
+        }
+        if self.byte_fallback
+            && let Some(byte) = fallback_byte(token)
+        {
+            return Ok(vec![byte]);
+        }
+        let Some(decoder) = self.decoder else {
+            // Without a decoder, tokens are words.
+            return Ok(format!(" {token}").into_bytes());
         };
-        let json = json!({
-            "version": "1.0", "truncation": null, "padding": null,
-            "added_tokens": [added(end, "<|endoftext|>", true), added(end + 1, "    ", false)],
-            "normalizer": null,
-            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
-            "post_processor": null,
-            "decoder": {"type": decoder, "add_prefix_space": false, "trim_offsets": true},
-            "model": {"type": "BPE", "dropout": null, "unk_token": null,
-                "continuing_subword_prefix": null, "end_of_word_suffix": null,
-                "fuse_unk": false, "vocab": vocabulary,
-                "merges": merges.map(|(a, b)| format!("{a} {b}"))},
-        });
-        serde_json::to_vec(&json).unwrap()
-    }
-
-    fn tokenizer() -> Tokenizer {
-        Tokenizer::from_bytes("test.json", &file("ByteLevel")).unwrap()
-    }
-
-    #[test]
-    fn merges_and_marks() {
-        let t = tokenizer();
-        let pieces = |text: &str| -> Vec<String> {
-            let ids = t.encode(text.as_bytes()).unwrap();
-            ids.iter()
-                .map(|id| String::from_utf8_lossy(t.token(*id).unwrap_or(b"#")).into_owned())
-                .collect()
+        let decode = |tokens: &[&str]| {
+            let tokens = tokens.iter().map(|&token| token.to_owned()).collect();
+            let decoded = decoder.decode_chain(tokens);
+            decoded.map(|parts| parts.concat()).map_err(|error| {
+                let (token, error) = (shortened(token), one_line(&error.to_string()));
+                format!("token {token} cannot be decoded: {error}")
+            })
         };
-        assert_eq!(
-            pieces("hello world"),
-            ["hell", "o", " w", "o", "r", "l", "d"]
-        );
-        assert_eq!(pieces("é"), ["é"]);
-        assert_eq!(pieces("a    b<|endoftext|>"), ["a", "    ", "b", "#"]);
-        assert_eq!(t.end_of_text(), Some(261));
-        assert_eq!(t.vocab_size(), 263);
-        assert!(t.is_uncounted(u32::from(b'0')));
-    }
-
-    proptest! {
-        #[test]
-        fn text_comes_back(text in "\\PC{0,40}") {
-            let t = tokenizer();
-            let ids = t.encode(text.as_bytes()).unwrap();
-            // Marks stand for no text.
-            let text = text.replace("<|endoftext|>", "");
-            prop_assert_eq!(t.decode(&ids), text.as_bytes());
-            let mut decoder = TextDecoder::new();
-            let mut streamed = String::new();
-            for id in &ids {
-                streamed += decoder.push(t.token(*id).unwrap_or_default());
-            }
-            streamed += decoder.finish();
-            prop_assert_eq!(streamed, text);
+        let after = decode(&[BEFORE, token])?;
+        match after.strip_prefix(&decode(&[BEFORE])?) {
+            Some(text) => Ok(text.as_bytes().to_vec()),
+            None => decode(&[token]).map(String::into_bytes),
         }
     }
+}
 
-    #[test]
-    fn refused() {
-        #[track_caller]
-        fn check(bytes: &[u8], part: &str) {
-            let error = Tokenizer::from_bytes("x.json", bytes)
-                .unwrap_err()
-                .to_string();
-            assert!(error.contains(part) && !error.contains('\n'), "{error}");
-        }
-        check(b"{}", "x.json");
-        check(b"{\"model\": 1}", "x.json");
-        check(
-            &[b"{\"a\":".repeat(100_000), b"1".to_vec()].concat(),
-            "x.json",
-        );
-        check(&file("ByteLevel")[..2000], "x.json");
-        check(&file("Metaspace"), "x.json");
-        let wordpiece = file("ByteLevel");
-        let text = String::from_utf8(wordpiece).unwrap();
-        check(text.replace(":260", ":4000000000").as_bytes(), "x.json");
-        let error = tokenizer().encode(b"ab\xff").unwrap_err().to_string();
-        assert!(error.contains("byte 2"), "{error}");
+/// `<0x0A>`.
+fn fallback_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    hex.then(|| u8::from_str_radix(digits, 16).ok())?
+}
+
+/// A token of [`ENDS`], else id 0 where that is a special token or has no text.
+fn end_of_text(
+    added: &[AddedToken],
+    vocab: &[(u32, String)],
+    zero: Option<&Vec<u8>>,
+) -> Option<u32> {
+    let known = |text: &str| {
+        let added = added.iter().find(|token| token.content == text);
+        let in_model = || vocab.iter().find(|(_, token)| token == text);
+        added
+            .map(|token| token.id)
+            .or_else(|| in_model().map(|(id, _)| *id))
+    };
+    ENDS.into_iter().find_map(known).or_else(|| {
+        let special = added.iter().any(|token| token.id == 0 && token.special);
+        (special || zero.is_none_or(Vec::is_empty)).then_some(0)
+    })
+}
+
+/// What [`caught`] says of a panic.
+pub(super) const PANICKED: &str = "its library failed in a way that it should not";
+
+/// Runs code of the crate `tokenizers`, which panics where it thinks a file or a text cannot be so. The check of the
+/// file leaves no such case that we know; one that we do not know must not end the program.
+fn caught<T, E: fmt::Display>(code: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    // Nothing is changed that could be left half changed: the tokenizer is read only.
+    match panic::catch_unwind(AssertUnwindSafe(code)) {
+        Ok(result) => result.map_err(|error| one_line(&error.to_string())),
+        Err(_) => Err(PANICKED.to_owned()),
     }
+}
+
+/// A message of another crate, which may repeat much of the file, as one line that is not long.
+fn one_line(message: &str) -> String {
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut cut: String = words.chars().take(200).collect();
+    if cut.len() < words.len() {
+        cut.push('…');
+    }
+    cut
 }

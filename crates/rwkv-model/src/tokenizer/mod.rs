@@ -1,9 +1,9 @@
 //! Text to token ids and back.
 //!
 //! A [`Tokenizer`] is a vocabulary of byte strings; it encodes by taking the longest token that matches, again and
-//! again (the algorithm of the RWKV World models), or by the byte-level BPE of a Hugging Face `tokenizer.json` (RWKV-4's
-//! Pile models). Around it, for text that arrives token by token:
-//! [`TextDecoder`] turns token bytes into printable text, [`StopStrings`] ends it where the caller asked.
+//! again (the algorithm of the RWKV World models), or as a `tokenizer.json` of Hugging Face says (the Pile models).
+//! Around it, for text that arrives token by token: [`TextDecoder`] turns token bytes into printable text,
+//! [`StopStrings`] ends it where the caller asked.
 //!
 //! ```
 //! use rwkv_model::tokenizer::Tokenizer;
@@ -15,9 +15,11 @@
 //! # Ok::<(), rwkv_model::tokenizer::TokenizerError>(())
 //! ```
 
+mod byte_level;
 mod error;
 mod gguf_tokens;
 mod hugging_face;
+mod json_file;
 mod python_literal;
 mod stop_strings;
 mod text_decoder;
@@ -29,7 +31,10 @@ mod world;
 mod world_cases;
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use error::{LiteralError, TokenProblem, TokenizerError};
 use hugging_face::HuggingFace;
@@ -42,7 +47,10 @@ use trie::Trie;
 /// (`PIPELINE.generate` of the reference package).
 const UNCOUNTED: &[u8] = b" \t0123456789";
 
-/// A vocabulary of byte strings with ids, and how text is cut into them.
+/// The largest file that is read, in MiB: a World vocabulary has 1, GPT-NeoX's `tokenizer.json` 2.
+const MAX_FILE_MIB: u64 = 32;
+
+/// A vocabulary of byte strings with ids, and how a text is cut into them.
 #[derive(Clone)]
 pub struct Tokenizer {
     name: String,
@@ -54,13 +62,13 @@ pub struct Tokenizer {
     end_of_text: Option<u32>,
 }
 
-/// How text is cut into tokens.
+/// How a text becomes ids.
 #[derive(Clone)]
 enum Encoder {
-    /// The longest token that matches.
-    Longest(Trie),
+    /// Always the longest token that matches.
+    LongestMatch(Trie),
     /// As a `tokenizer.json` says.
-    HuggingFace(HuggingFace),
+    HuggingFace(Arc<HuggingFace>),
 }
 
 impl Tokenizer {
@@ -85,32 +93,70 @@ impl Tokenizer {
         Self::assemble("bytes", TokenList { pool, tokens }, 256, None)
     }
 
-    /// Reads a vocabulary file, in the World syntax or a Hugging Face `tokenizer.json`: see
-    /// [`from_bytes`](Self::from_bytes). The tokenizer takes the file's name.
+    /// Reads a vocabulary file, or a `tokenizer.json`: the content tells which, not the name. The tokenizer takes the
+    /// file's name. See [`from_vocab_text`](Self::from_vocab_text) and [`from_json`](Self::from_json).
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let text = std::fs::read(path).map_err(|reason| TokenizerError::Read {
+        let failed = |reason| TokenizerError::Read {
             path: path.to_path_buf(),
             reason,
-        })?;
+        };
+        let limit = MAX_FILE_MIB << 20;
+        let mut text = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(limit + 1).read_to_end(&mut text))
+            .map_err(failed)?;
+        if text.len() as u64 > limit {
+            return Err(TokenizerError::TooLarge {
+                path: path.to_path_buf(),
+                limit: MAX_FILE_MIB,
+            });
+        }
         let name = path.file_name().unwrap_or(path.as_os_str());
-        Self::from_bytes(&name.to_string_lossy(), &text)
+        let name = name.to_string_lossy();
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+        // A line of a vocabulary file begins with a number.
+        if text.trim_ascii_start().starts_with(b"{") {
+            Self::from_json(&name, text)
+        } else {
+            Self::from_vocab_text(&name, text)
+        }
     }
 
-    /// Parses the contents of a vocabulary file: what begins with `{` is a Hugging Face `tokenizer.json` with a
-    /// byte-level vocabulary, anything else has the World syntax. `name` is the tokenizer's name, and stands in errors.
+    /// Takes the text of a `tokenizer.json` of Hugging Face's `tokenizers` (version 1.0; models `BPE` and `WordLevel`).
+    /// `name` is the tokenizer's name, and stands in errors.
     ///
-    /// Special tokens of a `tokenizer.json` are ids without bytes.
-    pub fn from_bytes(name: &str, text: &[u8]) -> Result<Self, TokenizerError> {
-        if !hugging_face::is_json(text) {
-            return Self::from_vocab_text(name, text);
+    /// Added tokens, special ones too, are found in texts as that library finds them; nothing is put before or after
+    /// a text, whatever the file says. The end of a text is a token called `<|endoftext|>`, `</s>` or similar, else
+    /// id 0 where that is a special token.
+    pub fn from_json(name: &str, text: &[u8]) -> Result<Self, TokenizerError> {
+        if text.len() as u64 > MAX_FILE_MIB << 20 {
+            return Err(TokenizerError::TooLarge {
+                path: name.into(),
+                limit: MAX_FILE_MIB,
+            });
         }
-        let contents = hugging_face::parse(name, text)?;
+        let hugging_face::Loaded {
+            encoder,
+            tokens,
+            end_of_text,
+        } = hugging_face::load(name, text)?;
+        let mut pool = Vec::new();
+        let mut spans = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            let start = pool.len();
+            pool.extend(token);
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "`load` bounds all tokens by four times the text, which is below 4 GiB"
+            )]
+            spans.push((start as u32, pool.len() as u32));
+        }
         Ok(Self {
             name: name.to_owned(),
-            encoder: Encoder::HuggingFace(contents.encoder),
-            spans: spans(&contents.tokens, contents.size),
-            pool: contents.tokens.pool,
-            end_of_text: contents.end_of_text,
+            encoder: Encoder::HuggingFace(Arc::new(encoder)),
+            pool,
+            spans,
+            end_of_text,
         })
     }
 
@@ -150,22 +196,34 @@ impl Tokenizer {
 
     /// `list` is sorted by bytes and without repetitions; ids up to `least_size` exist even without bytes.
     fn assemble(name: &str, list: TokenList, least_size: usize, end_of_text: Option<u32>) -> Self {
+        let size = list
+            .tokens
+            .iter()
+            .map(|token| token.id as usize + 1)
+            .fold(least_size, usize::max);
+        let mut spans = vec![(0, 0); size];
+        for token in &list.tokens {
+            if let Some(span) = spans.get_mut(token.id as usize) {
+                *span = (token.start, token.end);
+            }
+        }
+        let trie = Trie::new(&list);
         Self {
             name: name.to_owned(),
-            encoder: Encoder::Longest(Trie::new(&list)),
-            spans: spans(&list, least_size),
+            encoder: Encoder::LongestMatch(trie),
             pool: list.pool,
+            spans,
             end_of_text,
         }
     }
 
-    /// The ids of `text`.
+    /// The ids of `text`: the longest token that matches, again and again; or what a `tokenizer.json` says.
     ///
-    /// Fails where no token matches, which cannot happen in a vocabulary that has every single byte (World, bytes), and
-    /// for a text that is not UTF-8 if the vocabulary is Hugging Face's.
+    /// Fails where no token matches, which cannot happen in a vocabulary that has every single byte (World, bytes);
+    /// with a `tokenizer.json`, for a text that is not UTF-8.
     pub fn encode(&self, text: &[u8]) -> Result<Vec<u32>, TokenizerError> {
         let trie = match &self.encoder {
-            Encoder::Longest(trie) => trie,
+            Encoder::LongestMatch(trie) => trie,
             Encoder::HuggingFace(encoder) => return encoder.encode(&self.name, text),
         };
         // English has about 4.5 bytes a World token.
@@ -187,7 +245,7 @@ impl Tokenizer {
     }
 
     /// The bytes of a token, never empty. `None` for an id outside the vocabulary and for one without text (the end
-    /// of a text, control tokens, unused ids).
+    /// of a text, control tokens, unused ids). The added tokens of a `tokenizer.json` have their text, special or not.
     pub fn token(&self, id: u32) -> Option<&[u8]> {
         let &(start, end) = self.spans.get(id as usize)?;
         self.pool
@@ -234,18 +292,6 @@ impl Tokenizer {
     }
 }
 
-/// By id, where its token's bytes begin and end in the list's pool; ids up to `least_size` exist even without bytes.
-fn spans(list: &TokenList, least_size: usize) -> Vec<(u32, u32)> {
-    let ids = list.tokens.iter().map(|token| token.id as usize + 1);
-    let mut spans = vec![(0, 0); ids.fold(least_size, usize::max)];
-    for token in &list.tokens {
-        if let Some(span) = spans.get_mut(token.id as usize) {
-            *span = (token.start, token.end);
-        }
-    }
-    spans
-}
-
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokenizer")
@@ -256,5 +302,7 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
+#[cfg(test)]
+mod json_tests;
 #[cfg(test)]
 mod tests;

@@ -150,6 +150,48 @@ impl GpuMatrix {
         })
     }
 
+    /// A matrix of zeros in one of the formats whose layout is one part, for a kernel to write.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn zeros(gpu: &Gpu, name: &str, shape: Shape, format: Format) -> Result<Self> {
+        let unwritten = || Error::shape(name, format!("no kernel writes {format}"));
+        let layout = format.gpu_layout().ok_or_else(unwritten)?;
+        let [bytes] = layout.row_bytes(shape.cols.0)[..] else {
+            return Err(unwritten());
+        };
+        let limits = &gpu.capabilities().limits;
+        let largest = limits.binding_bytes.min(limits.buffer_bytes);
+        let fit = usize::try_from(largest / bytes.max(1) as u64).unwrap_or(usize::MAX);
+        if fit == 0 {
+            return Err(Error::shape(
+                name,
+                format!("a row of {bytes} bytes passes the adapter's limit of {largest}"),
+            ));
+        }
+        let mut chunks = Vec::new();
+        for first in (0..shape.rows.0).step_by(fit) {
+            let rows = fit.min(shape.rows.0 - first);
+            let part = gpu.buffer(
+                BufferKind::Storage,
+                &format!("{name}.0"),
+                (rows * bytes) as u64,
+            )?;
+            chunks.push(Chunk {
+                first_row: u32_of(name, first)?,
+                rows: u32_of(name, rows)?,
+                parts: vec![part],
+                group: OnceLock::new(),
+            });
+        }
+        Ok(Self {
+            format,
+            layout,
+            shape,
+            chunks,
+        })
+    }
+
     /// How it is packed.
     pub fn format(&self) -> Format {
         self.format
@@ -189,6 +231,21 @@ impl GpuMatrix {
 }
 
 impl Chunk {
+    /// The number of its first row.
+    pub(crate) fn first(&self) -> usize {
+        self.first_row as usize
+    }
+
+    /// One more than that of its last.
+    pub(crate) fn end(&self) -> usize {
+        self.first() + self.rows as usize
+    }
+
+    /// Its buffers.
+    pub(crate) fn parts(&self) -> &[Buffer] {
+        &self.parts
+    }
+
     /// The bind group of the weight's parts.
     pub(crate) fn group(&self, gpu: &Gpu, pipeline: &Pipeline) -> Result<BindGroup> {
         if let Some(group) = self.group.get() {

@@ -54,6 +54,33 @@ pub enum Error {
         what: String,
     },
 
+    /// A readable file that holds no adapter of this model.
+    #[error("{file}: {what}")]
+    Adapter {
+        /// The file.
+        file: String,
+        /// What does not fit, and what to do.
+        what: String,
+    },
+
+    /// A readable file that holds no state of this model, or a state that cannot be saved.
+    #[error("{file}: {what}")]
+    State {
+        /// The file.
+        file: String,
+        /// What does not fit, and what to do.
+        what: String,
+    },
+
+    /// A file cannot be written.
+    #[error("cannot write to {file}: {source}")]
+    Write {
+        /// The file.
+        file: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
     /// No vocabulary belongs to the model.
     #[error(
         "{file}: no tokenizer is known for a vocabulary of {vocab} tokens; name one with --tokenizer FILE|world|bytes"

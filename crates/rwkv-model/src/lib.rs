@@ -3,18 +3,23 @@
 //! [`ModelFile`] opens a checkpoint, finds out its version and dimensions, and gives a [`rwkv_sched::Model`] whose
 //! tensors stay in the mapped file, and the [`Tokenizer`] that belongs to it.
 
+mod adapter_config;
 #[cfg(feature = "demo")]
 mod demo;
 mod error;
 pub mod export;
 pub mod files;
+mod lora;
 mod model_file;
 mod names;
 pub mod perplexity;
+mod state_file;
 pub mod tokenizer;
 
 pub use error::Error;
+pub use lora::AdapterFile;
 pub use model_file::{ModelFile, OpenOptions, TensorSummary};
+pub use state_file::{LoadedState, StateOrigin, TimeStateOrder};
 pub use tokenizer::Tokenizer;
 
 /// What this crate's functions return.

@@ -75,6 +75,15 @@ pub enum Error {
     #[error("the prompt is empty: give at least one token")]
     EmptyPrompt,
 
+    /// An adapter that does not fit the model, or a strength that makes no sense.
+    #[error("adapter {name}: {problem}")]
+    Adapter {
+        /// The adapter's name.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+
     /// A state of another model.
     #[error("a state that does not fit this model: {problem}")]
     State {

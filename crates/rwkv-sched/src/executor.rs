@@ -1,9 +1,10 @@
 //! What an executor is, and choosing one for a device.
 
 use crate::{
-    Batch, CpuExecutor, Device, GpuExecutor, Logits, Model, ModelConfig, Quantization, Result,
-    SlotId, State,
+    Adapter, Batch, BlendProgress, CpuExecutor, Device, GpuExecutor, Logits, Model, ModelConfig,
+    Quantization, Result, SlotId, State,
 };
+use std::sync::Arc;
 
 /// Runs a model: keeps a state a slot, and advances slots by batches.
 pub trait Executor: Send {
@@ -29,7 +30,7 @@ pub trait Executor: Send {
     /// which the states of the batch's slots are undefined.
     fn run(&mut self, batch: &Batch) -> Result<Logits>;
 
-    /// Makes `slot` a sequence that has seen nothing.
+    /// Makes `slot` a sequence that has seen nothing: zeros, or the model's tuned initial state.
     ///
     /// # Errors
     /// [`crate::Error::SlotRange`], or a GPU's failure.
@@ -46,6 +47,28 @@ pub trait Executor: Send {
     /// # Errors
     /// [`crate::Error::SlotRange`], [`crate::Error::State`] for a state of another model, or a GPU's failure.
     fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()>;
+
+    /// Computes up to `tensors` of the tensors that the blend changes, at least one, and says how far it is. What runs
+    /// in between runs as before: nothing is switched. A few blends are kept, those that were used last, and so are
+    /// two unfinished ones.
+    ///
+    /// # Errors
+    /// [`crate::Error::Adapter`] for one that does not fit the model, a blend whose values leave F16's range where
+    /// [`WeightsDType::F16`] was asked for, or memory that does not suffice. Nothing is left of the blend then, and
+    /// what is in use stays in use.
+    fn prepare_adapters(
+        &mut self,
+        blend: &[(Arc<Adapter>, f32)],
+        tensors: usize,
+    ) -> Result<BlendProgress>;
+
+    /// From here on every batch runs with these adapters at these strengths, and with no others; an empty blend is the
+    /// base model. Costs nothing when the blend is ready, and computes what is left of it otherwise. States stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// What [`prepare_adapters`](Self::prepare_adapters) says; what is in use stays in use.
+    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()>;
 }
 
 /// What F32 and BF16 weights become on the GPU.

@@ -4,6 +4,7 @@
 //! states of many sequences, one a slot, and advances them by a ragged [`Batch`]: [`CpuExecutor`] interprets the graph
 //! with the plain twins of `rwkv-kernels`; [`GpuExecutor`] fuses it, plans its buffers and replays the dispatches.
 
+mod adapter;
 mod batch;
 mod config;
 mod cpu;
@@ -20,6 +21,7 @@ mod quantization;
 mod state;
 mod weights;
 
+pub use adapter::{Adapter, BlendProgress, LowRank};
 pub use batch::{Batch, BatchSpan, Logits, SlotId, TokenId, Wanted};
 pub use config::{ModelConfig, Version};
 pub use cpu::CpuExecutor;

@@ -1,7 +1,9 @@
 //! A graph with weights.
 
-use crate::{Graph, ModelConfig, Result, StateLayout, Weight, Weights, layers};
-use std::sync::Arc;
+use crate::{
+    BlockWeight, Graph, ModelConfig, Result, State, StateLayout, Version, Weight, Weights, layers,
+};
+use std::{collections::HashSet, sync::Arc};
 
 /// A model: its equations and its tensors. Cloning shares the tensors.
 #[derive(Clone)]
@@ -59,9 +61,35 @@ impl Model {
         StateLayout::of(&self.config)
     }
 
+    /// The state before the first token: what a checkpoint's tuned `time_state` says, else zeros; shift vectors are
+    /// zeros. Version 4 has no tuned states.
+    ///
+    /// # Errors
+    /// [`crate::Error::Weight`] for a tuned state of another shape.
+    pub fn initial_state(&self) -> Result<State> {
+        let layout = self.state_layout();
+        let mut state = State::zeros(layout);
+        if self.config.version == Version::V4 {
+            return Ok(state);
+        }
+        for (layer, wkv) in state.wkv.iter_mut().enumerate() {
+            let weight = Weight::Block(layer, BlockWeight::InitialState);
+            if self.weights.has(weight) {
+                *wkv = self.weights.vector(weight, layout.wkv)?;
+            }
+        }
+        Ok(state)
+    }
+
+    /// The matrices of the graph; its other tensors are vectors.
+    pub(crate) fn matrices(&self) -> HashSet<Weight> {
+        let nodes = self.graph.nodes().iter();
+        nodes.filter_map(|n| n.op.matrix()).collect()
+    }
+
     /// Every tensor of the graph, once.
     pub fn tensors(&self) -> Vec<Weight> {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         self.graph
             .nodes()
             .iter()

@@ -128,6 +128,11 @@ pub trait Weights: Send + Sync {
     /// [`Error::Weight`] when the model has none, or cannot be read as one.
     fn matrix(&self, weight: Weight) -> Result<Matrix<'_>>;
 
+    /// Whether there is such a tensor: a model is whole without some.
+    fn has(&self, weight: Weight) -> bool {
+        self.matrix(weight).is_ok()
+    }
+
     /// What the tensor is called in its file, for messages.
     fn name(&self, weight: Weight) -> String;
 
@@ -219,7 +224,35 @@ impl InMemoryWeights {
     }
 }
 
+impl InMemoryWeights {
+    /// Keeps `bytes`, rows as `format` packs them, as `weight`.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] when the sizes do not fit.
+    pub fn insert_packed(
+        &mut self,
+        weight: Weight,
+        format: Format,
+        rows: Rows,
+        cols: Cols,
+        bytes: Vec<u8>,
+    ) -> Result<()> {
+        if let Err(error) = Matrix::new(format, rows, cols, &bytes) {
+            return Err(Error::Weight {
+                name: self.name(weight),
+                problem: error.to_string(),
+            });
+        }
+        self.tensors.insert(weight, (format, rows, cols, bytes));
+        Ok(())
+    }
+}
+
 impl Weights for InMemoryWeights {
+    fn has(&self, weight: Weight) -> bool {
+        self.tensors.contains_key(&weight)
+    }
+
     fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
         match self.tensors.get(&weight) {
             Some((format, rows, cols, bytes)) => Ok(Matrix::new(*format, *rows, *cols, bytes)?),

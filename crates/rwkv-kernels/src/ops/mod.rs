@@ -5,6 +5,7 @@
 //!
 //! [`View`]: crate::View
 
+mod blend;
 mod bonus;
 mod embed;
 mod function;
@@ -20,6 +21,7 @@ mod wkv4;
 mod wkv6;
 mod wkv7;
 
+pub use blend::{Blend, Change, blend};
 pub use bonus::{Bonus, bonus};
 pub use embed::{Embed, embed};
 pub use function::Function;

@@ -11,6 +11,7 @@
 
 mod activation;
 mod batch;
+mod blend;
 mod embedding;
 mod expansion;
 mod functions;

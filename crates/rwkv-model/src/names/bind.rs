@@ -85,6 +85,31 @@ fn repeated(
     Ok(())
 }
 
+/// Binds a vector of versions 4 to 6 whose values are not simply those of the file: the logarithm of the bonus, and one
+/// value a head. Says whether `row` was one.
+pub(super) fn bind_special(
+    weights: &mut BoundWeights,
+    name: &str,
+    row: &Row,
+    dialect: Dialect,
+    config: &ModelConfig,
+) -> Result<bool, Error> {
+    let Some(&weight) = row.holds.first() else {
+        return Ok(false);
+    };
+    let by_head = || config.head_size > 1 && weights.elements(name) == Some(config.heads());
+    match weight {
+        Weight::Block(_, B::Bonus) if dialect.is_logarithm(config.version, name) => {
+            repeated(weights, weight, name, config, exponential)?;
+        }
+        Weight::Block(_, B::Bonus | B::Decay) if by_head() => {
+            repeated(weights, weight, name, config, |x| x)?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
 /// Which of version 7's mixes flash-linear-attention stacks, in this order.
 const FUSED: [&str; 6] = ["x_r", "x_w", "x_k", "x_v", "x_a", "x_g"];
 
@@ -104,21 +129,11 @@ impl Binding<'_> {
             return self.absent(weights, row, weight);
         };
         let name = found.name;
-        match weight {
-            Weight::Block(_, B::Bonus) if self.dialect.is_logarithm(self.config.version, name) => {
-                repeated(weights, weight, name, self.config, exponential)
-            }
-            Weight::Block(_, B::Bonus | B::Decay)
-                if self.config.head_size > 1
-                    && found.shape.iter().product::<usize>() == self.config.heads() =>
-            {
-                repeated(weights, weight, name, self.config, |x| x)
-            }
-            _ => {
-                let layout = self.layout(row, weight);
-                bind_row(weights, name, &row.holds, layout, self.config)
-            }
+        if bind_special(weights, name, row, self.dialect, self.config)? {
+            return Ok(());
         }
+        let layout = self.layout(row, weight);
+        bind_row(weights, name, &row.holds, layout, self.config)
     }
 
     /// How `row`, whose first tensor is `weight`, lies in this file.
@@ -220,7 +235,7 @@ struct Pairs {
 }
 
 /// Whether `weight` is of a pair of which files disagree; version 7a's own pair is never turned.
-fn is_pair(weight: Weight) -> bool {
+pub(super) fn is_pair(weight: Weight) -> bool {
     matches!(weight, Weight::Block(_, B::LoraDown(lora) | B::LoraUp(lora)) if lora != Lora::DeepEmbed)
 }
 

@@ -7,6 +7,7 @@ mod bind;
 mod dialect;
 pub(crate) mod gguf;
 pub(crate) mod original;
+pub(crate) mod partial;
 mod rescaled;
 mod sources;
 pub(crate) mod table;

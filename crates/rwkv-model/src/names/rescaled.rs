@@ -8,23 +8,24 @@
 use half::{bf16, f16};
 use rwkv_kernels::Format;
 
-/// Where the f16 factors of a block are, by the name of its format: each of a block's values is linear in them, so that
-/// multiplying them multiplies the values exactly.
-const FACTORS: [(&str, &[usize]); 13] = [
-    ("q4_0", &[0]),
-    ("q4_1", &[0, 2]),
-    ("q5_0", &[0]),
-    ("q5_1", &[0, 2]),
-    ("q8_0", &[0]),
-    ("q2_k", &[80, 82]),
-    ("q3_k", &[108]),
-    ("q4_k", &[0, 2]),
-    ("q5_k", &[0, 2]),
-    ("q6_k", &[208]),
-    ("iq4_nl", &[0]),
-    ("iq4_xs", &[0]),
-    ("iq3_s", &[0]),
-];
+/// Where the f16 factors of a block are: each of its values is linear in them, so that multiplying them multiplies the
+/// values exactly. `None` for a format that is not known here.
+fn factors(format: Format) -> Option<&'static [usize]> {
+    Some(match format {
+        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q2K => &[80, 82],
+        Format::Q3K => &[108],
+        Format::Q6K => &[208],
+        Format::Q4_0
+        | Format::Q5_0
+        | Format::Q8_0
+        | Format::Iq4Nl
+        | Format::Int8(_)
+        | Format::Nf4(_)
+        | Format::Sf4(_) => &[0],
+        _ => return None,
+    })
+}
 
 /// A copy of `bytes` whose values are 2^`exponent` times as large, or what is in the way. Exact, but for numbers that
 /// the division has left subnormal.
@@ -48,13 +49,9 @@ pub(super) fn multiplied(format: Format, bytes: &[u8], exponent: u32) -> Result<
         Format::F16 => all(copy.as_chunks_mut().0, half),
         Format::Bf16 => all(copy.as_chunks_mut().0, brain),
         blocks => {
-            let name = blocks.spec().name();
-            let (_, places) = FACTORS
-                .into_iter()
-                .find(|(known, _)| *known == name)
-                .ok_or_else(|| {
-                    format!("it is divided by a power of two, which cannot be undone in {name}")
-                })?;
+            let places = factors(blocks).ok_or_else(|| {
+                format!("it is divided by a power of two, which cannot be undone in {blocks}")
+            })?;
             copy.chunks_exact_mut(blocks.spec().block_bytes().max(2))
                 .all(|block| {
                     places.iter().all(|&at| {
@@ -83,31 +80,31 @@ fn all(numbers: &mut [[u8; 2]], product: impl Fn([u8; 2]) -> Option<[u8; 2]>) ->
 mod tests {
     use super::*;
 
-    /// What a converter divided and we multiply is what was there before.
+    /// Every value becomes exactly as many times as large.
     #[test]
-    fn undoes_division() {
-        // Whole numbers, 127 the largest of each 32: every format holds them.
-        let values: Vec<f32> = (0..64u8)
-            .map(|i| f32::from(if i % 32 == 0 { 127 } else { i }))
-            .collect();
+    fn multiplies_exactly() {
+        let values: Vec<f32> = (0..256u16).map(|i| f32::from(i % 61) - 23.5).collect();
         for format in Format::ALL {
+            let expand = |packed: &[u8]| {
+                let mut values = vec![0.0; 256];
+                format.spec().dequantize(packed, &mut values);
+                values
+            };
+            let mut packed = vec![0; format.row_bytes(256).unwrap_or(0)];
+            format.spec().quantize(&values, &mut packed);
+            let before = expand(&packed);
             for exponent in [0u8, 1, 5, 10] {
-                let divided: Vec<f32> = values
+                let want: Vec<f32> = before
                     .iter()
-                    .map(|x| x / f32::from(exponent).exp2())
+                    .map(|x| x * f32::from(exponent).exp2())
                     .collect();
-                let mut packed = vec![0; format.row_bytes(64).unwrap_or(0)];
-                format.spec().quantize(&divided, &mut packed);
-                let mut want = packed.clone();
-                format.spec().quantize(&values, &mut want);
+                let got = multiplied(format, &packed, u32::from(exponent));
                 assert_eq!(
-                    multiplied(format, &packed, u32::from(exponent)).as_ref(),
-                    Ok(&want),
+                    got.map(|bytes| expand(&bytes)),
+                    Ok(want),
                     "{format}, 2^{exponent}"
                 );
             }
-            let mut packed = vec![0; format.row_bytes(64).unwrap_or(0)];
-            format.spec().quantize(&values, &mut packed);
             assert!(multiplied(format, &packed, u32::MAX).is_err(), "{format}");
         }
     }

@@ -236,6 +236,11 @@ impl BoundWeights {
         Ok(Place::Memory(copy.into()))
     }
 
+    /// How many elements the tensor called `name` has, if there is one.
+    pub(super) fn elements(&self, name: &str) -> Option<usize> {
+        Some(self.checkpoint.get(name)?.shape.iter().product())
+    }
+
     fn find(&self, name: &str) -> Result<TensorView<'_>, Error> {
         self.checkpoint
             .get(name)

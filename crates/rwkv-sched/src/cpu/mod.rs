@@ -1,13 +1,16 @@
 //! The CPU executor: interprets the logical graph, operation by operation, with the twins of `rwkv-kernels`. Weights
 //! are used where they are (a mapped file, say). It is the oracle of the GPU executor.
 
+mod blend;
 mod step;
 
 use crate::{
-    Batch, Error, Executor, Graph, Logits, Model, ModelConfig, Result, SlotId, State, StateLayout,
-    Weight,
+    Adapter, Batch, BlendProgress, Error, Executor, Graph, Logits, Model, ModelConfig, Result,
+    SlotId, State, StateLayout, Weight,
+    adapter::{Blends, Recipe},
 };
-use std::collections::HashMap;
+use blend::{CpuBlend, CpuBlender, PartialBlend};
+use std::{collections::HashMap, sync::Arc};
 use step::Step;
 
 /// Runs a model on the processor.
@@ -16,10 +19,13 @@ pub struct CpuExecutor {
     name: String,
     layout: StateLayout,
     states: Vec<State>,
+    /// Of a sequence that has seen nothing.
+    initial: State,
     /// Vectors in f32: small, and used by every token.
     vectors: HashMap<Weight, Vec<f32>>,
     /// After which node each value is dropped.
     last_use: Vec<usize>,
+    blends: Blends<PartialBlend, CpuBlend>,
 }
 
 /// Tokens that share the expansion of a weight row; past this the activations leave the cache.
@@ -37,6 +43,7 @@ impl CpuExecutor {
             });
         }
         let layout = model.state_layout();
+        let initial = model.initial_state()?;
         let mut vectors = HashMap::new();
         for weight in model.graph().nodes().iter().flat_map(|n| n.op.vectors()) {
             let len = model
@@ -54,11 +61,22 @@ impl CpuExecutor {
                 if threads == 1 { "" } else { "s" }
             ),
             layout,
-            states: vec![State::zeros(layout); slots],
+            states: vec![initial.clone(); slots],
+            initial,
             vectors,
             last_use: last_uses(model.graph()),
+            blends: Blends::default(),
             model: model.clone(),
         })
+    }
+
+    fn prepare(&mut self, recipe: &Recipe, tensors: usize) -> Result<BlendProgress> {
+        let blender = CpuBlender {
+            model: &self.model,
+            vectors: &self.vectors,
+            matrices: self.model.matrices(),
+        };
+        self.blends.prepare(recipe, tensors, &blender)
     }
 
     fn slot(&mut self, slot: SlotId) -> Result<&mut State> {
@@ -102,17 +120,24 @@ impl Executor for CpuExecutor {
 
     fn device_bytes(&self) -> u64 {
         let vectors: usize = self.vectors.values().map(|v| v.len() * 4).sum();
-        vectors as u64 + self.layout.bytes() * self.states.len() as u64
+        let (ready, pending) = self.blends.held();
+        let blends: u64 = ready.map(CpuBlend::bytes).sum();
+        let pending: u64 = pending.map(PartialBlend::bytes).sum();
+        vectors as u64 + self.layout.bytes() * self.states.len() as u64 + blends + pending
     }
 
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
         let tables = batch.tables(self.model.config().vocab, self.states.len())?;
-        let graph = self.model.graph();
+        let (model, vectors) = match self.blends.active() {
+            Some(blend) => (&blend.model, &blend.vectors),
+            None => (&self.model, &self.vectors),
+        };
+        let graph = model.graph();
         let mut step = Step {
-            model: &self.model,
+            model,
             tables: &tables,
             states: &mut self.states,
-            vectors: &self.vectors,
+            vectors,
             values: vec![None; graph.value_count()],
         };
         for (index, node) in graph.nodes().iter().enumerate() {
@@ -131,8 +156,8 @@ impl Executor for CpuExecutor {
     }
 
     fn reset(&mut self, slot: SlotId) -> Result<()> {
-        let zeros = State::zeros(self.layout);
-        *self.slot(slot)? = zeros;
+        let initial = self.initial.clone();
+        *self.slot(slot)? = initial;
         Ok(())
     }
 
@@ -144,5 +169,19 @@ impl Executor for CpuExecutor {
         state.check(self.layout)?;
         self.slot(slot)?.clone_from(state);
         Ok(())
+    }
+
+    fn prepare_adapters(
+        &mut self,
+        blend: &[(Arc<Adapter>, f32)],
+        tensors: usize,
+    ) -> Result<BlendProgress> {
+        self.prepare(&Recipe::new(blend)?, tensors)
+    }
+
+    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        let recipe = Recipe::new(blend)?;
+        self.prepare(&recipe, usize::MAX)?;
+        self.blends.activate(&recipe)
     }
 }

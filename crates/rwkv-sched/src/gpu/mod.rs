@@ -1,5 +1,6 @@
 //! The GPU executor: fuses the graph, plans its buffers for each batch shape, and replays the resolved dispatches.
 
+mod blend;
 mod memory;
 mod plan;
 mod resident;
@@ -7,11 +8,13 @@ mod resolve;
 mod states;
 
 use crate::{
-    Batch, Error, Executor, LoadOptions, LoadProgress, Logits, Model, ModelConfig, Result, SlotId,
-    State, StateLayout,
+    Adapter, Batch, BlendProgress, Error, Executor, LoadOptions, LoadProgress, Logits, Model,
+    ModelConfig, Result, SlotId, State, StateLayout, WeightsDType,
+    adapter::{Blends, Recipe},
     batch::Tables,
     fuse::{Step, fuse},
 };
+use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
 pub use memory::DeviceMemory;
 use plan::{BatchShape, Plan};
 use quick_cache::unsync::Cache;
@@ -20,7 +23,7 @@ use rwkv_gpu::{Gpu, Readback};
 use rwkv_kernels::Kernels;
 use rwkv_mem::{Interned, Interner, Pool};
 use states::States;
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 /// Runs a model on a GPU.
 pub struct GpuExecutor {
@@ -31,10 +34,18 @@ pub struct GpuExecutor {
     weights: ResidentWeights,
     states: States,
     steps: Vec<Step>,
-    shapes: Interner<BatchShape>,
-    plans: Cache<Interned<BatchShape>, Plan>,
+    shapes: Interner<PlanKey>,
+    plans: Cache<Interned<PlanKey>, Plan>,
     readback: Option<Readback>,
+    /// The state of a sequence that has seen nothing, where it is not zeros.
+    initial: Option<State>,
+    weights_dtype: WeightsDType,
+    blends: Blends<PartialBlend, GpuBlend>,
 }
+
+/// What steps must agree in to share a plan: the shape of the batch, and the number of the blend, whose weights the plan
+/// has bound.
+type PlanKey = (BatchShape, u64);
 
 /// Batch shapes whose plans are kept. Each holds its activations, so the number is small.
 const PLANS: usize = 16;
@@ -61,7 +72,9 @@ impl GpuExecutor {
         let kernels = Kernels::new(gpu)?;
         let weights = ResidentWeights::upload(model, gpu, options, progress)?;
         let states = States::new(gpu, model.state_layout(), options.slots)?;
-        Ok(Self {
+        let initial = model.initial_state()?;
+        let initial = (initial != State::zeros(model.state_layout())).then_some(initial);
+        let mut executor = Self {
             name: gpu.name().to_owned(),
             kernels,
             pool: Pool::new(gpu),
@@ -71,19 +84,32 @@ impl GpuExecutor {
             shapes: Interner::default(),
             plans: Cache::new(PLANS),
             readback: None,
+            initial,
+            weights_dtype: options.weights_dtype,
+            blends: Blends::default(),
             model: model.clone(),
-        })
+        };
+        // New states are zeros.
+        if executor.initial.is_some() {
+            for slot in (0u32..).take(executor.slots()) {
+                executor.reset(SlotId(slot))?;
+            }
+        }
+        Ok(executor)
     }
 
     /// The plan for batches of this shape, made on first use.
-    fn plan(&mut self, shape: BatchShape) -> Result<Interned<BatchShape>> {
-        let key = self.shapes.intern(shape);
+    fn plan(&mut self, shape: BatchShape) -> Result<Interned<PlanKey>> {
+        let key = self.shapes.intern((shape, self.blends.number()));
         if self.plans.get(&key).is_none() {
             let context = plan::Context {
                 model: &self.model,
                 kernels: &self.kernels,
                 pool: &self.pool,
-                weights: &self.weights,
+                weights: ActiveWeights {
+                    base: &self.weights,
+                    blend: self.blends.active(),
+                },
                 states: &self.states,
                 steps: &self.steps,
             };
@@ -92,6 +118,38 @@ impl GpuExecutor {
             self.shapes.trim();
         }
         Ok(key)
+    }
+
+    /// Computes up to `tensors` tensors of a blend; where memory does not suffice, once more without the blends that
+    /// are not in use.
+    fn prepare(&mut self, recipe: &Recipe, tensors: usize) -> Result<BlendProgress> {
+        let mut prepared = self.try_prepare(recipe, tensors);
+        if prepared.as_ref().is_err_and(blend::out_of_memory) {
+            self.blends.forget();
+            self.drop_stale_plans();
+            self.pool.trim();
+            prepared = self.try_prepare(recipe, tensors);
+        }
+        self.drop_stale_plans();
+        prepared
+    }
+
+    fn try_prepare(&mut self, recipe: &Recipe, tensors: usize) -> Result<BlendProgress> {
+        let blender = GpuBlender {
+            model: &self.model,
+            kernels: &self.kernels,
+            pool: &self.pool,
+            weights: &self.weights,
+            dtype: self.weights_dtype,
+        };
+        self.blends.prepare(recipe, tensors, &blender)
+    }
+
+    /// Plans keep the weights that they have bound: those of blends that are gone go too.
+    fn drop_stale_plans(&mut self) {
+        let blends = &self.blends;
+        self.plans.retain(|key, _| blends.has_number(key.1));
+        self.shapes.trim();
     }
 
     /// A readback buffer of at least `bytes`.
@@ -129,7 +187,11 @@ impl Executor for GpuExecutor {
 
     fn device_bytes(&self) -> u64 {
         let counters = self.pool.counters();
-        self.weights.bytes() + self.states.bytes() + counters.live + counters.cached
+        let (ready, pending) = self.blends.held();
+        let blends: u64 = ready.map(GpuBlend::bytes).sum();
+        let pending: u64 = pending.map(PartialBlend::bytes).sum();
+        let pool = counters.live + counters.cached;
+        self.weights.bytes() + self.states.bytes() + pool + blends + pending
     }
 
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
@@ -181,7 +243,10 @@ impl Executor for GpuExecutor {
     }
 
     fn reset(&mut self, slot: SlotId) -> Result<()> {
-        self.states.reset(self.kernels.gpu(), slot)
+        match &self.initial {
+            Some(state) => self.states.write(self.kernels.gpu(), slot, state),
+            None => self.states.reset(self.kernels.gpu(), slot),
+        }
     }
 
     fn state(&mut self, slot: SlotId) -> Result<State> {
@@ -191,6 +256,22 @@ impl Executor for GpuExecutor {
     fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
         state.check(StateLayout::of(self.model.config()))?;
         self.states.write(self.kernels.gpu(), slot, state)
+    }
+
+    fn prepare_adapters(
+        &mut self,
+        blend: &[(Arc<Adapter>, f32)],
+        tensors: usize,
+    ) -> Result<BlendProgress> {
+        self.prepare(&Recipe::new(blend)?, tensors)
+    }
+
+    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        let recipe = Recipe::new(blend)?;
+        self.prepare(&recipe, usize::MAX)?;
+        self.blends.activate(&recipe)?;
+        self.drop_stale_plans();
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! A plan: for one batch shape, a buffer for each value, and every dispatch resolved.
 
-use super::{resident::ResidentWeights, resolve::Resolver, states::States};
+use super::{blend::ActiveWeights, resolve::Resolver, states::States};
 use crate::{Domain, Error, Model, Result, ValueId, batch::Tables, fuse::Step};
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu};
 use rwkv_kernels::{BatchTables, Kernels, View};
@@ -20,7 +20,7 @@ pub(super) struct Context<'a> {
     pub(super) model: &'a Model,
     pub(super) kernels: &'a Kernels,
     pub(super) pool: &'a Pool,
-    pub(super) weights: &'a ResidentWeights,
+    pub(super) weights: ActiveWeights<'a>,
     pub(super) states: &'a States,
     pub(super) steps: &'a [Step],
 }

@@ -95,7 +95,7 @@ impl ResidentWeights {
 }
 
 /// The vectors of an operation, as its kernel binds them.
-fn vector_groups(op: &Op) -> Vec<Vec<Weight>> {
+pub(super) fn vector_groups(op: &Op) -> Vec<Vec<Weight>> {
     match op {
         Op::TokenShift { mixes, .. } => vec![mixes.clone()],
         other => other.vectors().into_iter().map(|w| vec![w]).collect(),

@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 /// A model to make up: `VERSION:LAYERSxWIDTH[:KEY=VALUE,…]`, such as `v7:24x2048` or `v6:12x768:vocab=1000,seed=7`.
 ///
-/// Versions are `v4`, `v5.0`, `v5.1`, `v5.2` (or `v5`), `v6`, `v7` and `v7a`. Keys are `vocab` (65536), `head` (64), `ffn`
+/// Versions are `v4`, `v5.0`, `v5.1`, `v5.2` (or `v5`), `v6`, `v7` and `v7a`. Keys are `vocab` (65536), `head` (64; version 4 has none), `ffn`
 /// (as the published models of the version: 3.5 widths, rounded down to 32, in versions 5 and 6, else 4 widths),
 /// `zeros` (0.5: the share of activations in the channel mix that are zero) and `seed` (0).
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +82,8 @@ impl FromStr for SyntheticSpec {
                 version: *version,
                 layers,
                 width,
-                head_size: 64,
+                // Version 4 has no heads: its channels are on their own.
+                head_size: if *version == Version::V4 { 1 } else { 64 },
                 ffn: ffn.max(1),
                 vocab: 65_536,
                 norm_epsilon: NORM_EPSILON,

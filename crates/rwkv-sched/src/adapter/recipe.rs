@@ -1,0 +1,181 @@
+//! What a blend does to each tensor, on the host.
+
+use super::Adapter;
+use crate::{Error, Model, Result, Weight, Weights};
+use rwkv_kernels::{
+    Matrix,
+    ops::{self, Change},
+};
+use std::{collections::HashSet, sync::Arc};
+
+/// Adapters and their strengths, each adapter once and none without effect: blends that are equal have equal recipes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recipe {
+    parts: Vec<(Arc<Adapter>, f32)>,
+}
+
+/// What tells recipes apart: adapters by their numbers, strengths by their bits.
+pub(crate) type RecipeKey = Vec<(u64, u32)>;
+
+impl Recipe {
+    /// Adds up the strengths of an adapter that is named twice.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] for a strength that is no finite number.
+    pub(crate) fn new(blend: &[(Arc<Adapter>, f32)]) -> Result<Self> {
+        let mut parts: Vec<(Arc<Adapter>, f32)> = Vec::new();
+        for (adapter, strength) in blend {
+            match parts.iter_mut().find(|(a, _)| a.id == adapter.id) {
+                Some((_, sum)) => *sum += strength,
+                None => parts.push((adapter.clone(), *strength)),
+            }
+        }
+        if let Some((adapter, strength)) = parts.iter().find(|(_, s)| !s.is_finite()) {
+            let problem = format!("a strength of {strength}, where a finite number is needed");
+            return Err(adapter.error(problem));
+        }
+        parts.retain(|(adapter, strength)| *strength != 0.0 && !adapter.is_empty());
+        parts.sort_by_key(|(adapter, _)| adapter.id);
+        Ok(Self { parts })
+    }
+
+    /// Whether it is the base model.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    pub(crate) fn key(&self) -> RecipeKey {
+        let key = |(adapter, strength): &(Arc<Adapter>, f32)| (adapter.id, strength.to_bits());
+        self.parts.iter().map(key).collect()
+    }
+
+    /// The weights of `model` that it changes, in the order of the graph.
+    ///
+    /// # Errors
+    /// What [`Adapter::check`] says.
+    pub(crate) fn changed(&self, model: &Model) -> Result<Vec<Weight>> {
+        let mut changed = HashSet::new();
+        for (adapter, _) in &self.parts {
+            adapter.check(model)?;
+            changed.extend(adapter.weights());
+        }
+        let all = model.tensors().into_iter();
+        Ok(all.filter(|w| changed.contains(w)).collect())
+    }
+
+    /// What it does to `weight`, which is `rows × cols` in the base.
+    pub(crate) fn of(&self, weight: Weight, rows: usize, cols: usize) -> TensorRecipe {
+        let pairs = || {
+            self.parts.iter().filter_map(|(adapter, strength)| {
+                let pair = adapter.low_rank.get(&weight)?;
+                Some((pair, strength * pair.scale))
+            })
+        };
+        let rank = pairs().map(|(pair, _)| pair.rank).sum();
+        let mut a = Vec::with_capacity(rank * cols);
+        pairs().for_each(|(pair, _)| a.extend_from_slice(&pair.a));
+        let mut b = Vec::with_capacity(rows * rank);
+        for row in 0..rows {
+            for (pair, factor) in pairs() {
+                let of_row = row * pair.rank..(row + 1) * pair.rank;
+                let values = pair.b.get(of_row).unwrap_or_default();
+                b.extend(values.iter().map(|x| factor * x));
+            }
+        }
+        let whole: Vec<_> = self
+            .parts
+            .iter()
+            .filter_map(|(adapter, s)| Some((adapter.whole.get(&weight)?.clone(), *s)))
+            .collect();
+        TensorRecipe {
+            weight,
+            cols,
+            keep: 1.0 - whole.iter().map(|(_, s)| s).sum::<f32>(),
+            rank,
+            a,
+            b,
+            whole,
+        }
+    }
+
+    /// The blended vector `weight` of `model`.
+    pub(crate) fn vector(&self, model: &Model, weight: Weight) -> Result<Vec<f32>> {
+        let base = model.weights().matrix(weight)?;
+        let len = base.shape().elements().unwrap_or(0);
+        let recipe = self.of(weight, 1, len);
+        let mut values = model.weights().vector(weight, len)?;
+        for x in &mut values {
+            *x = if recipe.keep == 0.0 {
+                0.0
+            } else {
+                recipe.keep * *x
+            };
+        }
+        for (tensors, strength) in &recipe.whole {
+            for (x, t) in values.iter_mut().zip(tensors.vector(weight, len)?) {
+                *x += strength * t;
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// What a blend does to one matrix.
+pub(crate) struct TensorRecipe {
+    weight: Weight,
+    cols: usize,
+    /// What is left of the base.
+    pub(crate) keep: f32,
+    /// Ranks of all low-rank changes.
+    pub(crate) rank: usize,
+    /// `[rank, cols]`.
+    pub(crate) a: Vec<f32>,
+    /// `[rows, rank]`, strengths and scales included.
+    b: Vec<f32>,
+    whole: Vec<(Arc<dyn Weights>, f32)>,
+}
+
+impl TensorRecipe {
+    /// Whether it has whole tensors.
+    pub(crate) fn has_whole(&self) -> bool {
+        !self.whole.is_empty()
+    }
+
+    /// B's rows `first .. first + count`.
+    pub(crate) fn b(&self, first: usize, count: usize) -> &[f32] {
+        let rows = first * self.rank..(first + count) * self.rank;
+        self.b.get(rows).unwrap_or_default()
+    }
+
+    /// Rows `first .. first + count` of `Σ s T`; empty where there is no T.
+    pub(crate) fn whole(&self, first: usize, count: usize) -> Result<Vec<f32>> {
+        if self.whole.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut sum = vec![0.0; count * self.cols];
+        let mut row = vec![0.0; self.cols];
+        for (tensors, strength) in &self.whole {
+            let tensor = tensors.matrix(self.weight)?;
+            for (index, sum) in sum.chunks_exact_mut(self.cols.max(1)).enumerate() {
+                tensor.expand_row(first + index, &mut row);
+                for (sum, t) in sum.iter_mut().zip(&row) {
+                    *sum += strength * t;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Rows `first ..` of the blend of `base`, as many as `out` holds.
+    pub(crate) fn rows(&self, base: &Matrix<'_>, first: usize, out: &mut [f32]) -> Result<()> {
+        let count = out.len() / self.cols.max(1);
+        let whole = self.whole(first, count)?;
+        let change = Change {
+            keep: self.keep,
+            a: &self.a,
+            b: self.b(first, count),
+            whole: &whole,
+        };
+        ops::blend(base, first, &change, out).map_err(Error::from)
+    }
+}

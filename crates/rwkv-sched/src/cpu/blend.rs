@@ -1,0 +1,155 @@
+//! Blends on the processor: the changed tensors beside the base model's.
+
+use crate::{
+    Model, Result, Weight, Weights,
+    adapter::{Blender, Recipe},
+    weights::InMemoryWeights,
+};
+use rwkv_kernels::{Format, Matrix};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+/// A model with some of its tensors blended.
+pub(super) struct CpuBlend {
+    pub(super) model: Model,
+    pub(super) vectors: HashMap<Weight, Vec<f32>>,
+    bytes: u64,
+}
+
+/// What there is of one.
+#[derive(Default)]
+pub(super) struct PartialBlend {
+    changed: InMemoryWeights,
+    vectors: HashMap<Weight, Vec<f32>>,
+    bytes: u64,
+}
+
+impl CpuBlend {
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl PartialBlend {
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Makes blends of `model`, whose vectors are `vectors`.
+pub(super) struct CpuBlender<'a> {
+    pub(super) model: &'a Model,
+    pub(super) vectors: &'a HashMap<Weight, Vec<f32>>,
+    pub(super) matrices: HashSet<Weight>,
+}
+
+/// Elements that are blended at a time.
+const SLAB: usize = 1 << 20;
+
+impl Blender for CpuBlender<'_> {
+    type Partial = PartialBlend;
+    type Blend = CpuBlend;
+
+    fn model(&self) -> &Model {
+        self.model
+    }
+
+    fn start(&self, _: &[Weight]) -> Result<PartialBlend> {
+        Ok(PartialBlend::default())
+    }
+
+    fn blend(&self, recipe: &Recipe, weight: Weight, partial: &mut PartialBlend) -> Result<()> {
+        if !self.matrices.contains(&weight) {
+            let values = recipe.vector(self.model, weight)?;
+            partial.bytes += (values.len() * 4) as u64;
+            partial.vectors.insert(weight, values);
+            return Ok(());
+        }
+        let base = self.model.weights().matrix(weight)?;
+        let packed = match base.format() {
+            Format::F32 | Format::Bf16 => None,
+            _ => pack(recipe, weight, &base, Format::F16)?,
+        };
+        let (format, bytes) = if let Some(bytes) = packed {
+            (Format::F16, bytes)
+        } else {
+            // As wide as the base, or wider where a value leaves f16.
+            let bytes = pack(recipe, weight, &base, Format::F32)?;
+            (Format::F32, bytes.unwrap_or_default())
+        };
+        partial.bytes += bytes.len() as u64;
+        let shape = base.shape();
+        partial
+            .changed
+            .insert_packed(weight, format, shape.rows, shape.cols, bytes)
+    }
+
+    fn finish(&self, _: &Recipe, partial: PartialBlend) -> Result<CpuBlend> {
+        let mut vectors = self.vectors.clone();
+        vectors.extend(partial.vectors);
+        let weights = BlendedWeights {
+            base: self.model.clone(),
+            changed: partial.changed,
+        };
+        Ok(CpuBlend {
+            model: self.model.with_weights(Arc::new(weights)),
+            vectors,
+            bytes: partial.bytes,
+        })
+    }
+}
+
+/// The blended matrix in `format`, or none where it is F16 and a value does not fit.
+fn pack(
+    recipe: &Recipe,
+    weight: Weight,
+    base: &Matrix<'_>,
+    format: Format,
+) -> Result<Option<Vec<u8>>> {
+    let (rows, cols) = (base.shape().rows.0, base.shape().cols.0);
+    let recipe = recipe.of(weight, rows, cols);
+    let row_bytes = format.row_bytes(cols).unwrap_or(0);
+    let mut bytes = vec![0; rows * row_bytes];
+    let slab = (SLAB / cols.max(1)).max(1);
+    let mut values = vec![0.0; slab.min(rows) * cols];
+    for (first, out) in (0..rows)
+        .step_by(slab)
+        .zip(bytes.chunks_mut((slab * row_bytes).max(1)))
+    {
+        let count = slab.min(rows - first);
+        let values = &mut values[..count * cols];
+        recipe.rows(base, first, values)?;
+        let too_large = |x: &f32| x.is_finite() && x.abs() > 65504.0;
+        if format == Format::F16 && values.iter().any(too_large) {
+            return Ok(None);
+        }
+        format.spec().quantize(values, out);
+    }
+    Ok(Some(bytes))
+}
+
+/// The base model's tensors, but for those that a blend changes.
+struct BlendedWeights {
+    base: Model,
+    changed: InMemoryWeights,
+}
+
+impl Weights for BlendedWeights {
+    fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
+        if self.changed.has(weight) {
+            self.changed.matrix(weight)
+        } else {
+            self.base.weights().matrix(weight)
+        }
+    }
+
+    fn has(&self, weight: Weight) -> bool {
+        self.base.weights().has(weight)
+    }
+
+    fn name(&self, weight: Weight) -> String {
+        self.base.weights().name(weight)
+    }
+}

@@ -1,0 +1,259 @@
+//! Blends on the GPU: the changed matrices and vectors in device memory, made from the resident ones.
+
+use super::resident::{ResidentWeights, vector_groups};
+use crate::{
+    Model, Result, Weight, WeightsDType,
+    adapter::{Blender, Recipe},
+};
+use rwkv_gpu::{Buffer, BufferKind, Readback};
+use rwkv_kernels::{Format, GpuMatrix, GpuVector, Kernels, View, ops::Blend};
+use rwkv_mem::{Pool, Pooled, Upload};
+use std::collections::HashMap;
+
+/// What a blend changes.
+#[derive(Default)]
+pub(super) struct GpuBlend {
+    matrices: HashMap<Weight, GpuMatrix>,
+    vectors: HashMap<Vec<Weight>, GpuVector>,
+}
+
+impl GpuBlend {
+    pub(super) fn bytes(&self) -> u64 {
+        let matrices: u64 = self.matrices.values().map(GpuMatrix::bytes).sum();
+        let vectors: u64 = self.vectors.values().map(GpuVector::bytes).sum();
+        matrices + vectors
+    }
+}
+
+/// What there is of one.
+pub(super) struct PartialBlend {
+    blend: GpuBlend,
+    /// The weights of the whole blend, in the order of `largest`.
+    weights: Vec<Weight>,
+    /// The largest magnitude of each matrix, as the bits of an f32.
+    largest: Buffer,
+    upload: Upload,
+}
+
+impl PartialBlend {
+    pub(super) fn bytes(&self) -> u64 {
+        self.blend.bytes()
+    }
+}
+
+/// The weights that plans are made of: a blend's where it has them, else the base model's.
+#[derive(Clone, Copy)]
+pub(super) struct ActiveWeights<'a> {
+    pub(super) base: &'a ResidentWeights,
+    pub(super) blend: Option<&'a GpuBlend>,
+}
+
+impl<'a> ActiveWeights<'a> {
+    pub(super) fn matrix(&self, weight: Weight) -> Option<&'a GpuMatrix> {
+        let blended = self.blend.and_then(|b| b.matrices.get(&weight));
+        blended.or_else(|| self.base.matrix(weight))
+    }
+
+    /// The vectors `group`, one after the other.
+    pub(super) fn vectors(&self, group: &[Weight]) -> Option<&'a GpuVector> {
+        let blended = self.blend.and_then(|b| b.vectors.get(group));
+        blended.or_else(|| self.base.vectors(group))
+    }
+}
+
+/// Makes blends of the resident weights of `model`.
+pub(super) struct GpuBlender<'a> {
+    pub(super) model: &'a Model,
+    pub(super) kernels: &'a Kernels,
+    pub(super) pool: &'a Pool,
+    pub(super) weights: &'a ResidentWeights,
+    pub(super) dtype: WeightsDType,
+}
+
+/// Bytes of B or T that are on the GPU at a time.
+const SLAB: usize = 8 << 20;
+
+impl Blender for GpuBlender<'_> {
+    type Partial = PartialBlend;
+    type Blend = GpuBlend;
+
+    fn model(&self) -> &Model {
+        self.model
+    }
+
+    fn start(&self, weights: &[Weight]) -> Result<PartialBlend> {
+        let gpu = self.kernels.gpu();
+        let bytes = (weights.len() * 4) as u64;
+        Ok(PartialBlend {
+            blend: GpuBlend::default(),
+            weights: weights.to_vec(),
+            largest: gpu.buffer(BufferKind::Storage, "largest of a blend", bytes)?,
+            upload: Upload::new(gpu),
+        })
+    }
+
+    fn blend(&self, recipe: &Recipe, weight: Weight, partial: &mut PartialBlend) -> Result<()> {
+        if let Some(base) = self.weights.matrix(weight) {
+            let format = match base.format() {
+                Format::F32 => Format::F32,
+                _ => Format::F16,
+            };
+            let matrix = self.matrix(recipe, weight, base, format, partial)?;
+            partial.blend.matrices.insert(weight, matrix);
+        }
+        for node in self.model.graph().nodes() {
+            for group in vector_groups(&node.op) {
+                if !group.contains(&weight) || partial.blend.vectors.contains_key(&group) {
+                    continue;
+                }
+                let mut values = Vec::new();
+                for &part in &group {
+                    values.extend(recipe.vector(self.model, part)?);
+                }
+                let (gpu, name) = (self.kernels.gpu(), self.model.weights().name(weight));
+                let vector = GpuVector::new(gpu, &name, &values, &mut partial.upload)?;
+                partial.blend.vectors.insert(group, vector);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at how large the values became; nothing else waits for the GPU.
+    fn finish(&self, recipe: &Recipe, mut partial: PartialBlend) -> Result<GpuBlend> {
+        let gpu = self.kernels.gpu();
+        let bytes = (partial.weights.len() * 4) as u64;
+        let readback = Readback::new(gpu, "largest of a blend", bytes)?;
+        let mut recorder = gpu.recorder("largest of a blend");
+        recorder.read(&partial.largest, 0, bytes, &readback);
+        let submission = recorder.submit()?;
+        let largest: Vec<f32> =
+            readback.view(gpu, &submission, bytes, bytemuck::pod_collect_to_vec)?;
+        for (weight, value) in partial.weights.clone().into_iter().zip(largest) {
+            let half = |m: &GpuMatrix| m.format() == Format::F16;
+            if value <= 65504.0 || !partial.blend.matrices.get(&weight).is_some_and(half) {
+                continue;
+            }
+            if self.dtype == WeightsDType::F16 {
+                let tensor = format!("{} with its adapters", self.model.weights().name(weight));
+                return Err(rwkv_kernels::Error::OutsideF16 { tensor, value }.into());
+            }
+            if let Some(base) = self.weights.matrix(weight) {
+                partial.blend.matrices.remove(&weight);
+                let matrix = self.matrix(recipe, weight, base, Format::F32, &mut partial)?;
+                partial.blend.matrices.insert(weight, matrix);
+            }
+        }
+        self.pool.trim();
+        Ok(partial.blend)
+    }
+}
+
+impl GpuBlender<'_> {
+    /// The blend of `base` in `format`.
+    fn matrix(
+        &self,
+        recipe: &Recipe,
+        weight: Weight,
+        base: &GpuMatrix,
+        format: Format,
+        partial: &mut PartialBlend,
+    ) -> Result<GpuMatrix> {
+        let gpu = self.kernels.gpu();
+        let name = self.model.weights().name(weight);
+        let (rows, cols) = (base.shape().rows.0, base.shape().cols.0);
+        let recipe = recipe.of(weight, rows, cols);
+        let y = GpuMatrix::zeros(gpu, &name, base.shape(), format)?;
+        let index = partial.weights.iter().position(|w| *w == weight);
+        let rank = recipe.rank;
+        let a = self.operand(rank, cols, &recipe.a, &mut partial.upload)?;
+        let widest = if recipe.has_whole() {
+            cols.max(rank)
+        } else {
+            rank
+        };
+        let slab = (SLAB / (View::stride(widest) * 4).max(1)).max(1);
+        for first in (0..rows).step_by(slab) {
+            let count = slab.min(rows - first);
+            let b = if rank > 0 {
+                self.operand(count, rank, recipe.b(first, count), &mut partial.upload)?
+            } else {
+                None
+            };
+            let whole = recipe.whole(first, count)?;
+            let whole = self.operand(count, cols, &whole, &mut partial.upload)?;
+            let dispatches = self.kernels.blend(&Blend {
+                base,
+                first,
+                rows: count,
+                keep: recipe.keep,
+                a: a.as_ref().map(Operand::view),
+                b: b.as_ref().map(Operand::view),
+                whole: whole.as_ref().map(Operand::view),
+                largest: (&partial.largest, index.unwrap_or(0)),
+                y: &y,
+            })?;
+            let mut recorder = gpu.recorder("blend");
+            recorder.dispatch(&dispatches);
+            recorder.submit()?;
+        }
+        Ok(y)
+    }
+
+    /// `values` on the GPU, with rows as kernels have them; none where there are no values.
+    fn operand(
+        &self,
+        rows: usize,
+        width: usize,
+        values: &[f32],
+        upload: &mut Upload,
+    ) -> Result<Option<Operand>> {
+        if values.is_empty() {
+            return Ok(None);
+        }
+        let bytes = View::bytes(rows, width);
+        let buffer = self.pool.take(BufferKind::Storage, "adapter", bytes)?;
+        let stride = View::stride(width);
+        if stride == width {
+            upload.write(&buffer, 0, bytemuck::cast_slice(values))?;
+        } else {
+            let mut padded = vec![0.0f32; rows * stride];
+            let source = values.chunks_exact(width.max(1));
+            for (to, from) in padded.chunks_exact_mut(stride).zip(source) {
+                to[..width].copy_from_slice(from);
+            }
+            upload.write(&buffer, 0, bytemuck::cast_slice(&padded))?;
+        }
+        Ok(Some(Operand {
+            buffer,
+            rows,
+            width,
+        }))
+    }
+}
+
+/// A part of a change on the GPU.
+struct Operand {
+    buffer: Pooled,
+    rows: usize,
+    width: usize,
+}
+
+impl Operand {
+    fn view(&self) -> View<'_> {
+        View {
+            buffer: &self.buffer,
+            offset: 0,
+            rows: self.rows,
+            width: self.width,
+        }
+    }
+}
+
+/// Whether an error is one that freeing memory helps against.
+pub(super) fn out_of_memory(error: &crate::Error) -> bool {
+    use rwkv_kernels::Error::Gpu;
+    let (crate::Error::Gpu(error) | crate::Error::Kernel(Gpu(error))) = error else {
+        return false;
+    };
+    matches!(error, rwkv_gpu::Error::OutOfMemory { .. })
+}

@@ -28,7 +28,7 @@ fn specs() {
     );
     check(
         "v4:12x768:vocab=50277",
-        "v4:12x768:vocab=50277,head=64,ffn=3072,zeros=0.5,seed=0",
+        "v4:12x768:vocab=50277,head=1,ffn=3072,zeros=0.5,seed=0",
     );
     check(
         "v7a:1x32:seed=18446744073709551615,head=32,zeros=0.9,ffn=100,vocab=3",

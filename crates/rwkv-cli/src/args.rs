@@ -35,13 +35,28 @@ pub(crate) enum Command {
 
 #[derive(ClapArgs)]
 pub(crate) struct ModelArgs {
-    /// Model file: safetensors with the original names, or GGUF. Without it the bundled demo model runs.
+    /// Model file or folder: .pth, .safetensors, .st, .gguf, or a Hugging Face folder. Without it the bundled demo model
+    /// runs.
     #[arg(long, short, value_name = "FILE", env = "RWKV_MODEL")]
     pub(crate) model: Option<PathBuf>,
-    /// Vocabulary: `world`, `bytes`, a vocabulary file or a `tokenizer.json`. Without it: the one inside the model file,
-    /// a `tokenizer.json` or `*vocab*.txt` beside it, or what the vocabulary's size tells.
+    /// Vocabulary: `world`, `bytes`, a vocabulary file or a tokenizer.json. Without it: the one inside the model file, a
+    /// tokenizer.json or `*vocab*.txt` beside it, or what the vocabulary's size tells.
     #[arg(long, value_name = "FILE|world|bytes")]
     pub(crate) tokenizer: Option<String>,
+    /// What the group norm after the recurrence adds to the variance, where the file does not say or says it wrongly.
+    #[arg(long, value_name = "X")]
+    pub(crate) group_norm_eps: Option<f32>,
+    /// How low-rank pairs lie whose rank is the model's width, which no shape tells.
+    #[arg(long, value_name = "ORDER", hide_possible_values = false)]
+    pub(crate) square_pairs: Option<PairsArg>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PairsArg {
+    /// As in the original checkpoints.
+    InOut,
+    /// Transposed, as some converters leave them.
+    OutIn,
 }
 
 #[derive(ClapArgs)]
@@ -62,6 +77,32 @@ pub(crate) struct DeviceArgs {
     /// int8:0-11. A wrong one lists all.
     #[arg(long, value_name = "TYPE[:FIRST-LAST]")]
     pub(crate) quant: Option<Quantization>,
+    /// Change the weights by an adapter (.pth, .safetensors or a PEFT folder), times STRENGTH (1); may be given several
+    /// times.
+    #[arg(long, value_name = "FILE[=STRENGTH]", value_parser = adapter)]
+    pub(crate) lora: Vec<(PathBuf, f32)>,
+}
+
+/// The state that a sequence begins with, and where its last one goes.
+#[derive(ClapArgs)]
+pub(crate) struct StateArgs {
+    /// Begin with this state: one that --save-state wrote, or a tuned one (`time_state`).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) state: Option<PathBuf>,
+    /// How the matrices of a tuned state lie, where the kind of file tells it wrongly.
+    #[arg(long, value_name = "ORDER", requires = "state")]
+    pub(crate) state_order: Option<StateOrderArg>,
+    /// Write the state after the last token that was printed, to go on from it another time.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_state: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum StateOrderArg {
+    /// As .pth files of version 7 have them.
+    ValueKey,
+    /// As .st files have them, and .pth files of versions 5 and 6.
+    KeyValue,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -158,6 +199,8 @@ pub(crate) struct GenerateArgs {
     /// Stop before this text; may be given several times. The end-of-text token always stops.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
     /// Print the prompt before its continuation.
     #[arg(long)]
     pub(crate) echo: bool,
@@ -305,4 +348,22 @@ fn token_bias(text: &str) -> Result<(u32, f32), String> {
         .parse()
         .map_err(|_| format!("`{bias}` is no number"))?;
     Ok((token, bias))
+}
+
+/// A path, which may hold `=` itself, and what follows its last `=` if that is a number.
+fn adapter(text: &str) -> Result<(PathBuf, f32), String> {
+    let (path, strength) = match text.rsplit_once('=') {
+        Some((path, number)) if !std::path::Path::new(text).exists() => {
+            let strength = number
+                .trim()
+                .parse()
+                .map_err(|_| format!("`{number}` is no strength, such as 0.5"))?;
+            (path, strength)
+        }
+        _ => (text, 1.0),
+    };
+    if path.is_empty() || !f32::is_finite(strength) {
+        return Err("expected FILE or FILE=STRENGTH".to_owned());
+    }
+    Ok((path.into(), strength))
 }

@@ -1,19 +1,25 @@
 //! Opening a model and a device, with what a person sees meanwhile.
 
 use crate::{
-    args::{DeviceArgs, ModelArgs, WeightsDTypeArg},
+    args::{DeviceArgs, ModelArgs, PairsArg, WeightsDTypeArg},
     usage::UsageError,
 };
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use rwkv_model::ModelFile;
-use rwkv_sched::{Device, Executor, LoadOptions, WeightsDType, load};
+use rwkv_model::{AdapterFile, ModelFile, OpenOptions};
+use rwkv_sched::{Device, Executor, LoadOptions, SlotId, WeightsDType, load};
 use std::{io::Read, path::Path};
 
 /// The model file that was named, or the demo model.
 pub(crate) fn model(args: &ModelArgs) -> Result<ModelFile> {
     if let Some(path) = args.model.as_deref() {
-        return Ok(ModelFile::open(path)?);
+        let options = OpenOptions {
+            group_norm_epsilon: args.group_norm_eps,
+            turned_pairs: args
+                .square_pairs
+                .map(|order| matches!(order, PairsArg::OutIn)),
+        };
+        return Ok(ModelFile::open_with(path, options)?);
     }
     eprintln!(
         "note: no --model and no RWKV_MODEL: this is the bundled demo model, 9 million parameters"
@@ -21,7 +27,8 @@ pub(crate) fn model(args: &ModelArgs) -> Result<ModelFile> {
     Ok(ModelFile::demo()?)
 }
 
-/// An executor of `file` for `slots` sequences on the device that was named.
+/// An executor of `file` for `slots` sequences on the device that was named, with the adapters that were. A tuned state
+/// among them is where the first sequence begins.
 pub(crate) fn executor(
     file: &ModelFile,
     args: &DeviceArgs,
@@ -45,7 +52,6 @@ pub(crate) fn executor(
             slots,
             weights_dtype,
             quantization: args.quant.clone(),
-            ..LoadOptions::default()
         },
         &mut |progress| {
             bar.set_length(progress.total);
@@ -53,7 +59,17 @@ pub(crate) fn executor(
         },
     );
     bar.finish_and_clear();
-    Ok(executor?)
+    let mut executor = executor?;
+    let mut blend = Vec::new();
+    for (path, strength) in &args.lora {
+        let adapter = AdapterFile::open(path, &model)?;
+        if let Some(state) = &adapter.initial_state {
+            executor.set_state(SlotId(0), state)?;
+        }
+        blend.push((adapter.adapter, *strength));
+    }
+    executor.set_adapters(&blend)?;
+    Ok(executor)
 }
 
 /// A bar on stderr, which shows nothing where stderr is no terminal.

@@ -781,3 +781,111 @@ fn gpu_settings() {
         assert!(text(&output.stderr).contains(name));
     }
 }
+
+#[test]
+fn adapters_blend_and_replace() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [one, two] = ["one.st", "two=2.st"].map(path);
+    for (seed, file) in [("1", &one), ("2", &two)] {
+        let spec = format!("v7:2x64:vocab=256,seed={seed}");
+        assert!(run(&["synthesize", &spec, file]).status.success());
+    }
+    let logits = |more: &[&str]| {
+        let args = [
+            "logits", "--tokens", "1,2,3", "--device", "cpu", "--output", "-",
+        ];
+        stdout(&[&args[..], more].concat())
+    };
+    let [first, second] = [&one, &two].map(|file| logits(&["--model", file]));
+    assert_ne!(first, second);
+    let blended = |lora: &str| logits(&["--model", &one, "--lora", lora]);
+    assert_eq!(blended(&two), second, "whole tensors replace");
+    assert_eq!(blended(&format!("{two}=0")), first);
+    let half = blended(&format!("{two}=0.5"));
+    assert!(half != first && half != second);
+    let with_lora = |file: &str, lora: &str| {
+        [
+            "generate", "x", "--device", "cpu", "--model", file, "--lora", lora,
+        ]
+        .map(str::to_owned)
+    };
+    for (lora, code, part) in [
+        (format!("{one}=much"), 2, "no strength"),
+        (path("none.st"), 1, "none.st"),
+    ] {
+        let args = with_lora(&one, &lora);
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        refused(&args, code, part);
+    }
+    let other = path("other.st");
+    assert!(
+        run(&["synthesize", "v7:1x64:vocab=256", &other])
+            .status
+            .success()
+    );
+    let args = with_lora(&other, &two);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    refused(&args, 1, "two=2.st");
+}
+
+#[test]
+fn sessions_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [stopped, counted, later] = ["stopped", "counted", "later"].map(path);
+    let story = |tokens: &str, more: &[&str]| {
+        let args = [
+            "generate",
+            "It was a dark and stormy",
+            "--device",
+            "cpu",
+            "--temperature",
+            "0",
+            "--max-tokens",
+            tokens,
+        ];
+        stdout(&[&args[..], more].concat())
+    };
+    // The state is that after the last token that was printed, wherever the text was cut.
+    let long = story("30", &[]);
+    let short = story("12", &["--save-state", &counted]);
+    let next: String = long[short.len()..].chars().take(9).collect();
+    let cut = story("30", &["--stop", &next, "--save-state", &stopped]);
+    assert_eq!(cut, short);
+    let bytes = |file: &str| std::fs::read(file).unwrap();
+    assert!(bytes(&stopped) == bytes(&counted));
+
+    let go_on = |more: &[&str]| {
+        let args = [
+            "generate",
+            "\n",
+            "--device",
+            "cpu",
+            "--temperature",
+            "0",
+            "--max-tokens",
+            "8",
+        ];
+        stdout(&[&args[..], more].concat())
+    };
+    let continued = go_on(&["--state", &counted, "--save-state", &later]);
+    assert_eq!(continued, go_on(&["--state", &stopped]));
+    assert_ne!(continued, go_on(&[]));
+    assert!(bytes(&later) != bytes(&counted));
+
+    let broken = path("broken");
+    std::fs::write(&broken, &bytes(&counted)[..1000]).unwrap();
+    for (args, code, part) in [
+        (&["--state", &broken][..], 1, "broken"),
+        (&["--state", &path("none")], 1, "none"),
+        (&["--state-order", "key-value"], 2, "--state"),
+    ] {
+        let all = [
+            &["generate", "x", "--device", "cpu", "--max-tokens", "1"][..],
+            args,
+        ]
+        .concat();
+        refused(&all, code, part);
+    }
+}

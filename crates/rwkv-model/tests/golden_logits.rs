@@ -29,7 +29,11 @@ const SLOT: SlotId = SlotId(0);
 const CHUNKS: [usize; 5] = [1, 7, 32, 100, usize::MAX];
 
 /// The small trained models.
-const FIXTURES: [&str; 1] = ["tiny-rwkv-7v0-834K"];
+const FIXTURES: [&str; 3] = [
+    "tiny-rwkv-5v2-730K",
+    "tiny-rwkv-6v0-3m",
+    "tiny-rwkv-7v0-834K",
+];
 
 fn floats(value: &Value) -> Vec<f64> {
     value

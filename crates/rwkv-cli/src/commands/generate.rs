@@ -1,18 +1,18 @@
 //! `rwkv-cli generate`: continue a text.
 
 use crate::{
-    args::{GenerateArgs, SamplerOrderArg},
+    args::{GenerateArgs, SamplerOrderArg, StateOrderArg},
     interrupt::{EXIT_CODE, Interrupt},
     open,
     usage::UsageError,
 };
 use anyhow::Result;
 use rwkv_model::{
-    Tokenizer,
+    TimeStateOrder, Tokenizer,
     tokenizer::{StopStrings, TextDecoder},
 };
 use rwkv_sched::{
-    Executor, Generation, SlotId, Wanted, prefill,
+    Executor, Generation, Logits, SlotId, Wanted, prefill,
     sampling::{Sampler, SamplerOrder, SamplerParams},
 };
 use std::{
@@ -45,6 +45,14 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let tokenizer = file.tokenizer(args.model.tokenizer.as_deref())?;
     let tokens = tokenizer.encode(&prompt)?;
     let mut executor = open::executor(&file, &args.device, 1)?;
+    if let Some(path) = &args.state.state {
+        let order = match args.state.state_order {
+            None => TimeStateOrder::Auto,
+            Some(StateOrderArg::ValueKey) => TimeStateOrder::ValueKey,
+            Some(StateOrderArg::KeyValue) => TimeStateOrder::KeyValue,
+        };
+        executor.set_state(SLOT, &file.load_state(path, order)?.state)?;
+    }
     let interrupt = Interrupt::listen()?;
     let start = Instant::now();
     let mut summary = Summary {
@@ -63,6 +71,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_CODE));
     };
     summary.prompt.1 = start.elapsed();
+    let after_prompt = match args.state.save_state {
+        Some(_) => Some(executor.state(SLOT)?),
+        None => None,
+    };
     let uncounted = tokenizer.uncounted().collect();
     let generation = Generation::new(executor.as_mut(), SLOT, sampler, uncounted, &logits)?;
     let stops = StopStrings::new(&args.stop);
@@ -80,7 +92,23 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
         let _ = writeln!(out);
     }
-    written?;
+    let text = written?;
+    if let (Some(path), Some(state)) = (&args.state.save_state, &after_prompt) {
+        executor.set_state(SLOT, state)?;
+        if !text.printed().is_empty() {
+            let chunk = executor.chunk();
+            let on = &mut |_, _: &Logits| ControlFlow::Continue(());
+            prefill(
+                executor.as_mut(),
+                SLOT,
+                text.printed(),
+                chunk,
+                Wanted::None,
+                on,
+            )?;
+        }
+        file.save_state(&executor.state(SLOT)?, path)?;
+    }
     summary.print();
     Ok(if interrupt.pressed() {
         ExitCode::from(EXIT_CODE)
@@ -115,7 +143,7 @@ fn feed(
     executor: &mut dyn Executor,
     tokens: &[u32],
     interrupt: &Interrupt,
-) -> Result<Option<rwkv_sched::Logits>> {
+) -> Result<Option<Logits>> {
     let chunk = executor.chunk();
     let bar = (tokens.len() > LONG_PROMPT * chunk).then(|| {
         let bar = open::progress_bar("prompt {bar:30} {pos}/{len} tokens {per_sec}");
@@ -145,6 +173,24 @@ fn feed(
     Ok((!interrupt.pressed()).then_some(logits))
 }
 
+/// The continuation so far: its tokens, and how much text each of them and those before it make.
+#[derive(Default)]
+struct Continuation {
+    tokens: Vec<u32>,
+    ends: Vec<usize>,
+    /// Bytes of text made, and of these printed.
+    made: usize,
+    printed: usize,
+}
+
+impl Continuation {
+    /// The tokens whose text was printed to its end.
+    fn printed(&self) -> &[u32] {
+        let whole = self.ends.iter().take_while(|end| **end <= self.printed);
+        &self.tokens[..whole.count()]
+    }
+}
+
 /// Writes the continuation as it comes.
 #[allow(
     clippy::too_many_arguments,
@@ -159,8 +205,9 @@ fn stream(
     out: &mut impl Write,
     start: Instant,
     summary: &mut Summary,
-) -> Result<()> {
+) -> Result<Continuation> {
     let mut decoder = TextDecoder::new();
+    let mut written = Continuation::default();
     let decode_start = Instant::now();
     for token in generation.take(max_tokens) {
         let token = token?;
@@ -170,11 +217,15 @@ fn stream(
             break;
         }
         let text = decoder.push(tokenizer.token(token).unwrap_or_default());
+        written.made += text.len();
+        written.tokens.push(token);
+        written.ends.push(written.made);
         let shown = stops.push(text);
         out.write_all(shown.text.as_bytes())?;
         out.flush()?;
+        written.printed += shown.text.len();
         if shown.matched.is_some() {
-            return Ok(());
+            return Ok(written);
         }
         if interrupt.pressed() {
             break;
@@ -182,11 +233,14 @@ fn stream(
     }
     let last = stops.push(decoder.finish());
     out.write_all(last.text.as_bytes())?;
+    written.printed += last.text.len();
     if last.matched.is_none() {
-        out.write_all(stops.finish().text.as_bytes())?;
+        let rest = stops.finish().text;
+        out.write_all(rest.as_bytes())?;
+        written.printed += rest.len();
     }
     out.flush()?;
-    Ok(())
+    Ok(written)
 }
 
 /// What is told at the end.

@@ -1,6 +1,6 @@
 //! Weights in GPU memory.
 
-use crate::{Error, Format, GpuLayout, Matrix, Result, kernels::u32_of};
+use crate::{Error, Format, Matrix, Result, formats::GpuLayout, kernels::u32_of};
 use rayon::prelude::*;
 use rwkv_gpu::{BindGroup, Binding, Buffer, BufferKind, Gpu, Pipeline};
 use rwkv_mem::{Shape, Upload};
@@ -51,7 +51,7 @@ impl GpuVector {
 #[derive(Debug)]
 pub struct GpuMatrix {
     format: Format,
-    layout: &'static dyn GpuLayout,
+    layout: &'static GpuLayout,
     shape: Shape,
     chunks: Vec<Chunk>,
 }
@@ -75,7 +75,8 @@ impl GpuMatrix {
     ///
     /// # Errors
     /// [`Error::OutsideF16`] for a value that f16 cannot hold, [`Error::Shape`] for a format that the kernels do not
-    /// read or a row that passes the adapter's limits, [`Error::Gpu`] when it does not fit.
+    /// read, columns that are no whole number of its blocks, or a row that passes the adapter's limits, [`Error::Gpu`]
+    /// when it does not fit.
     pub fn new(
         gpu: &Gpu,
         name: &str,
@@ -83,36 +84,63 @@ impl GpuMatrix {
         format: Format,
         upload: &mut Upload,
     ) -> Result<Self> {
+        Self::in_parts(gpu, name, matrix, format, upload, u64::MAX)
+    }
+
+    /// As [`GpuMatrix::new`], in as few parts as have no buffer of more than `most` bytes nor more than the adapter can
+    /// bind.
+    ///
+    /// # Errors
+    /// Those of [`GpuMatrix::new`].
+    pub fn in_parts(
+        gpu: &Gpu,
+        name: &str,
+        matrix: &Matrix<'_>,
+        format: Format,
+        upload: &mut Upload,
+        most: u64,
+    ) -> Result<Self> {
         let shape = matrix.shape();
         let layout = format.gpu_layout().ok_or_else(|| {
-            Error::shape(name, format!("the kernels do not read {format} directly"))
+            Error::shape(
+                name,
+                format!("the kernels do not read {format} directly; convert it to f16 or f32"),
+            )
         })?;
         let cols = shape.cols.0;
         let Some(packed_row) = format.row_bytes(cols) else {
+            let block = format.spec().block();
             return Err(Error::shape(
                 name,
-                format!("{cols} columns are no whole number of {format} blocks"),
+                format!(
+                    "{cols} columns are no whole number of {format}'s blocks of {block}; choose a format with \
+                     smaller blocks, or f16"
+                ),
             ));
         };
         let row_bytes = layout.row_bytes(cols);
         let limits = &gpu.capabilities().limits;
-        let largest = limits.binding_bytes.min(limits.buffer_bytes);
+        let largest = limits.binding_bytes.min(limits.buffer_bytes).min(most);
         let widest = row_bytes.iter().copied().max().unwrap_or(0).max(1) as u64;
         let fit = usize::try_from(largest / widest).unwrap_or(usize::MAX);
         if fit == 0 {
             return Err(Error::shape(
                 name,
-                format!("a row of {widest} bytes passes the adapter's limit of {largest}"),
+                format!("a row of {widest} bytes passes the limit of {largest}"),
             ));
         }
         // As the file has it, row after row, if nothing moves: then no copy is made on this side.
         let verbatim = matrix.format() == format && row_bytes == [packed_row];
-        let rows_per_slab = (SLAB / packed_row.max(1)).max(1);
+        let rows_per_slab = (SLAB / packed_row.max(1)).clamp(1, shape.rows.0.max(1));
+        let mut slabs: Vec<Vec<u8>> = row_bytes
+            .iter()
+            .map(|bytes| vec![0; if verbatim { 0 } else { bytes * rows_per_slab }])
+            .collect();
         let mut chunks = Vec::new();
         let mut first = 0;
         while first < shape.rows.0 {
             let rows = fit.min(shape.rows.0 - first);
-            let parts = (0..)
+            let mut parts = (0..)
                 .zip(&row_bytes)
                 .map(|(part, bytes)| {
                     gpu.buffer(
@@ -126,13 +154,25 @@ impl GpuMatrix {
                 let count = rows_per_slab.min(rows - start);
                 if verbatim {
                     let bytes = matrix.packed_rows(first + start, count);
-                    write_padded(upload, &parts[0], (start * packed_row) as u64, bytes)?;
+                    upload.write(&parts[0], (start * packed_row) as u64, bytes)?;
                     continue;
                 }
-                let slabs = repack(name, matrix, first + start, count, format, layout)?;
+                let slab = Slab {
+                    first: first + start,
+                    rows: count,
+                    row_bytes: &row_bytes,
+                };
+                slab.pack(name, matrix, format, layout, &mut slabs)?;
                 for ((part, slab), bytes) in parts.iter().zip(&slabs).zip(&row_bytes) {
-                    write_padded(upload, part, (start * bytes) as u64, slab)?;
+                    upload.write(part, (start * bytes) as u64, &slab[..bytes * count])?;
                 }
+            }
+            if let Some(table) = layout.table() {
+                let bytes: &[u8] = bytemuck::cast_slice(table);
+                let name = format!("{name}.table");
+                let buffer = gpu.buffer(BufferKind::Storage, &name, bytes.len() as u64)?;
+                upload.write(&buffer, 0, bytes)?;
+                parts.push(buffer);
             }
             chunks.push(Chunk {
                 first_row: u32_of(name, first)?,
@@ -215,7 +255,8 @@ impl GpuMatrix {
         &self.chunks
     }
 
-    pub(crate) fn layout(&self) -> &'static dyn GpuLayout {
+    /// How its rows lie.
+    pub(crate) fn layout(&self) -> &'static GpuLayout {
         self.layout
     }
 
@@ -257,71 +298,95 @@ impl Chunk {
     }
 }
 
-/// Rows `first .. first + count` of `matrix` in `format`, as the kernels read them: one slab a part.
-fn repack(
-    name: &str,
-    matrix: &Matrix<'_>,
+/// Rows of a matrix that are repacked together.
+struct Slab<'a> {
     first: usize,
-    count: usize,
+    rows: usize,
+    row_bytes: &'a [usize],
+}
+
+impl Slab<'_> {
+    /// Repacks the rows into the beginning of `slabs`, one a part, on all processors. Padding stays as it is.
+    fn pack(
+        &self,
+        name: &str,
+        matrix: &Matrix<'_>,
+        format: Format,
+        layout: &GpuLayout,
+        slabs: &mut [Vec<u8>],
+    ) -> Result<()> {
+        // A few runs of rows a thread, and their pieces of each part.
+        let run = self.rows.div_ceil(4 * rayon::current_num_threads()).max(1);
+        let mut runs: Vec<Vec<&mut [u8]>> =
+            (0..self.rows.div_ceil(run)).map(|_| Vec::new()).collect();
+        for (slab, bytes) in slabs.iter_mut().zip(self.row_bytes) {
+            let used = &mut slab[..bytes * self.rows];
+            for (pieces, piece) in runs.iter_mut().zip(used.chunks_mut((bytes * run).max(1))) {
+                pieces.push(piece);
+            }
+        }
+        let pack_run = |(number, pieces): (usize, Vec<&mut [u8]>)| -> Result<()> {
+            let mut rows_of: Vec<_> = pieces
+                .into_iter()
+                .zip(self.row_bytes)
+                .map(|(piece, bytes)| piece.chunks_exact_mut((*bytes).max(1)))
+                .collect();
+            let mut converter = Converter::new(name, matrix, format);
+            let start = number * run;
+            for row in start..(start + run).min(self.rows) {
+                let source = converter.row(self.first + row)?;
+                let mut targets: Vec<&mut [u8]> =
+                    rows_of.iter_mut().filter_map(Iterator::next).collect();
+                layout.pack_row(source, &mut targets);
+            }
+            Ok(())
+        };
+        runs.into_par_iter().enumerate().try_for_each(pack_run)
+    }
+}
+
+/// Rows of a matrix in a format, as they are or converted.
+struct Converter<'a> {
+    name: &'a str,
+    matrix: &'a Matrix<'a>,
     format: Format,
-    layout: &dyn GpuLayout,
-) -> Result<Vec<Vec<u8>>> {
-    let cols = matrix.shape().cols.0;
-    let row_bytes = layout.row_bytes(cols);
-    let mut slabs: Vec<Vec<u8>> = row_bytes
-        .iter()
-        .map(|bytes| vec![0; bytes * count])
-        .collect();
-    let mut rows: Vec<Vec<&mut [u8]>> = (0..count).map(|_| Vec::new()).collect();
-    for (slab, bytes) in slabs.iter_mut().zip(&row_bytes) {
-        for (row, place) in rows.iter_mut().zip(slab.chunks_exact_mut((*bytes).max(1))) {
-            row.push(place);
+    values: Vec<f32>,
+    converted: Vec<u8>,
+}
+
+impl<'a> Converter<'a> {
+    fn new(name: &'a str, matrix: &'a Matrix<'a>, format: Format) -> Self {
+        let cols = matrix.shape().cols.0;
+        let (values, bytes) = if matrix.format() == format {
+            (0, 0)
+        } else {
+            (cols, format.row_bytes(cols).unwrap_or(0))
+        };
+        Self {
+            name,
+            matrix,
+            format,
+            values: vec![0.0; values],
+            converted: vec![0; bytes],
         }
     }
-    rows.par_iter_mut()
-        .enumerate()
-        .try_for_each(|(row, parts)| -> Result<()> {
-            if matrix.format() == format {
-                layout.pack_row(matrix.packed_rows(first + row, 1), parts);
-                return Ok(());
-            }
-            let mut converted = vec![0; format.row_bytes(cols).unwrap_or(0)];
-            convert(name, matrix, first + row, format, &mut converted)?;
-            layout.pack_row(&converted, parts);
-            Ok(())
-        })?;
-    drop(rows);
-    Ok(slabs)
-}
 
-/// Converts row `index` of `matrix` to `format`.
-fn convert(
-    name: &str,
-    matrix: &Matrix<'_>,
-    index: usize,
-    format: Format,
-    out: &mut [u8],
-) -> Result<()> {
-    let mut values = vec![0.0; matrix.shape().cols.0];
-    matrix.expand_row(index, &mut values);
-    if format == Format::F16
-        && let Some(value) = values.iter().find(|x| x.is_finite() && x.abs() > 65504.0)
-    {
-        return Err(Error::OutsideF16 {
-            tensor: name.to_owned(),
-            value: *value,
-        });
+    fn row(&mut self, index: usize) -> Result<&[u8]> {
+        if self.matrix.format() == self.format {
+            return Ok(self.matrix.packed_rows(index, 1));
+        }
+        self.matrix.expand_row(index, &mut self.values);
+        let outside = |x: &&f32| x.is_finite() && x.abs() > 65504.0;
+        if self.format == Format::F16
+            && let Some(value) = self.values.iter().find(outside)
+        {
+            return Err(Error::OutsideF16 {
+                tensor: self.name.to_owned(),
+                value: *value,
+            });
+        }
+        let spec = self.format.spec();
+        spec.quantize(&self.values, &mut self.converted);
+        Ok(&self.converted)
     }
-    format.spec().quantize(&values, out);
-    Ok(())
-}
-
-/// Writes are whole words; the buffer is too.
-fn write_padded(upload: &mut Upload, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-    if bytes.len().is_multiple_of(4) {
-        return Ok(upload.write(buffer, offset, bytes)?);
-    }
-    let mut padded = bytes.to_vec();
-    padded.resize(bytes.len().next_multiple_of(4), 0);
-    Ok(upload.write(buffer, offset, &padded)?)
 }

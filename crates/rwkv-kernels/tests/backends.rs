@@ -45,11 +45,7 @@ fn translate(
 ) -> Result<(), String> {
     let requires = |r| variant.shader.requires.contains(&r);
     let overrides = variant.shader.overrides.iter();
-    // Switches are on; blocks of weights have at least 32 elements.
-    let value = |name: &str| if name == "BLOCK" { 64.0 } else { 1.0 };
-    let constants = overrides
-        .map(|name| ((*name).to_owned(), value(name)))
-        .collect();
+    let constants = overrides.map(|name| ((*name).to_owned(), 1.0)).collect();
     let entry = Some((ShaderStage::Compute, "main"));
     let (module, info) =
         process_overrides(module, info, entry, &constants).map_err(|e| e.to_string())?;

@@ -1,13 +1,13 @@
 // Y = X Wᵀ for many tokens: a workgroup makes a tile of 64 rows of W × 64 tokens, STEP columns at a time through
-// workgroup memory, and each thread a 4 × 4 part of it in registers. A step is a unit of the format, at least 16.
+// workgroup memory, and each thread a 4 × 4 part of it in registers.
 #import formats/$FORMAT
 #import linear
 
 const TILE: u32 = 64u;
 const STEP: u32 = max(16u, UNIT);
-// One more than the tile, so that the threads that store a column do not meet in one bank; with steps of 32 both tiles
-// just fill the 16,384 bytes that every adapter has.
-const PITCH: u32 = select(TILE, TILE + 1u, STEP == 16u);
+// One more than the tile, so that the threads that store a column do not meet in one bank. Units of 32 fill the 16 KiB
+// of workgroup memory that WebGPU promises, but there a row is one unit and neighbouring threads store neighbours.
+const PITCH: u32 = TILE + 16u / STEP;
 const ROW_UNITS: u32 = STEP / UNIT;
 
 var<workgroup> w_tile: array<f32, STEP * PITCH>;
@@ -35,14 +35,12 @@ fn load_w(first_row: u32, first_column: u32, thread: u32) {
 }
 
 fn load_tokens(first_token: u32, first_column: u32, thread: u32) {
-    for (var item = thread; item < TILE * STEP / 4u; item += 256u) {
-        let token = item / (STEP / 4u);
-        let part = item % (STEP / 4u);
+    let token = thread / 4u;
+    for (var column = thread % 4u * 4u; column < STEP; column += 16u) {
         var value = vec4(0.0);
-        if first_token + token < params.tokens && first_column + part * 4u < params.cols {
-            value = load_x(first_token + token, first_column / 4u + part);
+        if first_token + token < params.tokens && first_column + column < params.cols {
+            value = load_x(first_token + token, (first_column + column) / 4u);
         }
-        let column = part * 4u;
         x_tile[column * PITCH + token] = value.x;
         x_tile[(column + 1u) * PITCH + token] = value.y;
         x_tile[(column + 2u) * PITCH + token] = value.z;

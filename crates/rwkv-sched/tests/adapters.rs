@@ -14,11 +14,11 @@ use rwkv_kernels::Format;
 use rwkv_mem::{Cols, Rows};
 use rwkv_sched::{
     Adapter, Batch, BlockWeight as B, Executor, GpuExecutor, InMemoryWeights, LoadOptions, LowRank,
-    Model, Op, SlotId, State, Wanted, Weight, Weights, WeightsDType,
+    Model, Op, SlotId, State, Version, Wanted, Weight, Weights, WeightsDType,
 };
 use std::{collections::HashSet, sync::Arc};
 use support::{
-    dimensions, everywhere, feed, gpus, proptest_config,
+    RECURRENCES, dimensions, everywhere, feed, gpus, proptest_config,
     random_model::{Dimensions, Packing, Random},
     relative_error, run,
 };
@@ -175,7 +175,7 @@ fn blends_are_the_model_that_they_make() {
             (Packing::Q8_0, 2e-3),
             (Packing::Mixed, 2e-3),
         ]),
-        dimensions(32),
+        prop::sample::select(&RECURRENCES[..]).prop_flat_map(|version| dimensions(version, 32)),
         any::<u64>(),
     );
     let result = TestRunner::new(proptest_config(6)).run(
@@ -238,6 +238,7 @@ fn blends_are_the_model_that_they_make() {
 }
 
 const SMALL: Dimensions = Dimensions {
+    version: Version::V7,
     layers: 2,
     heads: 2,
     head_size: 32,

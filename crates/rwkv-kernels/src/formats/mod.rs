@@ -190,7 +190,7 @@ impl Format {
     }
 
     /// The layout that the kernels read, or `None` for a format that is converted when it goes to the GPU.
-    pub fn gpu_layout(self) -> Option<&'static dyn GpuLayout> {
+    pub fn gpu_layout(self) -> Option<&'static GpuLayout> {
         layout::of(self)
     }
 }

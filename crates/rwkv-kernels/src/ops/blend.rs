@@ -3,10 +3,7 @@
 //! One low-rank change is `B A` with its strength in B; several are one whose ranks are added up. A whole tensor T that
 //! W moves towards by a strength s is `keep = 1 − s` and `s · T`.
 
-use crate::{
-    Error, Format, GpuMatrix, Kernels, Matrix, Result, View, kernels::u32_of,
-    ops::linear::block_constant,
-};
+use crate::{Error, Format, GpuMatrix, Kernels, Matrix, Result, View, kernels::u32_of};
 use bytemuck::NoUninit;
 use rayon::prelude::*;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
@@ -165,9 +162,9 @@ impl Kernels {
             }
         };
         let layout = op.base.layout();
-        let name = format!("blend/{}/{}", layout.kernel(), op.y.format());
+        let name = format!("blend/{}/{}", layout.shader(), op.y.format());
         let mut constants = vec![("HAS_WHOLE", f64::from(u8::from(op.whole.is_some())))];
-        constants.extend(block_constant(layout));
+        constants.extend(layout.constants());
         let pipeline = self.pipeline(&name, &constants)?;
         let units = op.base.units();
         let mut dispatches = Vec::new();

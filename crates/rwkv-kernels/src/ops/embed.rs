@@ -1,9 +1,6 @@
 //! Embedding: row `id` of a table for each token.
 
-use crate::{
-    BatchTables, Error, GpuMatrix, Kernels, Matrix, Result, View, kernels::u32_of,
-    ops::linear::block_constant,
-};
+use crate::{BatchTables, Error, GpuMatrix, Kernels, Matrix, Result, View, kernels::u32_of};
 use bytemuck::NoUninit;
 use rwkv_gpu::Dispatch;
 
@@ -70,8 +67,8 @@ impl Kernels {
             ));
         }
         let layout = op.table.layout();
-        let constants: Vec<_> = block_constant(layout).into_iter().collect();
-        let pipeline = self.pipeline(&format!("embed/{}", layout.kernel()), &constants)?;
+        let constants: Vec<_> = layout.constants().collect();
+        let pipeline = self.pipeline(&format!("embed/{}", layout.shader()), &constants)?;
         op.table
             .chunks()
             .iter()

@@ -1,8 +1,7 @@
 //! Matrix products: `y = f(W x + bias) + residual`.
 
 use crate::{
-    Error, GpuLayout, GpuMatrix, GpuVector, Kernels, Matrix, Result, View, kernels::u32_of,
-    ops::Function,
+    Error, GpuMatrix, GpuVector, Kernels, Matrix, Result, View, kernels::u32_of, ops::Function,
 };
 use bytemuck::NoUninit;
 use rayon::prelude::*;
@@ -107,11 +106,6 @@ const MATVEC_TOKENS: usize = 8;
 const MATVEC_THREADS: u32 = 128;
 const TILE: usize = 64;
 
-/// The kernels' constant BLOCK, for formats that have it.
-pub(crate) fn block_constant(layout: &dyn GpuLayout) -> Option<(&'static str, f64)> {
-    Some(("BLOCK", layout.block()? as f64))
-}
-
 impl Kernels {
     /// The dispatches of `op`: one a part of the matrix.
     ///
@@ -137,24 +131,24 @@ impl Kernels {
             ));
         }
         let layout = op.weight.layout();
-        let format = layout.kernel();
+        let shader = layout.shader();
         let matvec = tokens <= MATVEC_TOKENS;
         let mut constants = vec![
             op.function.constant(),
             ("HAS_BIAS", f64::from(u8::from(op.bias.is_some()))),
             ("HAS_RESIDUAL", f64::from(u8::from(op.residual.is_some()))),
         ];
-        constants.extend(block_constant(layout));
+        constants.extend(layout.constants());
         let pipeline = if matvec {
             constants.push(("RAGGED", f64::from(u8::from(op.weight.ragged()))));
             let name = format!(
-                "matvec/{format}/{}/{}",
+                "matvec/{shader}/{}/{}",
                 self.lanes(),
                 tokens.next_power_of_two()
             );
             self.pipeline(&name, &constants)?
         } else {
-            self.pipeline(&format!("matmul/{format}"), &constants)?
+            self.pipeline(&format!("matmul/{shader}"), &constants)?
         };
         let mut dispatches = Vec::new();
         for chunk in op.weight.chunks() {

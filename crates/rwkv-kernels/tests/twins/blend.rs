@@ -3,7 +3,7 @@
 use crate::{
     activation::{Activation, filled},
     batch::Tables,
-    linear::packed,
+    blocks::packed,
     noise::{Noise, scale},
     setup::{Setup, cases, setups},
     tolerance::{self, check},

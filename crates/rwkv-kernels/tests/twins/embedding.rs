@@ -1,11 +1,13 @@
-//! Rows by number: the embedding, and the rows whose logits are wanted. Both move values and must be exact.
+//! Rows by number: the embedding, and the rows whose logits are wanted. Both move values and must be exact: expanding
+//! a weight rounds once, in the kernels as in the twins.
 
 use crate::{
     activation::Activation,
     batch::Tables,
-    linear::packed,
+    blocks::{extreme, native, packed, weights},
     noise::Noise,
     setup::{Setup, cases, setups},
+    tolerance::check,
 };
 use proptest::prelude::*;
 use rwkv_kernels::{
@@ -29,12 +31,12 @@ proptest! {
     #![proptest_config(cases(32))]
 
     #[test]
-    fn embedding(format in prop::sample::select(vec![Format::F32, Format::F16, Format::Q8_0]),
+    fn embedding(format in prop::sample::select(native()),
                  tokens in 1usize..40, rows in 1u32..300, cols in 1usize..200, seed: u64) {
         let cols = cols.next_multiple_of(format.spec().block());
         let mut noise = Noise::new(seed);
         let ids: Vec<u32> = (0..tokens).map(|_| noise.below(rows)).collect();
-        let bytes = packed(format, &noise.values(rows as usize * cols, 1.0));
+        let bytes = weights(format, rows as usize * cols, 1.0, &mut noise);
         let table = Matrix::new(format, Rows(rows as usize), Cols(cols), &bytes).unwrap();
         for setup in setups() {
             look_up(setup, &ids, &table);
@@ -74,7 +76,24 @@ fn look_up(setup: &Setup, ids: &[u32], table: &Matrix<'_>) {
         y: y.view(),
     };
     setup.run(&setup.kernels.embed(&op).unwrap());
-    assert_eq!(y.read(), want, "{}", setup.name);
+    let what = format!("{}, {}", setup.name, table.format());
+    check(&what, &y.read(), &want, |_| 0.0);
+}
+
+/// All that the codes and factors of a format can stand for, subnormal and huge factors included.
+#[test]
+fn every_format() {
+    for format in native() {
+        for blocks in [1, 2, 3, 5, 12, 33] {
+            let mut noise = Noise::new(blocks as u64);
+            let (rows, cols) = (7, blocks * format.spec().block());
+            let bytes = extreme(format, rows * cols, &mut noise);
+            let table = Matrix::new(format, Rows(rows), Cols(cols), &bytes).unwrap();
+            for setup in setups() {
+                look_up(setup, &[6, 0, 5, 1, 4, 2, 3], &table);
+            }
+        }
+    }
 }
 
 /// More tokens than the 65,535 workgroups of one dimension of a grid.

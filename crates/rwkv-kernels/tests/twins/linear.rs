@@ -2,6 +2,7 @@
 
 use crate::{
     activation::Activation,
+    blocks::{native, packed, weights},
     noise::{Noise, scale},
     setup::{Setup, cases, setups},
     tolerance::{self, check},
@@ -38,17 +39,14 @@ struct Case {
     seed: u64,
 }
 
-/// The formats that the kernels read.
-fn readable() -> Vec<Format> {
-    let read = |format: &Format| format.gpu_layout().is_some();
-    Format::ALL.into_iter().filter(read).collect()
-}
-
 fn case(tokens: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
-    let formats = (
-        prop::sample::select(&Format::ALL[..]),
-        prop::sample::select(readable()),
-    );
+    let formats = prop_oneof![
+        2 => prop::sample::select(native()).prop_map(|format| (format, format)),
+        1 => (
+            prop::sample::select(&Format::ALL[..]),
+            prop::sample::select(vec![Format::F32, Format::F16, Format::Q8_0]),
+        ),
+    ];
     let epilogue = (
         any::<bool>(),
         any::<bool>(),
@@ -76,27 +74,60 @@ fn case(tokens: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(cases(40))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn up_to_8_tokens(case in case(1usize..=8)) {
-        compare(&case);
+        compare(&case, setups());
     }
 
     #[test]
     fn many_tokens(case in case(9usize..150)) {
-        compare(&case);
+        // Subgroups make no difference here.
+        compare(&case, [&setups()[1], &setups()[2]]);
     }
 }
 
-fn compare(case: &Case) {
+/// Each format by each of its kernels, in rows of one block, of several, and of so many that lanes take turns. Without
+/// checks, which double the time that pipelines take to compile; the properties above have them on too.
+#[test]
+fn every_format() {
+    let (subgroup, plain) = (&setups()[1], &setups()[3]);
+    for format in native() {
+        for (tokens, blocks) in [(1, 33), (2, 1), (3, 5), (8, 3), (20, 3)] {
+            let block = format.spec().block();
+            // The size of these formats' blocks is a constant of the kernels: two numbers of tokens show it.
+            let sized = matches!(format, Format::Int8(_) | Format::Nf4(_) | Format::Sf4(_));
+            if sized && block > 32 && matches!(tokens, 2 | 3 | 8) {
+                continue;
+            }
+            let case = Case {
+                source: format,
+                format,
+                tokens,
+                rows: 41,
+                cols: (blocks * block).min(2304),
+                bias: false,
+                residual: false,
+                function: Function::Identity,
+                scale: 1.0,
+                seed: tokens as u64,
+            };
+            compare(&case, [plain]);
+            // The tiled kernel has no lanes.
+            if tokens <= 8 {
+                compare(&case, [subgroup]);
+            }
+        }
+    }
+}
+
+fn compare<'s>(case: &Case, setups: impl IntoIterator<Item = &'s Setup>) {
     let mut noise = Noise::new(case.seed);
     let (tokens, rows, cols) = (case.tokens, case.rows, case.cols);
     let x = noise.values(tokens * cols, case.scale);
-    let file = packed(
-        case.source,
-        &noise.values(rows * cols, 1.0 / (cols as f32).sqrt()),
-    );
+    let size = 1.0 / (cols as f32).sqrt();
+    let file = weights(case.source, rows * cols, size, &mut noise);
     let file = Matrix::new(case.source, Rows(rows), Cols(cols), &file).unwrap();
     let bias = case.bias.then(|| noise.values(rows, 1.0));
     let residual = case
@@ -104,11 +135,11 @@ fn compare(case: &Case) {
         .then(|| noise.values(tokens * rows, case.scale));
 
     // What the kernels read: the file's values, converted when the format differs.
-    let mut values = vec![0.0; rows * cols];
-    for (row, out) in values.chunks_exact_mut(cols).enumerate() {
-        file.expand_row(row, out);
-    }
-    let read = packed(case.format, &values);
+    let read = if case.source == case.format {
+        file.bytes().to_vec()
+    } else {
+        packed(case.format, &expanded(&file))
+    };
     let read = Matrix::new(case.format, Rows(rows), Cols(cols), &read).unwrap();
     let mut sums = vec![0.0; tokens * rows];
     matmul(&x, &read, &mut sums).unwrap();
@@ -133,20 +164,27 @@ fn compare(case: &Case) {
                 + tolerance::FEW * f64::from(value.abs() + residual.abs()),
         );
     }
-    for setup in setups() {
+    for setup in setups {
         let got = on_gpu(setup, case, &x, &file, bias.as_deref(), residual.as_deref());
-        check(setup.name, &got, &want, |i| tolerance[i]);
+        let what = format!("{}, {} as {}", setup.name, case.source, case.format);
+        check(&what, &got, &want, |i| tolerance[i]);
     }
+}
+
+/// Every element.
+fn expanded(matrix: &Matrix<'_>) -> Vec<f32> {
+    let (rows, cols) = (matrix.shape().rows.0, matrix.shape().cols.0);
+    let mut values = vec![0.0; rows * cols];
+    for (row, out) in values.chunks_exact_mut(cols).enumerate() {
+        matrix.expand_row(row, out);
+    }
+    values
 }
 
 /// `Σ |w x|` for each output.
 fn absolute_terms(x: &[f32], weight: &Matrix<'_>, tokens: usize) -> Vec<f32> {
     let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
-    let mut absolute = vec![0.0; rows * cols];
-    for (row, out) in absolute.chunks_exact_mut(cols).enumerate() {
-        weight.expand_row(row, out);
-    }
-    let absolute: Vec<f32> = absolute.iter().map(|w| w.abs()).collect();
+    let absolute: Vec<f32> = expanded(weight).iter().map(|w| w.abs()).collect();
     let x: Vec<f32> = x.iter().map(|x| x.abs()).collect();
     let matrix = Matrix::new(
         Format::F32,
@@ -183,13 +221,6 @@ fn on_gpu(
     };
     setup.run(&setup.kernels.linear(&op).unwrap());
     y.read()
-}
-
-/// `values` in `format`.
-pub(crate) fn packed(format: Format, values: &[f32]) -> Vec<u8> {
-    let mut bytes = vec![0; format.row_bytes(values.len()).unwrap()];
-    format.spec().quantize(values, &mut bytes);
-    bytes
 }
 
 /// A matrix past the smallest binding limits (128 MiB) comes in several parts there; the rows around the cut must not
@@ -234,4 +265,94 @@ fn parts_of_a_large_matrix() {
     check(&format!("{parts} parts"), &got, &want, |_| {
         tolerance::SUM * terms
     });
+}
+
+/// Small parts of packed matrices: cut between rows, whatever the widths of their parts.
+#[test]
+fn parts_of_packed_matrices() {
+    let (rows, tokens) = (23, 2);
+    let setup = &setups()[0];
+    let mut noise = Noise::new(9);
+    for format in native() {
+        let cols = 512;
+        let bytes = weights(format, rows * cols, 0.1, &mut noise);
+        let weight = Matrix::new(format, Rows(rows), Cols(cols), &bytes).unwrap();
+        let x = noise.values(tokens * cols, 1.0);
+        let widest = format.gpu_layout().unwrap().row_bytes(cols);
+        let widest = widest.into_iter().max().unwrap() as u64;
+        let mut got = Vec::new();
+        for (most, parts) in [(u64::MAX, 1), (widest * 10 + 5, 3), (widest, 23)] {
+            let mut upload = setup.upload();
+            let gpu = setup.gpu();
+            let weight =
+                GpuMatrix::in_parts(gpu, "weight", &weight, format, &mut upload, most).unwrap();
+            let x = Activation::new(setup, tokens, cols, &x);
+            let y = Activation::poisoned(setup, tokens, rows, 1);
+            let op = Linear {
+                x: x.view(),
+                weight: &weight,
+                bias: None,
+                function: Function::Identity,
+                residual: None,
+                y: y.view(),
+            };
+            let dispatches = setup.kernels.linear(&op).unwrap();
+            assert_eq!(dispatches.len(), parts, "{format}");
+            setup.run(&dispatches);
+            got.push(y.read());
+        }
+        // The parts have the same kernel, and so the same sums.
+        assert_eq!(got[0], got[1], "{format}");
+        assert_eq!(got[0], got[2], "{format}");
+    }
+}
+
+#[test]
+fn what_cannot_be_uploaded() {
+    #[track_caller]
+    fn check(cols: usize, value: f32, format: Format, most: u64, want: &str) {
+        let setup = &setups()[0];
+        let values = vec![value; 2 * cols];
+        let bytes = bytemuck::cast_slice(&values);
+        let matrix = Matrix::new(Format::F32, Rows(2), Cols(cols), bytes).unwrap();
+        let mut upload = setup.upload();
+        let gpu = setup.gpu();
+        let error = GpuMatrix::in_parts(gpu, "w", &matrix, format, &mut upload, most).unwrap_err();
+        assert_eq!(error.to_string(), want);
+    }
+    check(
+        100,
+        1.0,
+        Format::Q4K,
+        u64::MAX,
+        "w: 100 columns are no whole number of q4_k's blocks of 256; choose a format with smaller blocks, or f16",
+    );
+    check(
+        48,
+        1.0,
+        Format::Q8_0,
+        u64::MAX,
+        "w: 48 columns are no whole number of q8_0's blocks of 32; choose a format with smaller blocks, or f16",
+    );
+    check(
+        8,
+        1.0,
+        Format::Bf16,
+        u64::MAX,
+        "w: the kernels do not read bf16 directly; convert it to f16 or f32",
+    );
+    check(
+        64,
+        1.0,
+        Format::F32,
+        255,
+        "w: a row of 256 bytes passes the limit of 255",
+    );
+    check(
+        8,
+        -7e4,
+        Format::F16,
+        u64::MAX,
+        "tensor w holds -70000, which is outside f16's range of ±65504; load it with --weights-dtype auto or f32",
+    );
 }

@@ -12,6 +12,7 @@
 mod activation;
 mod batch;
 mod blend;
+mod blocks;
 mod embedding;
 mod expansion;
 mod functions;

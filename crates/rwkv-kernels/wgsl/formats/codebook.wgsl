@@ -1,22 +1,38 @@
-// Codes of 4 bits into TABLE, with one f16 scale for BLOCK elements.
-#import formats/nibbles
+// IQ4_NL, NF4 and SF4: scale * table[q], codes as in nibbles.wgsl.
 #import formats/scales
 
-override BLOCK: u32 = 32u;
+const UNIT: u32 = 32u;
+const PARTS: u32 = UNIT / 4u;
 
-@group(1) @binding(1) var<storage, read> scales: array<u32>;
+// Units that share a scale.
+override SCALE_UNITS: u32 = 1u;
+
+@group(1) @binding(0) var<storage, read> weights: array<vec4<u32>>;
+// In memory, where its 64 bytes stay in the nearest cache and lanes may read different places at once; an array of
+// constants would be copied to each thread's own memory, or read one lane after the other.
+@group(1) @binding(2) var<storage, read> table: array<f32, 16>;
+
+fn look_up(packed: u32) -> vec4<f32> {
+    return vec4(
+        table[packed & 0xfu],
+        table[(packed >> 4u) & 0xfu],
+        table[(packed >> 8u) & 0xfu],
+        table[(packed >> 12u) & 0xfu],
+    );
+}
 
 // Elements `unit * UNIT ..` of `row`, where a row has `units` units.
 fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
-    var table = TABLE;
+    let scale = scale_of(row, unit / SCALE_UNITS, units / SCALE_UNITS);
     let packed = weights[row * units + unit];
-    let block = unit / (BLOCK / UNIT);
-    let word = scales[scale_word(row, block, units / (BLOCK / UNIT))];
-    let scale = block_scale(word, block);
-    var values: array<vec4<f32>, PARTS>;
-    for (var part = 0u; part < PARTS; part++) {
-        let codes = unpack4xU8(nibbles(packed, part));
-        values[part] = scale * vec4(table[codes.x], table[codes.y], table[codes.z], table[codes.w]);
-    }
-    return values;
+    return array<vec4<f32>, PARTS>(
+        scale * look_up(packed.x),
+        scale * look_up(packed.x >> 16u),
+        scale * look_up(packed.y),
+        scale * look_up(packed.y >> 16u),
+        scale * look_up(packed.z),
+        scale * look_up(packed.z >> 16u),
+        scale * look_up(packed.w),
+        scale * look_up(packed.w >> 16u),
+    );
 }

@@ -1,10 +1,6 @@
-// An f16 scale from the low 16 bits of a word, subnormals and all: drivers may flush those in unpack2x16float, and an
-// f32 made of their bits would be subnormal too.
-fn half(bits: u32) -> f32 {
-    let magnitude = bits & 0x7fffu;
-    // Exponents of f16 are 112 less than those of f32 with the same bits.
-    let normal = bitcast<f32>(magnitude << 13u) * 5192296858534828000000000000000000.0;
-    let subnormal = f32(magnitude) * 0.000000059604644775390625;
-    let value = select(normal, subnormal, magnitude < 0x400u);
-    return select(value, -value, (bits & 0x8000u) != 0u);
+// The f16 in the low half of `bits`. `unpack2x16float` is exact but for subnormal numbers, which Vulkan lets drivers
+// take for zero; those are whole multiples of 2^-24.
+fn half_float(bits: u32) -> f32 {
+    let subnormal = bitcast<u32>(f32(bits & 0x3ffu) * 0x1p-24f) | ((bits & 0x8000u) << 16u);
+    return select(unpack2x16float(bits).x, bitcast<f32>(subnormal), (bits & 0x7c00u) == 0u);
 }

@@ -1,29 +1,30 @@
-// Signed bytes and one f16 scale for BLOCK elements: sixteen to 16 bytes. ggml's Q8_0 has blocks of 32.
+// Q8_0 and Int8: scale * q. A signed byte is stored as one without a sign, 128 larger, and becomes a float as the codes
+// of 4 bits do (nibbles.wgsl).
 #import formats/scales
 
 const UNIT: u32 = 16u;
 const PARTS: u32 = UNIT / 4u;
 
-override BLOCK: u32 = 32u;
+// Units that share a scale.
+override SCALE_UNITS: u32 = 2u;
 
 @group(1) @binding(0) var<storage, read> weights: array<vec4<u32>>;
-@group(1) @binding(1) var<storage, read> scales: array<u32>;
 
-fn quants(packed: u32) -> vec4<f32> {
-    let bytes = vec4<i32>(vec4(packed << 24u, packed << 16u, packed << 8u, packed));
-    return vec4<f32>(bytes >> vec4(24u));
+fn signed_bytes(packed: u32) -> vec4<f32> {
+    let pairs = vec4(packed, packed, packed >> 16u, packed >> 16u);
+    let bits = (pairs & vec4(0xffu, 0xff00u, 0xffu, 0xff00u))
+        | vec4(0x4b000000u, 0x47000000u, 0x4b000000u, 0x47000000u);
+    return bitcast<vec4<f32>>(bits) - vec4(8388736.0, 32896.0, 8388736.0, 32896.0);
 }
 
 // Elements `unit * UNIT ..` of `row`, where a row has `units` units.
 fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
-    let block = unit / (BLOCK / UNIT);
-    let word = scales[scale_word(row, block, units / (BLOCK / UNIT))];
-    let scale = block_scale(word, block);
+    let scale = scale_of(row, unit / SCALE_UNITS, units / SCALE_UNITS);
     let packed = weights[row * units + unit];
     return array<vec4<f32>, PARTS>(
-        scale * quants(packed.x),
-        scale * quants(packed.y),
-        scale * quants(packed.z),
-        scale * quants(packed.w),
+        scale * signed_bytes(packed.x),
+        scale * signed_bytes(packed.y),
+        scale * signed_bytes(packed.z),
+        scale * signed_bytes(packed.w),
     );
 }

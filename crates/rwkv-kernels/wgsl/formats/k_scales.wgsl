@@ -1,20 +1,16 @@
-// Q4_K's and Q5_K's scales of 256 elements in 16 bytes: d and dmin, then 8 scales and 8 minima of 6 bits.
+// Scales and minima of ggml's Q4_K and Q5_K: 6 bits each for the 8 units of a block.
 #import formats/half
 
-struct GroupScale {
-    scale: f32,
-    minimum: f32,
-}
+// A block: the f16 factors of the scales and of the minima; the low 4 bits of the scales; those of the minima; the
+// upper 2 bits of the scales, then those of the minima.
+@group(1) @binding(1) var<storage, read> scales: array<vec4<u32>>;
 
-// Those of group `group` of 32: of groups 0 to 3 in the low 6 bits of words y and z, of the others in word w and in the
-// upper 2 bits of y and z.
-fn group_scale(packed: vec4<u32>, group: u32) -> GroupScale {
-    let shift = 8u * (group & 3u);
-    let first = packed.y >> shift;
-    let second = packed.z >> shift;
-    let third = packed.w >> shift;
-    let early = group < 4u;
-    let scale = select((third & 15u) | ((first >> 2u) & 48u), first & 63u, early);
-    let minimum = select(((third >> 4u) & 15u) | ((second >> 2u) & 48u), second & 63u, early);
-    return GroupScale(half(packed.x) * f32(scale), half(packed.x >> 16u) * f32(minimum));
+// What `unit` of `row` multiplies its codes by, and what it adds.
+fn k_scale(row: u32, unit: u32, units: u32) -> vec2<f32> {
+    let block = scales[row * (units / 8u) + unit / 8u];
+    let at = unit % 8u;
+    let low = (block.yz >> vec2(at * 4u)) & vec2(0xfu);
+    let high = (vec2(block.w) >> vec2(at * 2u, at * 2u + 16u)) & vec2(3u);
+    let factors = vec2(half_float(block.x), -half_float(block.x >> 16u));
+    return factors * vec2<f32>(low | (high << vec2(4u)));
 }

@@ -1,10 +1,72 @@
-// Codes of 4 bits, 32 to 16 bytes: of each word, elements 0 to 3 are the low halves of its bytes and 4 to 7 the high.
+// Codes of 4 to 6 bits, 32 a unit: 4 bits of each in 16 bytes, element e in bits 4 (e mod 8) of word e / 8, and what is
+// left of the codes elsewhere.
+//
+// A code becomes a float without a conversion and mostly without a shift: put where it lies into the mantissa of 2^23,
+// 2^19, 2^15 or 2^11, whose last place it then counts, and subtract that. All of it is exact, and so is the product of
+// a code and a scale, so that only adding a minimum rounds.
 const UNIT: u32 = 32u;
 const PARTS: u32 = UNIT / 4u;
 
 @group(1) @binding(0) var<storage, read> weights: array<vec4<u32>>;
 
-// The codes of part `part` of a unit, one a byte.
-fn nibbles(unit: vec4<u32>, part: u32) -> u32 {
-    return (unit[part / 2u] >> (4u * (part & 1u))) & 0x0f0f0f0fu;
+// Where four neighbours lie in the low half of a word, and where their further bits must be put.
+const LOW = vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u);
+const BIT_5 = vec4<u32>(0x10u, 0x100u, 0x1000u, 0x10000u);
+const BITS_5_6 = vec4<u32>(0x30u, 0x300u, 0x3000u, 0x30000u);
+const POWERS = vec4<f32>(0x1p23f, 0x1p19f, 0x1p15f, 0x1p11f);
+const POWERS_BITS = vec4<u32>(0x4b000000u, 0x49000000u, 0x47000000u, 0x45000000u);
+
+fn codes_4(low: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>((vec4(low) & LOW) | POWERS_BITS) - POWERS;
+}
+
+fn codes_5(low: u32, high: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>((vec4(low) & LOW) | POWERS_BITS | (vec4(high) & BIT_5)) - POWERS;
+}
+
+fn codes_6(low: u32, high: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>((vec4(low) & LOW) | POWERS_BITS | (vec4(high) & BITS_5_6)) - POWERS;
+}
+
+// `scale * code + offset` for the codes of a unit.
+fn expand_4(low: vec4<u32>, scale: f32, offset: f32) -> array<vec4<f32>, PARTS> {
+    return array<vec4<f32>, PARTS>(
+        scale * codes_4(low.x) + offset,
+        scale * codes_4(low.x >> 16u) + offset,
+        scale * codes_4(low.y) + offset,
+        scale * codes_4(low.y >> 16u) + offset,
+        scale * codes_4(low.z) + offset,
+        scale * codes_4(low.z >> 16u) + offset,
+        scale * codes_4(low.w) + offset,
+        scale * codes_4(low.w >> 16u) + offset,
+    );
+}
+
+// With a fifth bit: that of element i of vector v in bit 4 i + v mod 4 of half v / 4.
+fn expand_5(low: vec4<u32>, high: u32, scale: f32, offset: f32) -> array<vec4<f32>, PARTS> {
+    return array<vec4<f32>, PARTS>(
+        scale * codes_5(low.x, high << 4u) + offset,
+        scale * codes_5(low.x >> 16u, high << 3u) + offset,
+        scale * codes_5(low.y, high << 2u) + offset,
+        scale * codes_5(low.y >> 16u, high << 1u) + offset,
+        scale * codes_5(low.z, high >> 12u) + offset,
+        scale * codes_5(low.z >> 16u, high >> 13u) + offset,
+        scale * codes_5(low.w, high >> 14u) + offset,
+        scale * codes_5(low.w >> 16u, high >> 15u) + offset,
+    );
+}
+
+// With two more bits, and a scale for each half of the unit: those of element i of vector v in bits 4 i + 2 (v mod 2)
+// of half v / 2 of `high`.
+fn expand_6(low: vec4<u32>, high: vec2<u32>, scale: vec2<f32>, offset: vec2<f32>) -> array<vec4<f32>, PARTS> {
+    return array<vec4<f32>, PARTS>(
+        scale.x * codes_6(low.x, high.x << 4u) + offset.x,
+        scale.x * codes_6(low.x >> 16u, high.x << 2u) + offset.x,
+        scale.x * codes_6(low.y, high.x >> 12u) + offset.x,
+        scale.x * codes_6(low.y >> 16u, high.x >> 14u) + offset.x,
+        scale.y * codes_6(low.z, high.y << 4u) + offset.y,
+        scale.y * codes_6(low.z >> 16u, high.y << 2u) + offset.y,
+        scale.y * codes_6(low.w, high.y >> 12u) + offset.y,
+        scale.y * codes_6(low.w >> 16u, high.y >> 14u) + offset.y,
+    );
 }

@@ -1,36 +1,24 @@
-// ggml's Q3_K: x = d (scale − 32) (q − 4), with a scale of 6 bits for 16 elements.
+// ggml's Q3_K: d * (scale - 32) * (q - 4), two scales of 6 bits a unit, d for 8 units.
 #import formats/pairs
-#import formats/half
+#import formats/scales
 
-const UNIT: u32 = 32u;
-const PARTS: u32 = UNIT / 4u;
-
-@group(1) @binding(0) var<storage, read> weights: array<vec2<u32>>;
-// Bit `part` of byte b is the third bit of element b of the part.
-@group(1) @binding(1) var<storage, read> high_bits: array<u32>;
-// d, then 12 bytes of scales.
-@group(1) @binding(2) var<storage, read> scales: array<vec4<u32>>;
-
-// The scale of group `group` of 16: 4 bits in a half byte of words y and z, and 2 bits in word w.
-fn group_scale(packed: vec4<u32>, group: u32) -> f32 {
-    let byte = 8u * (group & 3u);
-    let low = (select(packed.y, packed.z, (group & 4u) != 0u) >> (byte + 4u * (group / 8u))) & 15u;
-    let high = (packed.w >> (byte + 2u * (group / 4u))) & 3u;
-    return half(packed.x) * (f32(low | (high << 4u)) - 32.0);
-}
+// Three words a block of 8 units: the low 4 bits of its 16 scales in two, their upper 2 bits in the third. A row is
+// padded to 16 bytes.
+@group(1) @binding(2) var<storage, read> group_scales: array<u32>;
+// A word a unit.
+@group(1) @binding(3) var<storage, read> high: array<u32>;
 
 // Elements `unit * UNIT ..` of `row`, where a row has `units` units.
 fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
     let at = row * units + unit;
-    let packed = weights[at];
-    let high = high_bits[at];
-    let words = scales[at / 8u];
-    let group = 2u * (unit & 7u);
-    let scale = vec2(group_scale(words, group), group_scale(words, group + 1u));
-    var values: array<vec4<f32>, PARTS>;
-    for (var part = 0u; part < PARTS; part++) {
-        let codes = pairs(packed, part) | (((high >> part) & 0x01010101u) << 2u);
-        values[part] = scale[part / 4u] * (vec4<f32>(unpack4xU8(codes)) - 4.0);
-    }
-    return values;
+    let blocks = units / 8u;
+    let block = unit / 8u;
+    let place = unit % 8u;
+    let groups = row * ((3u * blocks + 3u) / 4u * 4u) + 3u * block;
+    let low_bits = group_scales[groups + place / 4u] >> (place % 4u * 8u);
+    let high_bits = group_scales[groups + 2u] >> (place * 4u);
+    let bits = ((vec2(low_bits) >> vec2(0u, 4u)) & vec2(0xfu))
+        | (((vec2(high_bits) >> vec2(0u, 2u)) & vec2(3u)) << vec2(4u));
+    let scale = scale_of(row, block, blocks) * (vec2<f32>(bits) - 32.0);
+    return expand_3(weights[at], high[at], scale, -4.0 * scale);
 }

@@ -1,16 +1,9 @@
-// ggml's Q4_0: x = scale (q − 8).
+// ggml's Q4_0: scale * (q - 8), one scale a unit.
 #import formats/nibbles
 #import formats/scales
 
-@group(1) @binding(1) var<storage, read> scales: array<u32>;
-
 // Elements `unit * UNIT ..` of `row`, where a row has `units` units.
 fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
-    let packed = weights[row * units + unit];
-    let scale = block_scale(scales[scale_word(row, unit, units)], unit);
-    var values: array<vec4<f32>, PARTS>;
-    for (var part = 0u; part < PARTS; part++) {
-        values[part] = scale * (vec4<f32>(unpack4xU8(nibbles(packed, part))) - 8.0);
-    }
-    return values;
+    let scale = scale_of(row, unit, units);
+    return expand_4(weights[row * units + unit], scale, -8.0 * scale);
 }

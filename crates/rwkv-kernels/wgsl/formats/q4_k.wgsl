@@ -1,17 +1,9 @@
-// ggml's Q4_K: x = d scale q − dmin minimum.
+// ggml's Q4_K: d * scale * q - dmin * minimum, a scale and a minimum of 6 bits a unit, d and dmin for 8 units.
 #import formats/nibbles
 #import formats/k_scales
 
-@group(1) @binding(1) var<storage, read> scales: array<vec4<u32>>;
-
 // Elements `unit * UNIT ..` of `row`, where a row has `units` units.
 fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
-    let packed = weights[row * units + unit];
-    let scaling = group_scale(scales[(row * units + unit) / 8u], unit & 7u);
-    var values: array<vec4<f32>, PARTS>;
-    for (var part = 0u; part < PARTS; part++) {
-        let codes = nibbles(packed, part);
-        values[part] = scaling.scale * vec4<f32>(unpack4xU8(codes)) - scaling.minimum;
-    }
-    return values;
+    let scale = k_scale(row, unit, units);
+    return expand_4(weights[row * units + unit], scale.x, scale.y);
 }

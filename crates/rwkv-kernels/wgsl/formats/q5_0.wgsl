@@ -1,20 +1,10 @@
-// ggml's Q5_0: x = scale (q − 16).
+// ggml's Q5_0: scale * (q - 16), one scale a unit.
 #import formats/nibbles
-#import formats/fifth_bit
 #import formats/scales
-
-@group(1) @binding(1) var<storage, read> high_bits: array<u32>;
-@group(1) @binding(2) var<storage, read> scales: array<u32>;
+#import formats/fifth_bits
 
 // Elements `unit * UNIT ..` of `row`, where a row has `units` units.
 fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
-    let packed = weights[row * units + unit];
-    let high = high_bits[row * units + unit];
-    let scale = block_scale(scales[scale_word(row, unit, units)], unit);
-    var values: array<vec4<f32>, PARTS>;
-    for (var part = 0u; part < PARTS; part++) {
-        let codes = nibbles(packed, part) | fifth_bits(high, part);
-        values[part] = scale * (vec4<f32>(unpack4xU8(codes)) - 16.0);
-    }
-    return values;
+    let scale = scale_of(row, unit, units);
+    return expand_5(weights[row * units + unit], fifth_bits(row, unit, units), scale, -16.0 * scale);
 }

@@ -1,22 +1,10 @@
-// ggml's Q5_1: x = scale q + minimum; scale and minimum share a word.
+// ggml's Q5_1: scale * q + minimum, one of each a unit.
 #import formats/nibbles
-#import formats/fifth_bit
-#import formats/half
-
-@group(1) @binding(1) var<storage, read> high_bits: array<u32>;
-@group(1) @binding(2) var<storage, read> scales: array<u32>;
+#import formats/scale_pairs
+#import formats/fifth_bits
 
 // Elements `unit * UNIT ..` of `row`, where a row has `units` units.
 fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
-    let packed = weights[row * units + unit];
-    let high = high_bits[row * units + unit];
-    let pair = scales[row * units + unit];
-    let scale = half(pair);
-    let minimum = half(pair >> 16u);
-    var values: array<vec4<f32>, PARTS>;
-    for (var part = 0u; part < PARTS; part++) {
-        let codes = nibbles(packed, part) | fifth_bits(high, part);
-        values[part] = scale * vec4<f32>(unpack4xU8(codes)) + minimum;
-    }
-    return values;
+    let scale = scale_pair(row, unit, units);
+    return expand_5(weights[row * units + unit], fifth_bits(row, unit, units), scale.x, scale.y);
 }

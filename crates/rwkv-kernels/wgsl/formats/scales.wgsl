@@ -1,10 +1,11 @@
-// One f16 scale a block, two to a word; a row of them is padded to a whole word.
+// An f16 scale a block.
 #import formats/half
 
-fn block_scale(packed: u32, block: u32) -> f32 {
-    return half(packed >> (16u * (block & 1u)));
-}
+// Two a word; a row of scales is padded to 16 bytes.
+@group(1) @binding(1) var<storage, read> scales: array<u32>;
 
-fn scale_word(row: u32, block: u32, blocks: u32) -> u32 {
-    return row * ((blocks + 1u) / 2u) + block / 2u;
+// The scale of `block` of `row`, where a row has `blocks`.
+fn scale_of(row: u32, block: u32, blocks: u32) -> f32 {
+    let words = (blocks + 7u) / 8u * 4u;
+    return half_float(scales[row * words + block / 2u] >> ((block & 1u) * 16u));
 }

@@ -10,13 +10,13 @@
 
 use crate::{
     Error, ModelFile, Result,
-    files::{Checkpoint, Container},
+    files::{Checkpoint, Container, SafetensorsWriter, WriteError},
     lora::{stripped, values},
 };
+use rwkv_kernels::Format;
 use rwkv_sched::{ModelConfig, State, StateLayout, Version};
-use safetensors::{Dtype, tensor::TensorView};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -111,20 +111,20 @@ impl ModelFile {
             tensors.push((att_name, vec![config.width], att));
             tensors.push((ffn_name, vec![config.width], ffn));
         }
-        let packed: Vec<_> = tensors
-            .into_iter()
-            .map(|(name, shape, values)| {
-                let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-                (name, shape, bytes)
-            })
-            .collect();
-        let mut views = Vec::new();
-        for (name, shape, bytes) in &packed {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-            views.push((name, view.map_err(|e| refuse(format!("not saved: {e}")))?));
+        let unwritten = |e: WriteError| refuse(format!("not saved: {e}"));
+        let mut plan = SafetensorsWriter::new();
+        for (key, text) in self.state_metadata() {
+            plan.set(key, &text);
         }
-        let bytes = safetensors::serialize(views, Some(self.state_metadata()))
-            .map_err(|e| refuse(format!("not saved: {e}")))?;
+        for (name, shape, _) in &tensors {
+            plan.tensor(name, Format::F32, shape).map_err(unwritten)?;
+        }
+        let mut body = plan.begin(Vec::new()).map_err(unwritten)?;
+        for (name, _, values) in &tensors {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            body.write(name, &bytes).map_err(unwritten)?;
+        }
+        let bytes = body.finish().map_err(unwritten)?;
 
         let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let model = std::fs::canonicalize(self.checkpoint().source()).ok();
@@ -222,7 +222,7 @@ impl ModelFile {
         })
     }
 
-    fn state_metadata(&self) -> HashMap<String, String> {
+    fn state_metadata(&self) -> [(&'static str, String); 5] {
         let config = self.config();
         [
             ("rwkv.version", config.version.to_string()),
@@ -231,9 +231,6 @@ impl ModelFile {
             ("rwkv.head_size", config.head_size.to_string()),
             (MODEL, self.fingerprint()),
         ]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
     }
 }
 

@@ -1,6 +1,9 @@
 //! What the targets have in common.
 
-use rwkv_model::files::{Checkpoint, Value};
+use rwkv_model::{
+    ModelFile,
+    files::{Checkpoint, Value},
+};
 
 /// Opens `bytes` as a checkpoint and looks at all of it.
 pub fn open(bytes: &[u8]) {
@@ -21,6 +24,11 @@ pub fn open(bytes: &[u8]) {
         // Of a file that is mapped, this would be a page that is not there.
         let _ = (tensor.bytes.first(), tensor.bytes.last());
         assert_eq!(checkpoint.get(tensor.name).unwrap().bytes, tensor.bytes);
+    }
+    if let Ok(file) = ModelFile::from_checkpoint(checkpoint.clone(), None) {
+        let _ = file.model();
+        let _ = file.tokenizer(None);
+        let _ = file.encoding_errors();
     }
     let metadata = checkpoint.metadata();
     for key in metadata.keys() {

@@ -15,7 +15,7 @@ use crate::{
     Error, Result, TimeStateOrder,
     adapter_config::AdapterConfig,
     files::{Checkpoint, Container, TensorView},
-    names::partial,
+    names::{partial, table::transposed},
     state_file::{is_tuned_state, tuned_state},
 };
 use rwkv_sched::{Adapter, LowRank, Model, State, Weight, Weights};
@@ -317,11 +317,10 @@ impl Dense {
 
     fn transposed(self) -> Self {
         let Self { rows, cols, values } = self;
-        let column = |col: usize| values.iter().skip(col).step_by(cols.max(1)).take(rows);
         Self {
             rows: cols,
             cols: rows,
-            values: (0..cols).flat_map(column).copied().collect(),
+            values: transposed(&values, cols).collect(),
         }
     }
 }

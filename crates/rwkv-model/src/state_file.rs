@@ -12,13 +12,15 @@ use crate::{
     Error, ModelFile, Result,
     files::{Checkpoint, Container, SafetensorsWriter, WriteError},
     lora::{stripped, values},
+    names::table::transposed,
+    output_file::{OutputFile, same_file},
 };
 use rwkv_kernels::Format;
 use rwkv_sched::{ModelConfig, State, StateLayout, Version};
 use std::{
     collections::BTreeMap,
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// A state from a file.
@@ -127,8 +129,7 @@ impl ModelFile {
         let bytes = body.finish().map_err(unwritten)?;
 
         let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        let model = std::fs::canonicalize(self.checkpoint().source()).ok();
-        if model.is_some_and(|model| model == target) {
+        if same_file(Path::new(self.checkpoint().source()), &target) {
             return Err(refuse(
                 "this is the model; save the state elsewhere".to_owned(),
             ));
@@ -341,15 +342,8 @@ pub(crate) fn tuned_state(
         }
         let read = values(&tensor).map_err(refuse)?;
         if turned {
-            let matrices = wkv.chunks_exact_mut(size * size);
-            for (to, from) in matrices.zip(read.chunks_exact(size * size)) {
-                for (value, row) in to.chunks_exact_mut(size).enumerate() {
-                    let column = from.iter().skip(value).step_by(size);
-                    for (x, y) in row.iter_mut().zip(column) {
-                        *x = *y;
-                    }
-                }
-            }
+            let matrices = read.chunks_exact(size * size);
+            *wkv = matrices.flat_map(|m| transposed(m, size)).collect();
         } else {
             *wkv = read;
         }
@@ -367,22 +361,9 @@ pub(crate) fn tuned_state(
 
 /// Writes a file that appears under its name only when it is complete.
 fn write(target: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".state");
-    #[cfg(unix)]
-    {
-        // As any new file: what the user's umask leaves.
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    // The name must not be there before the bytes are, even if the machine stops.
-    file.as_file().sync_all()?;
-    file.persist(target).map_err(|e| e.error)?;
+    let mut file = OutputFile::create(target)?;
+    file.writer().write_all(bytes)?;
+    file.finish()?;
     Ok(())
 }
 

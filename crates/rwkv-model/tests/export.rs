@@ -18,7 +18,7 @@ use rwkv_model::{
     export::{self, ExportError, Progress, SyntheticSpec},
     files::{Checkpoint, TensorType},
 };
-use rwkv_sched::{Batch, CpuExecutor, Executor, Quantization, SlotId, Wanted};
+use rwkv_sched::{Batch, CpuExecutor, Executor, Quantization, SlotId, Version, Wanted, WeightType};
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -408,3 +408,178 @@ fn made_up_models() {
     });
     assert!(a == b);
 }
+
+/// How far `got` is from `want`: root mean square of the difference, relative to that of `want`.
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = got.iter().zip(want).map(|(g, w)| square(g - w)).sum();
+    let size: f64 = want.iter().map(|w| square(*w)).sum();
+    (error / size).sqrt()
+}
+
+/// Writes `input` as `output`, quantized if a type is named, and reads it back: every tensor is in the format that was
+/// announced, and the logits are as far from the source's as `within` says.
+#[track_caller]
+fn check(
+    input: &Path,
+    output: &Path,
+    quantization: Option<&str>,
+    within: std::ops::RangeInclusive<f64>,
+) -> ModelFile {
+    let row = format!(
+        "{} to {}, {quantization:?}",
+        input.display(),
+        output.display()
+    );
+    let written = match quantization {
+        None => export::convert(input, output, None, &mut onward),
+        Some(q) => export::quantize(input, output, &q.parse().unwrap(), None, &mut onward),
+    };
+    let written = written.unwrap_or_else(|error| panic!("{row}: {error}"));
+    let file = ModelFile::open(output).unwrap();
+    let source = ModelFile::open(input).unwrap();
+    assert_eq!(file.config(), source.config(), "{row}");
+    assert_eq!(file.tensors().len(), written.tensors.len(), "{row}");
+    for tensor in &written.tensors {
+        let there = file.checkpoint().tensor(&tensor.name).unwrap();
+        let name = &tensor.name;
+        assert_eq!(there.format().unwrap(), tensor.format, "{row}: {name}");
+        assert_eq!(there.bytes.len() as u64, tensor.bytes, "{row}: {name}");
+    }
+    let logits = [&file, &source].map(logits);
+    assert!(logits.iter().flatten().all(|x| x.is_finite()), "{row}");
+    let distance = distance(&logits[0], &logits[1]);
+    eprintln!("DIST {row} {distance:.3e}");
+    assert!(
+        within.contains(&distance),
+        "{row}: logits {distance:.2e} away, where {within:?} is expected"
+    );
+    file
+}
+
+/// Every version is written and read back with the same logits: the committed models, and random ones with an initial
+/// state, whose matrices must lie as readers expect them.
+#[test]
+fn versions() {
+    let folder = Folder::new();
+    let exactly = 0.0..=0.0;
+    // F16 matrices under q8_0's or int8's blocks lose below 1 %; where no row is a whole number of blocks, nothing.
+    let nearly = 0.0..=0.02;
+    for (name, version, gguf) in [
+        ("v4", Version::V4, false),
+        ("v5.0", Version::V5_0, false),
+        ("v5.1", Version::V5_1, false),
+        ("v5.2", Version::V5_2, false),
+        ("v6", Version::V6, true),
+        ("v7", Version::V7, true),
+        ("v7a", Version::V7a, false),
+    ] {
+        let golden = format!("tests/golden/versions/{name}.safetensors");
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(golden);
+        let golden = folder.add("golden.safetensors", &std::fs::read(golden).unwrap());
+        let tensors = SMALL.of(version, 11);
+        let stateful = folder.add("stateful.st", &safetensors(&tensors, Format::F32));
+        let [st, out] = ["out.st", "out.gguf"].map(|out| folder.path(out));
+        for input in [&golden, &stateful] {
+            check(input, &st, None, exactly.clone());
+            // What we wrote is an input like any other.
+            check(&st, &folder.path("again.st"), None, exactly.clone());
+            check(input, &st, Some("f16"), 0.0..=1e-2);
+            check(input, &st, Some("int8"), nearly.clone());
+        }
+        if gguf {
+            check(&golden, &out, None, exactly.clone());
+            check(&out, &folder.path("back.st"), None, exactly.clone());
+            check(&golden, &out, Some("q8_0"), nearly.clone());
+            let refused = export::convert(&stateful, &out, None, &mut onward).unwrap_err();
+            assert!(refused.to_string().contains("initial state"), "{refused}");
+        } else {
+            let refused = export::convert(&golden, &out, None, &mut onward).unwrap_err();
+            assert!(refused.to_string().contains("no architecture"), "{refused}");
+        }
+    }
+}
+
+/// Every weight type, with rows of 256 and of 96 elements: name, format of the matrices and of the head at 256, the same
+/// at 96, and how far from the source's the logits may be.
+const TYPES: [(&str, [&str; 4], f64); 17] = [
+    ("f16", ["f16", "f16", "f16", "f16"], 0.0),
+    ("q8_0", ["q8_0", "q8_0", "q8_0", "q8_0"], 1.0),
+    ("q6_k", ["q6_k", "q6_k", "q8_0", "q8_0"], 1.0),
+    ("q5_k_m", ["q5_k", "q6_k", "q5_1", "q8_0"], 1.0),
+    ("q5_k", ["q5_k", "q5_k", "q5_1", "q5_1"], 1.0),
+    ("q4_k_m", ["q4_k", "q6_k", "q5_0", "q8_0"], 1.0),
+    ("q4_k", ["q4_k", "q4_k", "q5_0", "q5_0"], 1.0),
+    ("q4_0", ["q4_0", "q4_0", "q4_0", "q4_0"], 1.0),
+    ("q4_1", ["q4_1", "q4_1", "q4_1", "q4_1"], 1.0),
+    ("q5_0", ["q5_0", "q5_0", "q5_0", "q5_0"], 1.0),
+    ("q5_1", ["q5_1", "q5_1", "q5_1", "q5_1"], 1.0),
+    ("q2_k", ["q2_k", "q2_k", "q4_0", "q4_0"], 1.0),
+    ("q3_k", ["q3_k", "q3_k", "q4_0", "q4_0"], 1.0),
+    ("iq4_nl", ["iq4_nl", "iq4_nl", "iq4_nl", "iq4_nl"], 1.0),
+    ("int8", ["int8", "int8", "int8", "int8"], 1.0),
+    ("nf4", ["nf4", "nf4", "nf4", "nf4"], 1.0),
+    ("sf4", ["sf4", "sf4", "sf4", "sf4"], 1.0),
+];
+
+#[test]
+fn weight_types() {
+    assert!(
+        TYPES
+            .iter()
+            .map(|t| t.0)
+            .eq(WeightType::ALL.map(WeightType::name))
+    );
+    let folder = Folder::new();
+    for spec in [
+        "v7:2x256:vocab=256,ffn=512",
+        "v7:2x96:vocab=256,head=32,ffn=144",
+        "v6:2x256:vocab=256,ffn=512",
+        "v6:2x96:vocab=256,head=32,ffn=144",
+    ] {
+        let input = folder.path("in.safetensors");
+        export::synthesize(&spec.parse().unwrap(), &input, &mut onward).unwrap();
+        for (name, formats, bound) in TYPES {
+            let ggml = name.parse::<WeightType>().unwrap().is_ggml();
+            let names = if ggml { LLAMA } else { ORIGINAL };
+            let output = folder.path(if ggml { "out.gguf" } else { "out.safetensors" });
+            let file = check(&input, &output, Some(name), 0.0..=bound);
+            let [body, head] = match spec.contains("256:") {
+                true => [formats[0], formats[1]],
+                false => [formats[2], formats[3]],
+            };
+            // Rows of 144 are no whole number of anybody's blocks.
+            let narrow = if spec.contains("ffn=144") {
+                "f16"
+            } else {
+                body
+            };
+            for (tensor, want) in names.into_iter().zip([body, body, body, narrow, head]) {
+                let kind = file.checkpoint().tensor(tensor).unwrap().kind.to_string();
+                // What follows the name is the size of the blocks that suit the matrix.
+                let sized = kind.split(['-', ':', '_']).next() == Some(want);
+                assert!(
+                    kind == want || (!ggml && sized),
+                    "{spec}, {name}: {tensor} is {kind}"
+                );
+            }
+        }
+    }
+}
+
+/// Of what [`TYPES`] speaks: three matrices, the one with rows as long as the FFN is wide, and the head.
+const LLAMA: [&str; 5] = [
+    "token_embd.weight",
+    "blk.0.time_mix_key.weight",
+    "blk.1.channel_mix_key.weight",
+    "blk.1.channel_mix_value.weight",
+    "output.weight",
+];
+const ORIGINAL: [&str; 5] = [
+    "emb.weight",
+    "blocks.0.att.key.weight",
+    "blocks.1.ffn.key.weight",
+    "blocks.1.ffn.value.weight",
+    "head.weight",
+];

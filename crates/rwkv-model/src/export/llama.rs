@@ -1,19 +1,14 @@
-//! The tensors and metadata of llama.cpp's GGUF files of RWKV-6 and RWKV-7, as its converter writes them.
+//! What llama.cpp's GGUF files of RWKV-6 and RWKV-7 say about themselves, as its converter writes them.
 
-use super::{
-    ExportError,
-    layout::{Layout, Source, Tensor},
-    original::STACKED,
-    vocabulary,
-};
+use super::{ExportError, vocabulary};
 use crate::{
     Tokenizer,
     files::{GgufWriter, Metadata},
+    names::table::{Layout, Row},
 };
 use rwkv_kernels::Format;
 use rwkv_sched::{
-    Affine, BlockWeight as B, Lora, Mix, ModelConfig, Quantization, Result, Version, Weight,
-    Weights,
+    BlockWeight as B, Lora, Mix, ModelConfig, Quantization, Version, Weight, Weights,
 };
 
 /// The version of ggml's block layouts.
@@ -21,147 +16,14 @@ const QUANTIZATION_VERSION: u32 = 2;
 /// RWKV has no limit; the converter writes this.
 const CONTEXT_LENGTH: u32 = 1_048_576;
 
-/// The architecture that a version has in GGUF.
-pub(super) fn architecture(version: Version) -> Option<&'static str> {
-    match version {
-        Version::V6 => Some("rwkv6"),
-        Version::V7 => Some("rwkv7"),
+/// Whether a tensor is F32 in every file, whatever the others are: vectors, the pairs of the decay, and those of
+/// version 6's mixes.
+pub(super) fn always_f32(row: &Row) -> bool {
+    let pair = match row.holds.first() {
+        Some(Weight::Block(_, B::LoraDown(lora) | B::LoraUp(lora))) => Some(lora),
         _ => None,
-    }
-}
-
-/// What stands between `blk.N.` and `.weight` or `.bias`.
-type NormName = (&'static str, fn(Affine) -> B);
-
-const NORMS: [NormName; 3] = [
-    ("attn_norm", B::AttNorm),
-    ("attn_norm_2", B::FfnNorm),
-    ("time_mix_ln", B::GroupNorm),
-];
-
-/// Vectors of a layer: of both versions, of 6, of 7.
-const VECTORS_6: [(&str, B); 4] = [
-    ("time_mix_lerp_x", B::AttMix(Mix::Base)),
-    ("time_mix_decay", B::LoraBias(Lora::Decay)),
-    ("channel_mix_lerp_k", B::FfnMix(Mix::Key)),
-    ("channel_mix_lerp_r", B::FfnMix(Mix::Receptance)),
-];
-const VECTORS_7: [(&str, B); 7] = [
-    ("time_mix_w0", B::LoraBias(Lora::Decay)),
-    ("time_mix_a0", B::LoraBias(Lora::Rate)),
-    ("time_mix_v0", B::LoraBias(Lora::Value)),
-    ("time_mix_k_k", B::RemovalKey),
-    ("time_mix_k_a", B::ReplacementKey),
-    ("time_mix_r_k", B::Bonus),
-    ("channel_mix_lerp_k", B::FfnMix(Mix::Key)),
-];
-
-/// Matrices of a layer, all `[out, in]`, and whether they are F32 in every file.
-const MATRICES: [(&str, B, bool); 6] = [
-    ("time_mix_receptance", B::AttReceptance, false),
-    ("time_mix_key", B::AttKey, false),
-    ("time_mix_value", B::AttValue, false),
-    ("time_mix_output", B::AttOutput, false),
-    ("channel_mix_key", B::FfnKey, false),
-    ("channel_mix_value", B::FfnValue, false),
-];
-const MATRICES_6: [(&str, B, bool); 4] = [
-    ("time_mix_gate", B::AttGate, false),
-    ("channel_mix_receptance", B::FfnReceptance, false),
-    ("time_mix_decay_w1", B::LoraDown(Lora::Decay), true),
-    ("time_mix_decay_w2", B::LoraUp(Lora::Decay), true),
-];
-const MATRICES_7: [(&str, B, bool); 8] = [
-    ("time_mix_w1", B::LoraDown(Lora::Decay), true),
-    ("time_mix_w2", B::LoraUp(Lora::Decay), true),
-    ("time_mix_a1", B::LoraDown(Lora::Rate), false),
-    ("time_mix_a2", B::LoraUp(Lora::Rate), false),
-    ("time_mix_v1", B::LoraDown(Lora::Value), false),
-    ("time_mix_v2", B::LoraUp(Lora::Value), false),
-    ("time_mix_g1", B::LoraDown(Lora::Gate), false),
-    ("time_mix_g2", B::LoraUp(Lora::Gate), false),
-];
-
-/// Version 7's mixes, in the order in which they are stacked.
-const MIXES_7: [Mix; 6] = [
-    Mix::Receptance,
-    Mix::Decay,
-    Mix::Key,
-    Mix::Value,
-    Mix::Rate,
-    Mix::Gate,
-];
-
-/// Every tensor of a file of version 6 or 7.
-pub(super) fn layout(config: &ModelConfig, weights: &dyn Weights) -> Result<Vec<Tensor>> {
-    let mut file = Layout::new(weights);
-    let width = config.width;
-    file.matrix("token_embd.weight".to_owned(), Weight::Embedding)?;
-    for (affine, end) in [(Affine::Weight, "weight"), (Affine::Bias, "bias")] {
-        let norm = Weight::EmbeddingNorm(affine);
-        let name = format!("token_embd_norm.{end}");
-        file.tensor(name, &[width], norm)?.always_f32 = true;
-        let norm = Weight::OutputNorm(affine);
-        let name = format!("output_norm.{end}");
-        file.tensor(name, &[width], norm)?.always_f32 = true;
-    }
-    file.matrix("output.weight".to_owned(), Weight::Head)?;
-    for layer in 0..config.layers {
-        block(&mut file, config, layer)?;
-    }
-    Ok(file.finish())
-}
-
-fn block(file: &mut Layout<'_>, config: &ModelConfig, layer: usize) -> Result<()> {
-    let width = config.width;
-    let name = |middle: &str| format!("blk.{layer}.{middle}.weight");
-    // llama.cpp wants a value residual in layer 0 too, and does not use it: its converter repeats the rate's tensors.
-    let of = |weight: B| {
-        Weight::Block(
-            layer,
-            match (layer, weight) {
-                (0, B::LoraBias(Lora::Value)) => B::LoraBias(Lora::Rate),
-                (0, B::LoraDown(Lora::Value)) => B::LoraDown(Lora::Rate),
-                (0, B::LoraUp(Lora::Value)) => B::LoraUp(Lora::Rate),
-                (_, other) => other,
-            },
-        )
     };
-    for (middle, norm) in NORMS {
-        for (affine, end) in [(Affine::Weight, "weight"), (Affine::Bias, "bias")] {
-            let name = format!("blk.{layer}.{middle}.{end}");
-            file.tensor(name, &[width], of(norm(affine)))?.always_f32 = true;
-        }
-    }
-    let six = config.version == Version::V6;
-    let mixes: &[Mix] = if six { &STACKED } else { &MIXES_7 };
-    let stack = Source::Rows(mixes.iter().map(|mix| of(B::AttMix(*mix))).collect());
-    let shape = [mixes.len(), 1, 1, width];
-    file.push(name("time_mix_lerp_fused"), &shape, stack)?
-        .always_f32 = true;
-    let vectors: &[_] = if six { &VECTORS_6 } else { &VECTORS_7 };
-    for (middle, weight) in vectors {
-        file.tensor(name(middle), &[width], of(*weight))?.always_f32 = true;
-    }
-    if six {
-        let heads = [config.heads(), config.head_size];
-        file.tensor(name("time_mix_first"), &heads, of(B::Bonus))?
-            .always_f32 = true;
-        let [rank, _] = file.shape_of(of(B::LoraDown(Lora::Mix(STACKED[0]))))?;
-        let stack = |side: fn(Lora) -> B| STACKED.map(|mix| of(side(Lora::Mix(mix)))).to_vec();
-        let count = STACKED.len();
-        let down = Source::Rows(stack(B::LoraDown));
-        file.push(name("time_mix_w1"), &[count * rank, width], down)?
-            .always_f32 = true;
-        let up = Source::Rows(stack(B::LoraUp));
-        file.push(name("time_mix_w2"), &[count, width, rank], up)?
-            .always_f32 = true;
-    }
-    let own: &[_] = if six { &MATRICES_6 } else { &MATRICES_7 };
-    for (middle, weight, always_f32) in MATRICES.iter().chain(own) {
-        file.matrix(name(middle), of(*weight))?.always_f32 = *always_f32;
-    }
-    Ok(())
+    row.layout != Layout::Rows || matches!(pair, Some(Lora::Decay | Lora::Mix(_)))
 }
 
 /// What a file says about itself.
@@ -184,7 +46,7 @@ pub(super) fn metadata(
     plan: &mut GgufWriter,
     architecture: &str,
     about: &About<'_>,
-) -> std::result::Result<(), ExportError> {
+) -> Result<(), ExportError> {
     let About {
         config, weights, ..
     } = about;

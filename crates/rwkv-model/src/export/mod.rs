@@ -8,10 +8,8 @@
 //! checkpoints. What the files hold is described in `docs/formats.md`.
 
 mod error;
-mod layout;
 mod llama;
-mod original;
-mod output;
+mod plan;
 mod stream;
 mod synthetic;
 mod vocabulary;
@@ -22,6 +20,7 @@ pub use synthetic::{SyntheticSpec, SyntheticWeights};
 use crate::{
     Error, ModelFile, Result, Tokenizer,
     files::{Container, Metadata},
+    names, output_file,
 };
 use rwkv_sched::{ModelConfig, Quantization, Weights};
 use std::{ops::ControlFlow, path::Path};
@@ -118,7 +117,7 @@ fn rewrite(
     if let Some(quantization) = quantization {
         check_container(quantization, container)?;
     }
-    if output::same_file(input, output) {
+    if output_file::same_file(input, output) {
         return Err(ExportError::SameFile {
             file: output.display().to_string(),
         }
@@ -225,7 +224,7 @@ fn check_container(quantization: &Quantization, container: Container) -> Result<
 
 fn check_architecture(config: &ModelConfig, container: Container) -> Result<(), ExportError> {
     let version = config.version;
-    if container == Container::Gguf && llama::architecture(version).is_none() {
+    if container == Container::Gguf && names::gguf::architecture(version).is_none() {
         return Err(ExportError::NoArchitecture { version });
     }
     Ok(())

@@ -1,14 +1,14 @@
 //! From a plan to a file.
 
 use super::{
-    Export, ExportError, OnProgress, Progress, Written, WrittenTensor,
-    layout::{Planned, Source, Tensor, format_of},
-    llama, original,
-    output::OutputFile,
+    Export, ExportError, OnProgress, Progress, Written, WrittenTensor, llama, plan::Tensor,
 };
-use crate::files::{Body, Container, GgufWriter, SafetensorsWriter};
-use rwkv_kernels::Format;
-use rwkv_sched::{BlockWeight, Weight, Weights, encode_rows, pack};
+use crate::{
+    files::{Body, Container, GgufWriter, SafetensorsWriter},
+    names::gguf,
+    output_file::OutputFile,
+};
+use rwkv_sched::{ModelConfig, Weight, Weights, encode_rows, pack};
 use std::{collections::BTreeMap, io::Write, ops::ControlFlow, path::Path};
 
 /// Bytes that are encoded and then written at a time.
@@ -25,26 +25,12 @@ impl Export<'_> {
         if let Some(quantization) = self.quantization {
             quantization.check(self.config.layers)?;
         }
-        let tensors = match container {
-            Container::Gguf => self.llama_layout()?,
-            _ => original::layout(self.config, self.weights)?,
-        };
-        let mut plan = Vec::with_capacity(tensors.len());
-        for tensor in tensors {
-            let planned = format_of(&tensor, self.weights, self.quantization, container)?;
-            plan.push((tensor, planned));
-        }
-        if container != Container::Gguf {
-            // Larger elements first: every tensor is aligned then.
-            plan.sort_by_key(|(_, planned)| match planned.format {
-                Format::F32 => 0,
-                Format::F16 | Format::Bf16 => 1,
-                _ => 2,
-            });
-        }
-        let mut file = OutputFile::create(output)?;
+        let plan = self.plan(container)?;
+        let failed = |source| ExportError::io(output, source);
+        let mut file = OutputFile::create(output).map_err(failed)?;
         let stream = Stream {
             weights: self.weights,
+            config: self.config,
             plan: &plan,
         };
         let writer = file.writer();
@@ -54,31 +40,17 @@ impl Export<'_> {
         };
         // The container's words for a full disk do not say which file it was.
         let tensors = done.map_err(|error| match error {
-            ExportError::Write(crate::files::WriteError::Io(source)) => {
-                ExportError::io(output, source)
-            }
+            ExportError::Write(crate::files::WriteError::Io(source)) => failed(source),
             other => other,
         })?;
-        let bytes = file.finish()?;
+        let bytes = file.finish().map_err(failed)?;
         Ok(Written { bytes, tensors })
     }
 
-    fn llama_layout(&self) -> Result<Vec<Tensor>, ExportError> {
-        let state = Weight::Block(0, BlockWeight::InitialState);
-        if self.weights.describe(state).is_ok() {
-            return Err(ExportError::InitialState);
-        }
-        Ok(llama::layout(self.config, self.weights)?)
-    }
-
-    fn begin_gguf<W: Write>(
-        &self,
-        plan: &[(Tensor, Planned)],
-        out: W,
-    ) -> Result<Body<W>, ExportError> {
+    fn begin_gguf<W: Write>(&self, plan: &[Tensor], out: W) -> Result<Body<W>, ExportError> {
         let version = self.config.version;
         let architecture =
-            llama::architecture(version).ok_or(ExportError::NoArchitecture { version })?;
+            gguf::architecture(version).ok_or(ExportError::NoArchitecture { version })?;
         let mut file = GgufWriter::new();
         let about = llama::About {
             config: self.config,
@@ -87,20 +59,16 @@ impl Export<'_> {
             source: self.source,
             tokenizer: self.tokenizer.as_ref(),
             quantization: self.quantization,
-            main_format: main_format(plan),
+            main_format: Self::main_format(plan),
         };
         llama::metadata(&mut file, architecture, &about)?;
-        for (tensor, planned) in plan {
-            file.tensor(&tensor.name, planned.format, &tensor.shape)?;
+        for tensor in plan {
+            file.tensor(tensor.name(), tensor.format, &tensor.shape)?;
         }
         Ok(file.begin(out)?)
     }
 
-    fn begin_safetensors<W: Write>(
-        &self,
-        plan: &[(Tensor, Planned)],
-        out: W,
-    ) -> Result<Body<W>, ExportError> {
+    fn begin_safetensors<W: Write>(&self, plan: &[Tensor], out: W) -> Result<Body<W>, ExportError> {
         let mut file = SafetensorsWriter::new();
         // What other programs look for before they load a file.
         file.set("format", "pt");
@@ -122,44 +90,24 @@ impl Export<'_> {
         }
         let errors: BTreeMap<&str, f64> = plan
             .iter()
-            .filter_map(|(tensor, planned)| Some((tensor.name.as_str(), planned.error?)))
+            .filter_map(|tensor| Some((tensor.name(), tensor.error?)))
             .collect();
         if !errors.is_empty() {
             let text = serde_json::json!(errors).to_string();
             file.set(crate::model_file::ERRORS_KEY, &text);
         }
-        for (tensor, planned) in plan {
-            file.tensor(&tensor.name, planned.format, &tensor.shape)?;
+        for tensor in plan {
+            file.tensor(tensor.name(), tensor.format, &tensor.shape)?;
         }
         Ok(file.begin(out)?)
     }
 }
 
-/// The format of most bytes.
-fn main_format(plan: &[(Tensor, Planned)]) -> Format {
-    let mut bytes: BTreeMap<Format, u64> = BTreeMap::new();
-    for (tensor, planned) in plan {
-        *bytes.entry(planned.format).or_default() += size(tensor, planned.format).unwrap_or(0);
-    }
-    bytes
-        .into_iter()
-        .max_by_key(|(_, bytes)| *bytes)
-        .map_or(Format::F16, |(format, _)| format)
-}
-
-/// Bytes of a tensor, or `None` where they overflow.
-fn size(tensor: &Tensor, format: Format) -> Option<u64> {
-    let (cols, outer) = tensor.shape.split_last()?;
-    let row = format.row_bytes(*cols)? as u64;
-    outer
-        .iter()
-        .try_fold(row, |product, n| product.checked_mul(*n as u64))
-}
-
 /// Tensors on their way to a file.
 struct Stream<'a> {
     weights: &'a dyn Weights,
-    plan: &'a [(Tensor, Planned)],
+    config: &'a ModelConfig,
+    plan: &'a [Tensor],
 }
 
 impl Stream<'_> {
@@ -168,10 +116,7 @@ impl Stream<'_> {
         mut body: Body<W>,
         progress: OnProgress<'_>,
     ) -> Result<Vec<WrittenTensor>, ExportError> {
-        let sizes = self
-            .plan
-            .iter()
-            .map(|(tensor, planned)| size(tensor, planned.format).unwrap_or(0));
+        let sizes = self.plan.iter().map(|tensor| tensor.bytes().unwrap_or(0));
         let mut told = Progress {
             done: 0,
             total: sizes.fold(0, u64::saturating_add),
@@ -186,22 +131,22 @@ impl Stream<'_> {
         tell(0)?;
         let mut slab = Vec::new();
         let mut written = Vec::with_capacity(self.plan.len());
-        for (tensor, planned) in self.plan {
-            if let Some(weight) = tensor.source.verbatim() {
-                self.rows(weight, tensor, planned.format, &mut slab, &mut |bytes| {
-                    body.write(&tensor.name, bytes)?;
+        for tensor in self.plan {
+            if let Some(weight) = tensor.plain() {
+                self.rows(weight, tensor, &mut slab, &mut |bytes| {
+                    body.write(tensor.name(), bytes)?;
                     tell(bytes.len())
                 })?;
             } else {
-                self.whole(&tensor.source, tensor, planned.format, &mut slab)?;
-                body.write(&tensor.name, &slab)?;
+                self.whole(tensor, &mut slab)?;
+                body.write(tensor.name(), &slab)?;
                 tell(slab.len())?;
             }
             written.push(WrittenTensor {
-                name: tensor.name.clone(),
-                format: planned.format,
-                bytes: size(tensor, planned.format).unwrap_or(0),
-                error: planned.error,
+                name: tensor.name().to_owned(),
+                format: tensor.format,
+                bytes: tensor.bytes().unwrap_or(0),
+                error: tensor.error,
             });
         }
         body.finish()?;
@@ -213,11 +158,11 @@ impl Stream<'_> {
         &self,
         weight: Weight,
         tensor: &Tensor,
-        format: Format,
         slab: &mut Vec<u8>,
         write: &mut dyn FnMut(&[u8]) -> Result<(), ExportError>,
     ) -> Result<(), ExportError> {
         let shape = self.weights.describe(weight)?.1;
+        let format = tensor.format;
         let row_bytes = format.row_bytes(shape.cols.0).unwrap_or(0);
         // Made or expanded rows take room too, in formats of at most four bytes an element.
         let largest = row_bytes.max(shape.cols.0.saturating_mul(4)).max(1);
@@ -231,7 +176,7 @@ impl Stream<'_> {
                 let result = if matrix.format() == format {
                     write(matrix.bytes())
                 } else {
-                    encode_rows(&tensor.name, matrix, format, slab)?;
+                    encode_rows(tensor.name(), matrix, format, slab)?;
                     write(slab)
                 };
                 failed = result.err();
@@ -245,17 +190,11 @@ impl Stream<'_> {
     }
 
     /// A small tensor that is put together.
-    fn whole(
-        &self,
-        source: &Source,
-        tensor: &Tensor,
-        format: Format,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ExportError> {
-        let values = source.values(self.weights)?;
-        let bytes = size(tensor, format).and_then(|n| usize::try_from(n).ok());
+    fn whole(&self, tensor: &Tensor, out: &mut Vec<u8>) -> Result<(), ExportError> {
+        let values = tensor.row.gather(self.weights, self.config)?;
+        let bytes = tensor.bytes().and_then(|n| usize::try_from(n).ok());
         out.clear();
         out.resize(bytes.unwrap_or(0), 0);
-        Ok(pack(&tensor.name, &values, format, out)?)
+        Ok(pack(tensor.name(), &values, tensor.format, out)?)
     }
 }

@@ -11,20 +11,32 @@ use super::{
 use crate::{Error, Result, files::Checkpoint};
 use rwkv_sched::{Affine, BlockWeight as B, Lora, Mix, ModelConfig, Version, Weight};
 
+/// What GGUF's `general.architecture` says of a version.
+const ARCHITECTURES: [(Version, &str); 2] = [(Version::V6, "rwkv6"), (Version::V7, "rwkv7")];
+
+/// The architecture that `version` has in GGUF, if it has one.
+pub(crate) fn architecture(version: Version) -> Option<&'static str> {
+    let found = ARCHITECTURES.iter().find(|(known, _)| *known == version);
+    found.map(|(_, architecture)| *architecture)
+}
+
 /// Reads the architecture from the metadata, dimensions from shapes, and the head size, which no shape tells.
 pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
     let file = || checkpoint.source().to_owned();
     let metadata = checkpoint.metadata();
-    let (version, architecture) = match metadata.string("general.architecture") {
-        Some("rwkv7") => (Version::V7, "rwkv7"),
-        Some("rwkv6") => (Version::V6, "rwkv6"),
-        Some(name @ ("rwkv6qwen2" | "arwkv7")) => {
+    let said = metadata.string("general.architecture");
+    let known = ARCHITECTURES
+        .iter()
+        .find(|(_, architecture)| said == Some(architecture));
+    let (version, architecture) = match (known, said) {
+        (Some(known), _) => *known,
+        (None, Some(name @ ("rwkv6qwen2" | "arwkv7"))) => {
             return Err(Error::Unsupported {
                 file: file(),
                 what: format!("GGUF architecture `{name}`"),
             });
         }
-        Some(name) => {
+        (None, Some(name)) => {
             // Whatever a file says there, the message stays one line.
             let name: String = name.chars().take(40).collect();
             let what = format!(
@@ -33,7 +45,7 @@ pub(super) fn config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
             );
             return Err(Error::NotAModel { file: file(), what });
         }
-        None => {
+        (None, None) => {
             let what = "no model: its metadata has no general.architecture".to_owned();
             return Err(Error::NotAModel { file: file(), what });
         }

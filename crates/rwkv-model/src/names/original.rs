@@ -27,6 +27,14 @@ pub(crate) fn rows(config: &ModelConfig) -> impl Iterator<Item = Row> + use<> {
     before.chain(blocks).chain(after).chain([head])
 }
 
+/// The large matrix of a layer, of any version, whose name has `middle` between `blocks.N.` and `.weight`.
+pub(super) fn layer_matrix(middle: &str) -> Option<B> {
+    let entries = [SQUARES, GATE, FFN_5].into_iter().flatten();
+    entries
+        .filter(|(name, _, _)| name.strip_suffix(".weight") == Some(middle))
+        .find_map(|(_, holds, _)| holds.first().copied())
+}
+
 /// Whether `weight` is of version 7's value residual.
 pub(super) fn is_value_residual(weight: B) -> bool {
     matches!(

@@ -8,22 +8,10 @@ use super::{
     table::{Layout, Row},
 };
 use crate::files::Checkpoint;
-use rwkv_sched::{BlockWeight as B, Error, Model, Version, Weight};
+use rwkv_sched::{Error, Model, Version, Weight};
 use std::collections::BTreeMap;
 
-/// Matrices of a layer that low-rank changes are trained for, by what stands between `blocks.N.` and `.weight`.
-const LAYER_MATRICES: [(&str, B); 8] = [
-    ("att.receptance", B::AttReceptance),
-    ("att.key", B::AttKey),
-    ("att.value", B::AttValue),
-    ("att.output", B::AttOutput),
-    ("att.gate", B::AttGate),
-    ("ffn.key", B::FfnKey),
-    ("ffn.value", B::FfnValue),
-    ("ffn.receptance", B::FfnReceptance),
-];
-
-/// The matrix whose original name is `stem` and `.weight`.
+/// The matrix whose original name is `stem` and `.weight`, if it is one that low-rank changes are trained for.
 pub(crate) fn matrix_called(stem: &str) -> Option<Weight> {
     match stem {
         "emb" => return Some(Weight::Embedding),
@@ -32,8 +20,7 @@ pub(crate) fn matrix_called(stem: &str) -> Option<Weight> {
     }
     let (layer, rest) = stem.strip_prefix("blocks.")?.split_once('.')?;
     let layer = layer.parse().ok()?;
-    let found = LAYER_MATRICES.iter().find(|(name, _)| *name == rest);
-    found.map(|(_, block)| Weight::Block(layer, *block))
+    Some(Weight::Block(layer, original::layer_matrix(rest)?))
 }
 
 /// Whether `name` is that of layer 0's value residual, which version 7 does not have and some files hold a dummy of.
@@ -104,6 +91,7 @@ fn lies(checkpoint: &Checkpoint, name: &str, row: &Row, model: &Model) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rwkv_sched::BlockWeight as B;
 
     #[test]
     fn names() {

@@ -1,7 +1,7 @@
 //! How logical tensors lie in the tensors of a file: one row a tensor of the file. Reading and writing walk the same
 //! rows.
 
-use rwkv_sched::{BlockWeight, ModelConfig, Weight, Weights};
+use rwkv_sched::{BlockWeight, Error, ModelConfig, Weight, Weights};
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +77,8 @@ impl Layout {
             Self::Heads => vec![heads, size],
             Self::PerHead => vec![heads],
             Self::Vectors => vec![count, 1, 1, cols],
-            Self::Rows => vec![count * rows, cols],
-            Self::Columns => vec![cols, count * rows],
+            Self::Rows => vec![count.saturating_mul(rows), cols],
+            Self::Columns => vec![cols, count.saturating_mul(rows)],
             Self::Stack => vec![count, rows, cols],
             Self::ColumnStack => vec![count, cols, rows],
             Self::State | Self::TurnedState => vec![heads, size, size],
@@ -94,7 +94,7 @@ impl Layout {
         config: &ModelConfig,
     ) -> Option<[usize; 2]> {
         match self {
-            Self::Columns => Some([count * rows, cols]),
+            Self::Columns => Some([count.saturating_mul(rows), cols]),
             Self::ColumnStack => Some([rows, cols]),
             Self::TurnedState => Some([config.head_size; 2]),
             _ => None,
@@ -103,49 +103,94 @@ impl Layout {
 }
 
 impl Row {
-    /// Whether its rows are those of its one logical tensor, so that a writer can pass them on one by one.
-    #[allow(dead_code, reason = "for writers of checkpoints")]
+    /// Whether it is its one logical tensor, element by element: a writer can pass rows on one by one, and keep their
+    /// format.
     pub(crate) fn is_plain(&self) -> bool {
-        self.holds.len() == 1 && matches!(self.layout, Layout::Rows | Layout::Flat)
+        use Layout::{Broadcast, Flat, Heads, Rows, State};
+        self.holds.len() == 1 && matches!(self.layout, Flat | Broadcast | Heads | Rows | State)
     }
 
-    /// The tensor as a file has it: its shape, outermost dimension first, and its values.
+    /// The tensor's shape in a file, outermost dimension first.
     ///
     /// # Errors
-    /// [`rwkv_sched::Error::Weight`] when one of its logical tensors is missing, or has another shape than the first.
-    #[allow(dead_code, reason = "for writers of checkpoints")]
+    /// [`Error::Weight`] when one of its logical tensors is missing, has another shape than the first, or does not fit
+    /// `config`.
+    pub(crate) fn shape(
+        &self,
+        weights: &dyn Weights,
+        config: &ModelConfig,
+    ) -> Result<Vec<usize>, Error> {
+        let each = self.each(weights)?;
+        let shape = self.layout.shape(self.holds.len(), each, config);
+        let repeated = match self.layout {
+            Layout::PerHead => config.head_size,
+            _ => 1,
+        };
+        let product = |sizes: &[usize]| sizes.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let held = product(&[self.holds.len(), each[0], each[1]]);
+        if held.is_some() && product(&shape).and_then(|n| n.checked_mul(repeated)) == held {
+            return Ok(shape);
+        }
+        let name = self
+            .holds
+            .first()
+            .map_or_else(|| self.name.clone(), |&weight| weights.name(weight));
+        let [rows, cols] = each;
+        let problem = format!("{rows}×{cols}, where {} needs {shape:?}", self.name);
+        Err(Error::Weight { name, problem })
+    }
+
+    /// The tensor's values in a file. All of them are held, so this is for those that are small.
+    ///
+    /// # Errors
+    /// As [`shape`](Self::shape).
     pub(crate) fn gather(
         &self,
         weights: &dyn Weights,
         config: &ModelConfig,
-    ) -> Result<(Vec<usize>, Vec<f32>), rwkv_sched::Error> {
-        let mut each = [0; 2];
+    ) -> Result<Vec<f32>, Error> {
+        let each = self.each(weights)?;
         let mut values = Vec::new();
-        for (index, &weight) in self.holds.iter().enumerate() {
-            let shape = weights.matrix(weight)?.shape();
-            if index == 0 {
-                each = [shape.rows.0, shape.cols.0];
-            }
-            values.extend(weights.vector(weight, each[0] * each[1])?);
+        for &weight in &self.holds {
+            // Made-up weights keep what `matrix` lends.
+            weights.with_rows(weight, 0..each[0], &mut |rows| {
+                let mut part = vec![0.0; rows.shape().elements().unwrap_or(0)];
+                rows.format().spec().dequantize(rows.bytes(), &mut part);
+                values.append(&mut part);
+                Ok(())
+            })?;
         }
-        let count = self.holds.len();
         if self.layout == Layout::PerHead {
-            values = values
-                .into_iter()
-                .step_by(config.head_size.max(1))
-                .collect();
+            let heads = values.into_iter().step_by(config.head_size.max(1));
+            return Ok(heads.collect());
         }
-        if let Some([rows, cols]) = self.layout.transposes(count, each, config) {
-            values = values
-                .chunks(rows.saturating_mul(cols).max(1))
-                .flat_map(|matrix| {
-                    (0..cols).flat_map(move |col| matrix.iter().skip(col).step_by(cols.max(1)))
-                })
-                .copied()
-                .collect();
-        }
-        Ok((self.layout.shape(count, each, config), values))
+        let Some([rows, cols]) = self.layout.transposes(self.holds.len(), each, config) else {
+            return Ok(values);
+        };
+        let matrices = values.chunks(rows.saturating_mul(cols).max(1));
+        Ok(matrices.flat_map(|m| transposed(m, cols)).collect())
     }
+
+    /// Rows and columns of each of its logical tensors.
+    fn each(&self, weights: &dyn Weights) -> Result<[usize; 2], Error> {
+        let mut first = None;
+        for &weight in &self.holds {
+            let shape = weights.describe(weight)?.1;
+            let wanted = *first.get_or_insert(shape);
+            if shape != wanted {
+                return Err(Error::Weight {
+                    name: weights.name(weight),
+                    problem: format!("{shape}, where {} needs {wanted}", self.name),
+                });
+            }
+        }
+        Ok(first.map_or([0; 2], |shape| [shape.rows.0, shape.cols.0]))
+    }
+}
+
+/// The elements of the transpose of a matrix of rows of `cols`.
+pub(crate) fn transposed(values: &[f32], cols: usize) -> impl Iterator<Item = f32> {
+    (0..cols).flat_map(move |col| values.iter().skip(col).step_by(cols).copied())
 }
 
 /// A tensor that every layer has: what is in its name after the layer's number, what it holds, and how.

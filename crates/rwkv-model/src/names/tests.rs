@@ -1,15 +1,17 @@
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 //! The tables, walked both ways: what `gather` writes, binding reads.
 
 use super::{
     bind, detect, gguf, original,
-    table::{Presence, Row},
+    table::{Layout, Presence, Row},
 };
 use crate::files::{Checkpoint, GgufWriter};
 use proptest::prelude::*;
 use rwkv_kernels::Format;
 use rwkv_mem::{Cols, Rows};
-use rwkv_sched::{BlockWeight as B, InMemoryWeights, Lora, ModelConfig, Version, Weight, Weights};
+use rwkv_sched::{
+    BlockWeight as B, InMemoryWeights, Lora, Mix, ModelConfig, Version, Weight, Weights,
+};
 use safetensors::{Dtype, tensor::TensorView};
 
 /// Rows and columns of `weight`, with all ranks alike.
@@ -47,7 +49,7 @@ fn weights(rows: &[Row], c: &ModelConfig, rank: usize) -> InMemoryWeights {
         .flat_map(|row| row.holds.iter().map(move |w| (w, row)))
     {
         let (r, k) = shape(weight, c, rank);
-        let per_head = row.layout == super::table::Layout::PerHead;
+        let per_head = row.layout == Layout::PerHead;
         let values: Vec<f32> = (0..r * k)
             .map(|i| {
                 if !per_head || i % c.head_size == 0 {
@@ -77,13 +79,19 @@ fn check(version: Version, c: &ModelConfig, rank: usize, with_state: bool, in_gg
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = rows
         .iter()
         .map(|row| {
-            let (shape, values) = row.gather(&logical, c).unwrap();
+            let shape = row.shape(&logical, c).unwrap();
+            let values = row.gather(&logical, c).unwrap();
             assert_eq!(
                 shape.iter().product::<usize>(),
                 values.len(),
                 "{}",
                 row.name
             );
+            if row.is_plain() {
+                let weight = logical.matrix(row.holds[0]).unwrap();
+                let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                assert!(weight.bytes() == bytes, "{}", row.name);
+            }
             (
                 row.name.clone(),
                 shape,
@@ -92,11 +100,7 @@ fn check(version: Version, c: &ModelConfig, rank: usize, with_state: bool, in_gg
         })
         .collect();
     let bytes = if in_gguf {
-        let architecture = if version == Version::V6 {
-            "rwkv6"
-        } else {
-            "rwkv7"
-        };
+        let architecture = gguf::architecture(version).unwrap();
         let mut plan = GgufWriter::new();
         plan.set("general.architecture", architecture).unwrap();
         plan.set(
@@ -138,6 +142,53 @@ fn check(version: Version, c: &ModelConfig, rank: usize, with_state: bool, in_gg
         bound.matrix(state).is_ok(),
         with_state && !in_gguf && version != Version::V4
     );
+}
+
+#[test]
+fn misfits() {
+    let c = ModelConfig {
+        version: Version::V7,
+        layers: 1,
+        width: 6,
+        head_size: 3,
+        ffn: 5,
+        vocab: 4,
+        norm_epsilon: super::NORM_EPSILON,
+        group_norm_epsilon: super::GROUP_NORM_EPSILON,
+    };
+    let mix = |mix| Weight::Block(0, B::AttMix(mix));
+    let mut weights = InMemoryWeights::default();
+    for (weight, cols) in [
+        (mix(Mix::Key), 6),
+        (mix(Mix::Value), 6),
+        (mix(Mix::Rate), 7),
+    ] {
+        weights
+            .insert(weight, Format::F32, Rows(1), Cols(cols), &vec![0.0; cols])
+            .unwrap();
+    }
+    let check = |holds: &[Weight], layout, want: Result<&[usize], &str>| {
+        let row = Row {
+            name: "x".to_owned(),
+            holds: holds.to_vec(),
+            layout,
+            presence: Presence::Always,
+        };
+        match (row.shape(&weights, &c), want) {
+            (Ok(shape), Ok(want)) => assert_eq!(shape, want),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (got, want) => panic!("{got:?}, where {want:?} is needed"),
+        }
+    };
+    let [key, value, rate, gate] = [Mix::Key, Mix::Value, Mix::Rate, Mix::Gate].map(mix);
+    check(&[key, value], Layout::Vectors, Ok(&[2, 1, 1, 6]));
+    check(&[key, rate], Layout::Vectors, Err("where x needs 1×6"));
+    check(&[key], Layout::Heads, Ok(&[2, 3]));
+    check(&[rate], Layout::Heads, Err("1×7, where x needs [2, 3]"));
+    check(&[key], Layout::PerHead, Ok(&[2]));
+    check(&[rate], Layout::PerHead, Err("1×7, where x needs [2]"));
+    check(&[key], Layout::State, Err("where x needs [2, 3, 3]"));
+    check(&[gate], Layout::Flat, Err("missing"));
 }
 
 proptest! {

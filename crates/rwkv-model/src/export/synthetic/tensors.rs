@@ -20,8 +20,8 @@ const FFN_MIX: f64 = 0.2;
 /// The rank of version 7a's pair; the table has its square a token.
 const DEEP_EMBED_RANK: usize = 32;
 
-/// The ranks of decay, rate, value and gate in the published models of version 7: the rule of the training code (also
-/// in llama.cpp's converter), but for the gate of width 1024 (Peng et al. 2025, table of model sizes).
+/// The ranks of decay, rate, value and gate: the rule of version 7's training code (also in llama.cpp's converter), but
+/// for the gate of width 1024.
 fn ranks_7(width: usize) -> [usize; 4] {
     let rule = |factor: f64, exponent: f64| {
         let blocks = (factor * (width as f64).powf(exponent) / 32.0).round();
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_are_those_of_published_models() {
+    fn ranks_by_width() {
         for (width, ranks) in [
             (768, [64, 64, 32, 128]),
             (1024, [64, 64, 32, 128]),

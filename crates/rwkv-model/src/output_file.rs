@@ -1,6 +1,5 @@
 //! A file that appears under its name only when it is complete.
 
-use super::ExportError;
 use std::{
     fs::File,
     io::{self, BufWriter},
@@ -12,27 +11,26 @@ use tempfile::NamedTempFile;
 const BUFFER: usize = 1 << 20;
 
 /// A temporary file beside the one it will become. Dropped before [`finish`](Self::finish), it leaves nothing.
-pub(super) struct OutputFile {
+pub(crate) struct OutputFile {
     file: BufWriter<NamedTempFile>,
     target: PathBuf,
 }
 
 impl OutputFile {
     /// A file that will be `path`; a link is followed, what it points to is replaced.
-    pub(super) fn create(path: &Path) -> Result<Self, ExportError> {
-        let failed = |source| ExportError::io(path, source);
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         if target.exists() && !target.is_file() {
-            return Err(failed(io::Error::other("it is no regular file")));
+            return Err(io::Error::other("it is no regular file"));
         }
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".rwkv-export");
+        builder.prefix(".rwkv-write");
         #[cfg(unix)]
         {
             // As any new file: what the user's umask leaves.
             builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         }
-        let file = builder.tempfile_in(folder(&target)).map_err(failed)?;
+        let file = builder.tempfile_in(folder(&target))?;
         Ok(Self {
             file: BufWriter::with_capacity(BUFFER, file),
             target,
@@ -40,18 +38,18 @@ impl OutputFile {
     }
 
     /// Where the bytes go.
-    pub(super) fn writer(&mut self) -> &mut BufWriter<NamedTempFile> {
+    pub(crate) fn writer(&mut self) -> &mut BufWriter<NamedTempFile> {
         &mut self.file
     }
 
-    /// Puts the file on the disk and then under its name.
-    pub(super) fn finish(self) -> Result<u64, ExportError> {
+    /// Puts the file on the disk and then under its name; says how long it is.
+    pub(crate) fn finish(self) -> io::Result<u64> {
         let Self { file, target } = self;
-        let failed = |source| ExportError::io(&target, source);
-        let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.as_file().sync_all().map_err(failed)?;
-        let bytes = file.as_file().metadata().map_err(failed)?.len();
-        file.persist(&target).map_err(|e| failed(e.error))?;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        // The name must not be there before the bytes are, even if the machine stops.
+        file.as_file().sync_all()?;
+        let bytes = file.as_file().metadata()?.len();
+        file.persist(&target).map_err(|e| e.error)?;
         // The new name too, where folders can be synchronised.
         if let Ok(folder) = File::open(folder(&target)) {
             let _ = folder.sync_all();
@@ -67,6 +65,6 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// Whether both paths are one file.
-pub(super) fn same_file(a: &Path, b: &Path) -> bool {
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     matches!((std::fs::canonicalize(a), std::fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }

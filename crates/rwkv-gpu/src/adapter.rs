@@ -1,6 +1,7 @@
 //! Finding adapters: listing, ranking, and choosing by `auto`, index or name.
 
 use crate::{Error, Result};
+use parking_lot::Mutex;
 use std::{fmt, str::FromStr};
 
 /// Which adapter to open.
@@ -110,9 +111,24 @@ const BACKENDS: [wgpu::Backends; 2] = [
     wgpu::Backends::GL,
 ];
 
+/// The instance of these interfaces.
+///
+/// There is one for the life of the process: NVIDIA's driver corrupts its memory when threads create and destroy
+/// instances at once (wgpu issue 5930).
+fn instance(backends: wgpu::Backends) -> wgpu::Instance {
+    static INSTANCES: Mutex<Vec<(wgpu::Backends, wgpu::Instance)>> = Mutex::new(Vec::new());
+    let mut instances = INSTANCES.lock();
+    if let Some((_, instance)) = instances.iter().find(|(of, _)| *of == backends) {
+        return instance.clone();
+    }
+    let instance = new_instance(backends);
+    instances.push((backends, instance.clone()));
+    instance
+}
+
 /// An instance without validation: every size is checked on our side, and the indirect-call validation would cost a
 /// barrier a dispatch. `WGPU_VALIDATION` and its like still switch it on for debugging.
-fn instance(backends: wgpu::Backends) -> wgpu::Instance {
+fn new_instance(backends: wgpu::Backends) -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = backends;
     descriptor.flags = if cfg!(debug_assertions) {

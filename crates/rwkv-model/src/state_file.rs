@@ -17,11 +17,7 @@ use crate::{
 };
 use rwkv_kernels::Format;
 use rwkv_sched::{ModelConfig, State, StateLayout, Version};
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    path::Path,
-};
+use std::{collections::BTreeMap, io::Write, path::Path};
 
 /// A state from a file.
 #[derive(Clone, Debug, PartialEq)]

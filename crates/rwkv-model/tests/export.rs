@@ -265,6 +265,24 @@ fn mistakes() {
     refused(&folder, convert("folder.gguf"), "no regular file");
     let world = export::convert(&input, &folder.path("out.st"), Some("world"), &mut onward);
     refused(&folder, world, "no vocabulary");
+    // Byte-pair encoding is not what GGUF's vocabulary means.
+    let ids: serde_json::Map<_, _> = ["a", "b", "ab"]
+        .iter()
+        .enumerate()
+        .map(|(id, token)| ((*token).to_owned(), id.into()))
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": [],
+        "model": {"type": "BPE", "vocab": ids, "merges": ["a b"]},
+    });
+    let json = folder.add("bpe.json", json.to_string().as_bytes());
+    let merged = export::convert(&input, &folder.path("out.gguf"), json.to_str(), &mut onward);
+    refused(
+        &folder,
+        merged,
+        "always takes the longest token, which bpe.json does not",
+    );
+    std::fs::remove_file(json).unwrap();
     std::fs::remove_file(folder.path("vocab.txt")).unwrap();
     refused(&folder, convert("out.gguf"), "--tokenizer");
 

@@ -44,6 +44,16 @@ pub enum ExportError {
     #[error("a safetensors file holds no vocabulary; leave --tokenizer out, or write a .gguf file")]
     NoVocabulary,
 
+    /// A tokenizer that the file has no name for.
+    #[error(
+        "GGUF's `rwkv` vocabulary always takes the longest token, which {tokenizer} does not; name another with \
+         --tokenizer, or write a .safetensors file instead"
+    )]
+    OtherTokenizer {
+        /// The tokenizer's name.
+        tokenizer: String,
+    },
+
     /// An initial state for a file that has no place for one.
     #[error(
         "the model has an initial state (time_state), which GGUF cannot hold; write a .safetensors file instead"

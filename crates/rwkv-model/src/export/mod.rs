@@ -139,6 +139,12 @@ fn rewrite(
         (true, None) if !has_vocabulary => Some(file.tokenizer(None)?),
         _ => None,
     };
+    if let Some(tokenizer) = &tokenizer
+        && !tokenizer.is_longest_match()
+    {
+        let tokenizer = tokenizer.name().to_owned();
+        return Err(ExportError::OtherTokenizer { tokenizer }.into());
+    }
     let export = Export {
         config: file.config(),
         weights: model.weights(),

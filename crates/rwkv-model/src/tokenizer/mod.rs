@@ -194,6 +194,12 @@ impl Tokenizer {
         ))
     }
 
+    /// Whether a text's ids are always the longest tokens that match, as the World vocabulary is used and as GGUF's
+    /// `rwkv` vocabulary means; `false` for a `tokenizer.json`.
+    pub fn is_longest_match(&self) -> bool {
+        matches!(self.encoder, Encoder::LongestMatch(_))
+    }
+
     /// `list` is sorted by bytes and without repetitions; ids up to `least_size` exist even without bytes.
     fn assemble(name: &str, list: TokenList, least_size: usize, end_of_text: Option<u32>) -> Self {
         let size = list

@@ -193,7 +193,7 @@ impl ModelFile {
         }
         let metadata = checkpoint.metadata();
         for (key, want) in self.state_metadata() {
-            let said = metadata.string(&key);
+            let said = metadata.string(key);
             if key != MODEL
                 && let Some(said) = said.filter(|said| *said != want)
             {

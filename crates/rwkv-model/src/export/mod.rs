@@ -22,7 +22,7 @@ use crate::{
     files::{Container, Metadata},
     names, output_file,
 };
-use rwkv_sched::{ModelConfig, Quantization, Weights};
+use rwkv_sched::{ModelConfig, Packing, Quantization, Weight, WeightType, Weights};
 use std::{ops::ControlFlow, path::Path};
 
 /// How far writing is, in bytes of tensors.
@@ -208,7 +208,7 @@ fn container_of(output: &Path) -> Result<Container, ExportError> {
 
 fn check_container(quantization: &Quantization, container: Container) -> Result<(), ExportError> {
     let weight_type = quantization.weight_type();
-    let (name, advice) = match (container, weight_type.is_ggml(), weight_type.name()) {
+    let (name, advice) = match (container, is_ggml(weight_type), weight_type.name()) {
         (_, _, "f16") | (Container::Gguf, true, _) | (Container::Safetensors, false, _) => {
             return Ok(());
         }
@@ -226,6 +226,12 @@ fn check_container(quantization: &Quantization, container: Container) -> Result<
         container: name,
         advice,
     })
+}
+
+/// Whether all formats of a weight type are ggml's.
+fn is_ggml(weight_type: WeightType) -> bool {
+    let body = weight_type.packing(Weight::Embedding);
+    matches!(body, Some(Packing::Format(_)))
 }
 
 fn check_architecture(config: &ModelConfig, container: Container) -> Result<(), ExportError> {

@@ -3,7 +3,10 @@
 
 use super::super::error::{Fault, quoted};
 use super::super::{Tensor, TensorType};
-use rwkv_kernels::{Format, formats::Block};
+use rwkv_kernels::{
+    Format,
+    formats::{Block, Family},
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -13,21 +16,13 @@ pub(super) const KEY: &str = "rwkv.packed";
 /// The version of the description that this program writes and reads.
 const VERSION: u64 = 1;
 
-/// The name of a family of formats, and its member of a block size.
-type Family = (&'static str, fn(Block) -> Format);
-
-/// The formats that are kept so.
-const FAMILIES: [Family; 3] = [
-    ("int8", Format::Int8),
-    ("nf4", Format::Nf4),
-    ("sf4", Format::Sf4),
-];
-
 /// The family and block size of a format that is kept as bytes.
-fn family(format: Format) -> Option<(&'static str, Block)> {
-    FAMILIES.iter().find_map(|(name, of)| {
-        let block = Block::ALL.into_iter().find(|block| of(*block) == format)?;
-        Some((*name, block))
+fn family(format: Format) -> Option<(Family, Block)> {
+    Family::ALL.into_iter().find_map(|family| {
+        let block = Block::ALL
+            .into_iter()
+            .find(|block| family.format(*block) == format)?;
+        Some((family, block))
     })
 }
 
@@ -43,7 +38,8 @@ pub(super) fn describe<'a>(
     let mut tensors = Map::new();
     for (name, format, shape) in matrices {
         if let Some((family, block)) = family(format) {
-            let entry = json!({ "format": family, "block": block.elements(), "shape": shape });
+            let entry =
+                json!({ "format": family.name(), "block": block.elements(), "shape": shape });
             tensors.insert(name.to_owned(), entry);
         }
     }
@@ -95,11 +91,13 @@ pub(super) fn apply(text: &str, tensors: &mut BTreeMap<String, Tensor>) -> Resul
 fn format(entry: &Value) -> Option<Format> {
     let name = entry.get("format")?.as_str()?;
     let elements = entry.get("block")?.as_u64()?;
-    let (_, of) = FAMILIES.iter().find(|(family, _)| *family == name)?;
+    let family = Family::ALL
+        .into_iter()
+        .find(|family| family.name() == name)?;
     let block = Block::ALL
         .into_iter()
         .find(|block| block.elements() as u64 == elements)?;
-    Some(of(block))
+    Some(family.format(block))
 }
 
 fn shape(entry: &Value) -> Option<[usize; 2]> {

@@ -15,10 +15,10 @@ use crate::{
     Error, Result, TimeStateOrder,
     adapter_config::AdapterConfig,
     files::{Checkpoint, Container, TensorView},
-    names::{partial, table::transposed},
+    names::partial,
     state_file::{is_tuned_state, tuned_state},
 };
-use rwkv_sched::{Adapter, LowRank, Model, State, Weight, Weights};
+use rwkv_sched::{Adapter, Factor, LowRank, Model, State, Weight, Weights};
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 /// What an adapter file holds.
@@ -135,7 +135,7 @@ impl AdapterFile {
                 continue;
             };
             let change = pair
-                .low_rank(weight, config, model)
+                .low_rank(checkpoint, weight, config, model)
                 .map_err(|what| refuse(format!("the low-rank change of {stem}: {what}")))?;
             adapter.add_low_rank(weight, change);
         }
@@ -230,9 +230,10 @@ fn split(name: &str) -> Option<(&str, Part)> {
 }
 
 impl Pair<'_> {
-    /// The change, whose sizes fit each other.
+    /// The change, whose sizes fit each other; its matrices stay in `checkpoint`.
     fn low_rank(
         &self,
+        checkpoint: &Checkpoint,
         weight: Weight,
         mut config: AdapterConfig,
         model: &Model,
@@ -241,7 +242,7 @@ impl Pair<'_> {
             let missing = if self.a.is_none() { "A" } else { "B" };
             return Err(format!("its matrix {missing} is missing"));
         };
-        let (mut a, mut b) = (Dense::read(a)?, Dense::read(b)?);
+        let (mut a, mut b) = (Side::of(checkpoint, a)?, Side::of(checkpoint, b)?);
         if let Some(alpha) = &self.alpha {
             let values = values(alpha)?;
             let [alpha] = values[..] else {
@@ -249,8 +250,8 @@ impl Pair<'_> {
             };
             config.alpha = Some(alpha);
         }
-        let shape = match model.weights().matrix(weight) {
-            Ok(matrix) if model.tensors().contains(&weight) => matrix.shape(),
+        let shape = match model.weights().describe(weight) {
+            Ok((_, shape)) if model.tensors().contains(&weight) => shape,
             _ => {
                 let version = model.config().version;
                 return Err(format!("this {version} model has no such matrix"));
@@ -283,22 +284,23 @@ impl Pair<'_> {
         }
         Ok(LowRank {
             rank: a.rows,
-            a: a.values,
-            b: b.values,
+            a: a.factor,
+            b: b.factor,
             scale,
         })
     }
 }
 
-/// A small matrix in f32.
-struct Dense {
+/// A or B, in its file.
+struct Side {
     rows: usize,
     cols: usize,
-    values: Vec<f32>,
+    factor: Factor,
 }
 
-impl Dense {
-    fn read(tensor: &TensorView<'_>) -> Result<Self, String> {
+impl Side {
+    /// The matrix `tensor` of `checkpoint`, all of whose elements are finite.
+    fn of(checkpoint: &Checkpoint, tensor: &TensorView<'_>) -> Result<Self, String> {
         let mut shape = tensor.shape;
         while let [1, rest @ ..] = shape
             && rest.len() >= 2
@@ -311,33 +313,68 @@ impl Dense {
                 tensor.name, tensor.shape
             ));
         };
-        let values = values(tensor)?;
-        Ok(Self { rows, cols, values })
+        each_value(tensor, &mut |_| {})?;
+        let bytes = Arc::new(InFile {
+            checkpoint: checkpoint.clone(),
+            name: tensor.name.to_owned(),
+        });
+        let factor = tensor.format().ok().zip(rows.checked_mul(cols));
+        let factor = factor
+            .and_then(|(format, elements)| Factor::packed(format, elements, bytes))
+            .ok_or_else(|| format!("tensor {:?} cannot be read as a matrix", tensor.name))?;
+        Ok(Self { rows, cols, factor })
     }
 
     fn transposed(self) -> Self {
-        let Self { rows, cols, values } = self;
         Self {
-            rows: cols,
-            cols: rows,
-            values: transposed(&values, cols).collect(),
+            rows: self.cols,
+            cols: self.rows,
+            factor: self.factor.transposed(),
         }
     }
 }
 
-/// The elements of a tensor, all of them finite.
-pub(crate) fn values(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {
+/// The bytes of a tensor of a file, for as long as they are wanted.
+struct InFile {
+    checkpoint: Checkpoint,
+    name: String,
+}
+
+impl AsRef<[u8]> for InFile {
+    fn as_ref(&self) -> &[u8] {
+        self.checkpoint.get(&self.name).map_or(&[], |t| t.bytes)
+    }
+}
+
+/// Blocks that are expanded at a time.
+const RUN: usize = 1 << 12;
+
+/// Hands over the elements of a tensor, some at a time, all of them finite.
+fn each_value(tensor: &TensorView<'_>, take: &mut dyn FnMut(&[f32])) -> Result<(), String> {
     let name = tensor.name;
     let format = tensor
         .format()
         .map_err(|_| format!("tensor {name:?} has type {}", tensor.kind))?;
     let spec = format.spec();
-    let mut values = vec![0.0; tensor.bytes.len() / spec.block_bytes().max(1) * spec.block()];
-    spec.dequantize(tensor.bytes, &mut values);
-    match values.iter().find(|x| !x.is_finite()) {
-        Some(x) => Err(format!("tensor {name:?} holds {x}; the file is damaged")),
-        None => Ok(values),
+    let block = spec.block_bytes().max(1);
+    let mut values = vec![0.0; RUN * spec.block()];
+    for run in tensor.bytes.chunks(RUN * block) {
+        let values = values.get_mut(..run.len() / block * spec.block());
+        let values = values.unwrap_or_default();
+        spec.dequantize(run, values);
+        if let Some(x) = values.iter().find(|x| !x.is_finite()) {
+            return Err(format!("tensor {name:?} holds {x}; the file is damaged"));
+        }
+        take(values);
     }
+    Ok(())
+}
+
+/// The elements of a tensor, all of them finite.
+pub(crate) fn values(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {
+    let mut all = Vec::new();
+    each_value(tensor, &mut |some| all.extend_from_slice(some))?;
+    Ok(all)
 }
 
 /// The longest configuration that is read: they have a few kilobytes.

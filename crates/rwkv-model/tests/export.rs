@@ -563,9 +563,10 @@ fn weight_types() {
             let names = if ggml { LLAMA } else { ORIGINAL };
             let output = folder.path(if ggml { "out.gguf" } else { "out.safetensors" });
             let file = check(&input, &output, Some(name), 0.0..=bound);
-            let [body, head] = match spec.contains("256:") {
-                true => [formats[0], formats[1]],
-                false => [formats[2], formats[3]],
+            let [body, head] = if spec.contains("256:") {
+                [formats[0], formats[1]]
+            } else {
+                [formats[2], formats[3]]
             };
             // Rows of 144 are no whole number of anybody's blocks.
             let narrow = if spec.contains("ffn=144") {

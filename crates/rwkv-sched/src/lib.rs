@@ -21,7 +21,7 @@ mod quantization;
 mod state;
 mod weights;
 
-pub use adapter::{Adapter, BlendProgress, LowRank};
+pub use adapter::{Adapter, BlendProgress, Factor, LowRank, PackedBytes};
 pub use batch::{Batch, BatchSpan, Logits, SlotId, TokenId, Wanted};
 pub use config::{ModelConfig, Version};
 pub use cpu::CpuExecutor;

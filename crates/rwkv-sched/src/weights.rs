@@ -130,7 +130,7 @@ pub trait Weights: Send + Sync {
 
     /// Whether there is such a tensor: a model is whole without some.
     fn has(&self, weight: Weight) -> bool {
-        self.matrix(weight).is_ok()
+        self.describe(weight).is_ok()
     }
 
     /// What the tensor is called in its file, for messages.
@@ -164,19 +164,19 @@ pub trait Weights: Send + Sync {
     /// # Errors
     /// [`Error::Weight`] when there is none of this length.
     fn vector(&self, weight: Weight, len: usize) -> Result<Vec<f32>> {
-        let matrix = self.matrix(weight)?;
-        if matrix.shape().elements() != Some(len) {
-            let problem = format!("{} where {len} elements are needed", matrix.shape());
+        let shape = self.describe(weight)?.1;
+        if shape.elements() != Some(len) {
+            let problem = format!("{shape} where {len} elements are needed");
             return Err(Error::Weight {
                 name: self.name(weight),
                 problem,
             });
         }
         let mut values = vec![0.0; len];
-        matrix
-            .format()
-            .spec()
-            .dequantize(matrix.bytes(), &mut values);
+        self.with_rows(weight, 0..shape.rows.0, &mut |rows| {
+            rows.format().spec().dequantize(rows.bytes(), &mut values);
+            Ok(())
+        })?;
         Ok(values)
     }
 }

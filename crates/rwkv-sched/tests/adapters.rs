@@ -73,8 +73,8 @@ fn adapter(model: &Model, random: &mut Random, share: f32) -> Changes {
             let rank = 1 + random.below(9);
             let change = LowRank {
                 rank,
-                a: noise(random, rank * cols, (3.0 / cols as f32).sqrt()),
-                b: noise(random, rows * rank, 0.1),
+                a: noise(random, rank * cols, (3.0 / cols as f32).sqrt()).into(),
+                b: noise(random, rows * rank, 0.1).into(),
                 scale: 0.5 + random.below(3) as f32,
             };
             adapter.add_low_rank(weight, change.clone());
@@ -129,12 +129,13 @@ fn blended(model: &Model, blend: &[(&Changes, f32)]) -> Model {
             for (_, pair) in changes.low_rank.iter().filter(|(w, _)| *w == weight) {
                 changed = true;
                 let scale = strength * f64::from(pair.scale);
+                let (a, b) = (pair.a.values(pair.rank), pair.b.values(rows));
                 for row in 0..rows {
                     for col in 0..cols {
                         for k in 0..pair.rank {
                             sum[row * cols + col] += scale
-                                * f64::from(pair.b[row * pair.rank + k])
-                                * f64::from(pair.a[k * cols + col]);
+                                * f64::from(b[row * pair.rank + k])
+                                * f64::from(a[k * cols + col]);
                         }
                     }
                 }
@@ -355,8 +356,8 @@ fn refused() {
     let good = adapter(&model, &mut random, 0.5).adapter;
     let pair = |rank: usize, a: usize, b: usize, scale: f32| LowRank {
         rank,
-        a: vec![0.1; a],
-        b: vec![0.1; b],
+        a: vec![0.1; a].into(),
+        b: vec![0.1; b].into(),
         scale,
     };
     let low_rank = |weight: Weight, change: LowRank| {
@@ -458,8 +459,8 @@ fn outside_f16() {
         key,
         LowRank {
             rank: 1,
-            a,
-            b: vec![1.0; width],
+            a: a.into(),
+            b: vec![1.0; width].into(),
             scale: 1.0,
         },
     );

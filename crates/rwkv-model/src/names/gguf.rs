@@ -270,7 +270,7 @@ pub(super) fn bind(
     for row in rows(config).filter(|row| row.presence != Presence::Copy) {
         let exponent = row.holds.first().map_or(0, |&w| divided(w, rescale));
         match *row.holds {
-            [weight] if exponent > 0 => weights.multiplied(weight, &row.name, exponent)?,
+            [weight] if exponent > 0 => weights.divided(weight, &row.name, exponent)?,
             _ if checkpoint.get(&row.name).is_some() => {
                 bind_row(&mut weights, &row.name, &row.holds, row.layout, config)?;
             }

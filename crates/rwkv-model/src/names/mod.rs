@@ -13,6 +13,7 @@ mod sources;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
+mod turned;
 mod version;
 
 use crate::{

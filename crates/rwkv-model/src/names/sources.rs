@@ -1,37 +1,46 @@
-//! Where each logical tensor's bytes are: rows of a tensor in the file, or of a copy.
+//! Where each logical tensor's rows are: in the file as they are, or made of the file's bytes as they are asked for.
 
-use super::rescaled;
+use super::{rescaled, turned};
 use crate::files::{Checkpoint, TensorView};
 use rwkv_kernels::{Format, Matrix};
-use rwkv_mem::{Cols, Rows};
+use rwkv_mem::{Cols, Rows, Shape};
 use rwkv_sched::{Error, Weight, Weights};
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::OnceLock};
 
-/// The tensors of a checkpoint under their logical names. Bytes stay in the file, but for matrices that are stored
-/// transposed (the low-rank pairs), vectors that need arithmetic, and matrices that a converter divided.
+/// The tensors of a checkpoint under their logical names. Bytes stay in the file, but for vectors that need arithmetic.
+///
+/// Rows of matrices that are stored transposed (the low-rank pairs) or that a converter divided are made when
+/// [`with_rows`](Weights::with_rows) wants them, and dropped afterwards. Only [`matrix`](Weights::matrix), which lends
+/// what it returns, keeps such a matrix in memory.
 pub(crate) struct BoundWeights {
     checkpoint: Checkpoint,
     sources: HashMap<Weight, Source>,
 }
 
-/// Some rows of a matrix.
+/// Some rows of the matrix in a tensor.
 struct Source {
-    /// In the file.
+    /// Of the tensor, in the file.
     name: String,
     format: Format,
     first_row: usize,
     rows: usize,
     cols: usize,
     place: Place,
+    /// The rows, where they are not in the file and have been wanted in one piece.
+    made: OnceLock<Vec<u8>>,
 }
 
-/// Where the matrix is.
-#[derive(Clone)]
+/// What the file has of a matrix.
+#[derive(Clone, Copy)]
 enum Place {
-    /// In the file.
-    File,
-    /// A copy, shared by all that have a part of it.
-    Memory(Arc<[u8]>),
+    /// Its rows.
+    Rows,
+    /// The transposes of matrices of `each` rows.
+    Turned { each: usize },
+    /// Its rows, divided by 2^`exponent`.
+    Divided { exponent: u32 },
+    /// What it was computed from.
+    Computed,
 }
 
 impl BoundWeights {
@@ -45,7 +54,7 @@ impl BoundWeights {
     /// Binds a vector: all elements of the tensor `name`, whatever its dimensions.
     pub(super) fn vector(&mut self, weight: Weight, name: &str) -> Result<(), Error> {
         let elements = self.find(name)?.shape.iter().product();
-        self.split(&[weight], name, [1, elements], &Place::File)
+        self.split(&[weight], name, [1, elements], Place::Rows)
     }
 
     /// Binds vectors of `len` elements, which the tensor `name` has one after the other.
@@ -57,7 +66,7 @@ impl BoundWeights {
     ) -> Result<(), Error> {
         let count = weights.len();
         self.vector_count(name, count, len)?;
-        self.split(weights, name, [count, len], &Place::File)
+        self.split(weights, name, [count, len], Place::Rows)
     }
 
     /// Binds vector `index` of `count` vectors of `len` elements.
@@ -76,7 +85,8 @@ impl BoundWeights {
             first_row: index,
             rows: 1,
             cols: len,
-            place: Place::File,
+            place: Place::Rows,
+            made: OnceLock::new(),
         };
         self.sources.insert(weight, source);
         Ok(())
@@ -94,11 +104,11 @@ impl BoundWeights {
     /// Binds matrices `[out, in]`, one below the other.
     pub(super) fn rows(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
         let shape = self.dimensions(name)?;
-        self.split(weights, name, shape, &Place::File)
+        self.split(weights, name, shape, Place::Rows)
     }
 
-    /// Binds a matrix that the file has divided by 2^`exponent`, as a copy.
-    pub(super) fn multiplied(
+    /// Binds a matrix that the file has divided by 2^`exponent`.
+    pub(super) fn divided(
         &mut self,
         weight: Weight,
         name: &str,
@@ -106,32 +116,34 @@ impl BoundWeights {
     ) -> Result<(), Error> {
         let shape = self.dimensions(name)?;
         let format = self.format(name)?;
-        let copy = rescaled::multiplied(format, self.find(name)?.bytes, exponent)
-            .map_err(|what| problem(name, what))?;
-        self.split(&[weight], name, shape, &Place::Memory(copy.into()))
+        if !rescaled::can_multiply(format) {
+            let what =
+                format!("it is divided by a power of two, which cannot be undone in {format}");
+            return Err(problem(name, what));
+        }
+        self.split(&[weight], name, shape, Place::Divided { exponent })
     }
 
-    /// Binds matrices that the file has one below the other and transposed, `[in, n · out]`: copied, since every
-    /// kernel reads rows of outputs.
+    /// Binds matrices that the file has one below the other and transposed, `[in, n · out]`.
     pub(super) fn columns(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
         let [cols, rows] = self.dimensions(name)?;
-        let copy = self.transposed(name, 1, [cols, rows])?;
-        self.split(weights, name, [rows, cols], &copy)
+        let place = self.turned(name, rows)?;
+        self.split(weights, name, [rows, cols], place)
     }
 
     /// Binds matrices `[n, out, in]`.
     pub(super) fn stack(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
         let [rows, cols] = self.stacked(name, weights.len())?;
         let shape = [weights.len() * rows, cols];
-        self.split(weights, name, shape, &Place::File)
+        self.split(weights, name, shape, Place::Rows)
     }
 
-    /// Binds matrices `[n, in, out]`, copied.
+    /// Binds matrices `[n, in, out]`.
     pub(super) fn column_stack(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
         let count = weights.len();
         let [cols, rows] = self.stacked(name, count)?;
-        let copy = self.transposed(name, count, [cols, rows])?;
-        self.split(weights, name, [count * rows, cols], &copy)
+        let place = self.turned(name, rows)?;
+        self.split(weights, name, [count * rows, cols], place)
     }
 
     /// Binds the states of `heads` heads, `size × size` each, transposed where `turned`.
@@ -148,11 +160,11 @@ impl BoundWeights {
             return Err(problem(name, what));
         }
         let place = if turned {
-            self.transposed(name, heads, [size, size])?
+            self.turned(name, size)?
         } else {
-            Place::File
+            Place::Rows
         };
-        self.split(&[weight], name, [heads * size, size], &place)
+        self.split(&[weight], name, [heads * size, size], place)
     }
 
     /// Binds a vector computed from that of the tensor `name`.
@@ -164,7 +176,8 @@ impl BoundWeights {
             first_row: 0,
             rows: 1,
             cols: values.len(),
-            place: Place::Memory(bytes.into()),
+            place: Place::Computed,
+            made: OnceLock::from(bytes),
         };
         self.sources.insert(weight, source);
     }
@@ -185,7 +198,7 @@ impl BoundWeights {
         weights: &[Weight],
         name: &str,
         [rows, cols]: [usize; 2],
-        place: &Place,
+        place: Place,
     ) -> Result<(), Error> {
         let format = self.format(name)?;
         let count = weights.len().max(1);
@@ -201,39 +214,22 @@ impl BoundWeights {
                 first_row: index * rows,
                 rows,
                 cols,
-                place: place.clone(),
+                place,
+                made: OnceLock::new(),
             };
             self.sources.insert(weight, source);
         }
         Ok(())
     }
 
-    /// A copy of the tensor `name`, `count` matrices of `rows × cols`, with each of them transposed.
-    fn transposed(
-        &self,
-        name: &str,
-        count: usize,
-        [rows, cols]: [usize; 2],
-    ) -> Result<Place, Error> {
+    /// Where the transposes of matrices of `each` rows are, if they can be read.
+    fn turned(&self, name: &str, each: usize) -> Result<Place, Error> {
         let format = self.format(name)?;
-        if format.spec().block() != 1 {
-            let what = format!("a transposed matrix in {format} cannot be read");
-            return Err(problem(name, what));
+        if turned::can_turn(format) {
+            return Ok(Place::Turned { each });
         }
-        let element = format.spec().block_bytes();
-        let bytes = self.find(name)?.bytes;
-        let mut copy = Vec::with_capacity(bytes.len());
-        // A tensor without elements may have any number of columns.
-        let count = if bytes.is_empty() { 0 } else { count };
-        for matrix in 0..count {
-            for col in 0..cols {
-                for row in 0..rows {
-                    let at = ((matrix * rows + row) * cols + col) * element;
-                    copy.extend_from_slice(bytes.get(at..at + element).unwrap_or(&[]));
-                }
-            }
-        }
-        Ok(Place::Memory(copy.into()))
+        let what = format!("a transposed matrix in {format} cannot be read");
+        Err(problem(name, what))
     }
 
     /// How many elements the tensor called `name` has, if there is one.
@@ -270,6 +266,78 @@ impl BoundWeights {
             .format()
             .map_err(|e| problem(name, e.to_string()))
     }
+
+    fn source(&self, weight: Weight) -> Result<&Source, Error> {
+        self.sources
+            .get(&weight)
+            .ok_or_else(|| problem(&format!("{weight:?}"), "missing".to_owned()))
+    }
+
+    /// All rows of `source`, where they lie somewhere as they are.
+    fn lent<'a>(&'a self, source: &'a Source) -> Result<Option<Matrix<'a>>, Error> {
+        let bytes = match (source.made.get(), source.place) {
+            (Some(made), _) => made,
+            (None, Place::Rows) => self.stored(source, source.first_row, source.rows)?,
+            _ => return Ok(None),
+        };
+        source.matrix(source.rows, bytes).map(Some)
+    }
+
+    /// The bytes of `count` rows from `first` on of what `source`'s tensor has as rows.
+    fn stored(&self, source: &Source, first: usize, count: usize) -> Result<&[u8], Error> {
+        let row_bytes = source.row_bytes()?;
+        let all = self.find(&source.name)?.bytes;
+        let range = first
+            .checked_mul(row_bytes)
+            .zip((first.saturating_add(count)).checked_mul(row_bytes));
+        range
+            .and_then(|(from, to)| all.get(from..to))
+            .ok_or_else(|| source.misfit())
+    }
+
+    /// Makes rows `first .. first + count` of `source`, which do not lie anywhere as they are.
+    fn make(&self, source: &Source, first: usize, count: usize) -> Result<Vec<u8>, Error> {
+        let first = source.first_row + first;
+        match source.place {
+            Place::Turned { each } => {
+                let bytes = count.checked_mul(source.row_bytes()?);
+                let mut made = vec![0; bytes.ok_or_else(|| source.misfit())?];
+                let stored = self.find(&source.name)?.bytes;
+                turned::rows(source.format, stored, [each, source.cols], first, &mut made);
+                Ok(made)
+            }
+            Place::Divided { exponent } => {
+                let mut made = self.stored(source, first, count)?.to_vec();
+                rescaled::multiply(source.format, &mut made, exponent)
+                    .map_err(|what| problem(&source.name, what))?;
+                Ok(made)
+            }
+            Place::Rows | Place::Computed => Ok(self.stored(source, first, count)?.to_vec()),
+        }
+    }
+}
+
+impl Source {
+    fn row_bytes(&self) -> Result<usize, Error> {
+        self.format
+            .row_bytes(self.cols)
+            .ok_or_else(|| self.misfit())
+    }
+
+    fn misfit(&self) -> Error {
+        let what = format!("rows of {} do not fit {}", self.cols, self.format);
+        problem(&self.name, what)
+    }
+
+    /// The matrix of `rows` rows in `bytes`.
+    fn matrix<'a>(&self, rows: usize, bytes: &'a [u8]) -> Result<Matrix<'a>, Error> {
+        Ok(Matrix::new(
+            self.format,
+            Rows(rows),
+            Cols(self.cols),
+            bytes,
+        )?)
+    }
 }
 
 /// What is wrong with the tensor `name`.
@@ -282,34 +350,43 @@ pub(super) fn problem(name: &str, problem: String) -> Error {
 
 impl Weights for BoundWeights {
     fn matrix(&self, weight: Weight) -> Result<Matrix<'_>, Error> {
-        let source = self
-            .sources
-            .get(&weight)
-            .ok_or_else(|| problem(&format!("{weight:?}"), "missing".to_owned()))?;
-        let all = match &source.place {
-            Place::Memory(bytes) => bytes,
-            Place::File => self.find(&source.name)?.bytes,
-        };
-        let (from, to) = (source.first_row, source.first_row + source.rows);
-        let bytes = source
-            .format
-            .row_bytes(source.cols)
-            .and_then(|n| all.get(from * n..to * n))
-            .ok_or_else(|| {
-                let what = format!("rows of {} do not fit {}", source.cols, source.format);
-                problem(&source.name, what)
-            })?;
-        Ok(Matrix::new(
-            source.format,
-            Rows(source.rows),
-            Cols(source.cols),
-            bytes,
-        )?)
+        let source = self.source(weight)?;
+        if let Some(lent) = self.lent(source)? {
+            return Ok(lent);
+        }
+        let made = self.make(source, 0, source.rows)?;
+        source.matrix(source.rows, source.made.get_or_init(|| made))
+    }
+
+    fn has(&self, weight: Weight) -> bool {
+        self.describe(weight).is_ok()
     }
 
     fn name(&self, weight: Weight) -> String {
         self.sources
             .get(&weight)
             .map_or_else(|| format!("{weight:?}"), |s| s.name.clone())
+    }
+
+    fn describe(&self, weight: Weight) -> Result<(Format, Shape), Error> {
+        let source = self.source(weight)?;
+        source.row_bytes()?;
+        Ok((source.format, Shape::new(source.rows, source.cols)))
+    }
+
+    fn with_rows(
+        &self,
+        weight: Weight,
+        rows: Range<usize>,
+        read: &mut dyn FnMut(&Matrix<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let source = self.source(weight)?;
+        if let Some(lent) = self.lent(source)? {
+            return read(&lent.rows(rows)?);
+        }
+        let end = rows.end.min(source.rows);
+        let first = rows.start.min(end);
+        let made = self.make(source, first, end - first)?;
+        read(&source.matrix(end - first, &made)?)
     }
 }

@@ -12,10 +12,12 @@
 //! [`Executor::set_adapters`]: crate::Executor::set_adapters
 
 mod blends;
+mod factor;
 mod recipe;
 
 pub use blends::BlendProgress;
 pub(crate) use blends::{Blender, Blends};
+pub use factor::{Factor, PackedBytes};
 pub(crate) use recipe::Recipe;
 
 use crate::{Error, Model, Result, Weight, Weights};
@@ -29,14 +31,14 @@ use std::{
 };
 
 /// A low-rank change of a matrix: `scale · B A` is added to it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct LowRank {
     /// Rows of A, columns of B.
     pub rank: usize,
     /// `[rank, in]`.
-    pub a: Vec<f32>,
+    pub a: Factor,
     /// `[out, rank]`.
-    pub b: Vec<f32>,
+    pub b: Factor,
     /// `alpha / rank` of whoever trained it, or 1.
     pub scale: f32,
 }
@@ -110,7 +112,7 @@ impl Adapter {
             }
         }
         for (&weight, change) in &self.low_rank {
-            let (name, shape) = (weights.name(weight), weights.matrix(weight)?.shape());
+            let (name, shape) = (weights.name(weight), weights.describe(weight)?.1);
             let LowRank { rank, a, b, scale } = change;
             let sizes = [
                 rank.checked_mul(shape.cols.0),
@@ -131,8 +133,8 @@ impl Adapter {
             }
         }
         for (&weight, tensors) in &self.whole {
-            let want = weights.matrix(weight)?.shape();
-            let got = tensors.matrix(weight)?.shape();
+            let want = weights.describe(weight)?.1;
+            let got = tensors.describe(weight)?.1;
             let fits = if matrices.contains(&weight) {
                 want == got
             } else {

@@ -71,16 +71,20 @@ impl Recipe {
                 Some((pair, strength * pair.scale))
             })
         };
-        let rank = pairs().map(|(pair, _)| pair.rank).sum();
+        let rank: usize = pairs().map(|(pair, _)| pair.rank).sum();
         let mut a = Vec::with_capacity(rank * cols);
-        pairs().for_each(|(pair, _)| a.extend_from_slice(&pair.a));
-        let mut b = Vec::with_capacity(rows * rank);
-        for row in 0..rows {
-            for (pair, factor) in pairs() {
-                let of_row = row * pair.rank..(row + 1) * pair.rank;
-                let values = pair.b.get(of_row).unwrap_or_default();
-                b.extend(values.iter().map(|x| factor * x));
+        pairs().for_each(|(pair, _)| a.append(&mut pair.a.values(pair.rank)));
+        // Side by side: a column of B for each row of A.
+        let mut b = vec![0.0; rows * rank];
+        let mut place = 0;
+        for (pair, factor) in pairs() {
+            let values = pair.b.values(rows);
+            let of_rows = values.chunks_exact(pair.rank.max(1));
+            for (to, from) in b.chunks_exact_mut(rank.max(1)).zip(of_rows) {
+                let to = to.iter_mut().skip(place);
+                to.zip(from).for_each(|(to, x)| *to = factor * x);
             }
+            place += pair.rank;
         }
         let whole: Vec<_> = self
             .parts
@@ -100,8 +104,8 @@ impl Recipe {
 
     /// The blended vector `weight` of `model`.
     pub(crate) fn vector(&self, model: &Model, weight: Weight) -> Result<Vec<f32>> {
-        let base = model.weights().matrix(weight)?;
-        let len = base.shape().elements().unwrap_or(0);
+        let shape = model.weights().describe(weight)?.1;
+        let len = shape.elements().unwrap_or(0);
         let recipe = self.of(weight, 1, len);
         let mut values = model.weights().vector(weight, len)?;
         for x in &mut values {
@@ -155,13 +159,15 @@ impl TensorRecipe {
         let mut sum = vec![0.0; count * self.cols];
         let mut row = vec![0.0; self.cols];
         for (tensors, strength) in &self.whole {
-            let tensor = tensors.matrix(self.weight)?;
-            for (index, sum) in sum.chunks_exact_mut(self.cols.max(1)).enumerate() {
-                tensor.expand_row(first + index, &mut row);
-                for (sum, t) in sum.iter_mut().zip(&row) {
-                    *sum += strength * t;
+            tensors.with_rows(self.weight, first..first + count, &mut |tensor| {
+                for (index, sum) in sum.chunks_exact_mut(self.cols.max(1)).enumerate() {
+                    tensor.expand_row(index, &mut row);
+                    for (sum, t) in sum.iter_mut().zip(&row) {
+                        *sum += strength * t;
+                    }
                 }
-            }
+                Ok(())
+            })?;
         }
         Ok(sum)
     }

@@ -133,6 +133,25 @@ impl Layout {
         })
     }
 
+    /// Elements of one byte at the beginning of a file, for tests.
+    #[cfg(test)]
+    pub(super) fn unchecked(
+        kind: TensorType,
+        shape: [usize; 2],
+        strides: [usize; 2],
+        bytes: usize,
+    ) -> Self {
+        Self {
+            kind,
+            shape: shape.to_vec(),
+            strides: strides.to_vec(),
+            element: 1,
+            bytes,
+            start: 0,
+            storage: 0..bytes,
+        }
+    }
+
     /// The elements in the file, where they are in order and without gaps.
     pub(super) fn contiguous(&self) -> Option<Range<usize>> {
         let mut expected = 1;
@@ -152,10 +171,9 @@ impl Layout {
         self.bytes <= self.storage.len()
     }
 
-    /// Appends the elements in order to `copy`, from the whole `file`.
+    /// Appends the elements in order to `copy`, which has room for them, from the whole `file`.
     pub(super) fn gather(&self, file: &[u8], copy: &mut Vec<u8>) {
         let end = copy.len() + self.bytes;
-        copy.reserve(self.bytes);
         let mut index = vec![0; self.shape.len()];
         while copy.len() < end {
             // Within the storage, as was checked.

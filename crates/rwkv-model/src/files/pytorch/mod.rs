@@ -36,8 +36,8 @@ const LONGEST_NAME: usize = 65_535;
 const LONGEST_TEXT: usize = 4096;
 const MOST_TEXTS: usize = 1024;
 /// The most bytes of tensors that are copied because their elements are not in order. Checkpoints have none of them,
-/// or small ones: more should be put in order once, by who saves them.
-const MOST_COPIED: usize = 1 << 30;
+/// or small ones: more should be put in order once, by who saves them, than in memory each time.
+const MOST_COPIED: usize = 128 << 20;
 
 pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
     let archive = Archive::open(bytes)?;
@@ -62,6 +62,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
     for &(key, value) in texts.into_iter().flatten().chain(pairs) {
         note(&heap, key, value, &mut contents.metadata);
     }
+    let mut scattered = Scattered {
+        most: MOST_COPIED.min(bytes.len()),
+        bytes: 0,
+        layouts: Vec::new(),
+    };
     for &(key, value) in pairs {
         let Value::Tensor { args, typed } = *heap.get(value) else {
             continue;
@@ -79,7 +84,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
         }
         let name = plain_name(name);
         let layout = Layout::read(&heap, &storages, name, args, typed)?;
-        let tensor = place(name, layout, bytes, &mut contents.copies)?;
+        let tensor = scattered.place(name, layout)?;
         match contents.tensors.entry(name.to_owned()) {
             btree_map::Entry::Occupied(twice) => {
                 return Err(Fault::Damaged(format!(
@@ -90,6 +95,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
             btree_map::Entry::Vacant(free) => free.insert(tensor),
         };
     }
+    contents.copies = scattered.gather(bytes);
     Ok(contents)
 }
 
@@ -195,28 +201,106 @@ fn note(heap: &Heap<'_>, key: Id, value: Id, metadata: &mut BTreeMap<String, Tex
     metadata.insert(key.to_owned(), Text::Text(text));
 }
 
-/// Finds a tensor its bytes: in the file, or copied in order behind the other `copies`.
-fn place(name: &str, layout: Layout, file: &[u8], copies: &mut Vec<u8>) -> Result<Tensor, Fault> {
-    let (region, range) = if let Some(range) = layout.contiguous() {
-        (0, range)
-    } else {
-        let end = copies.len().saturating_add(layout.bytes);
-        // Storages can be shared, so that what fits each of them may still be too much together.
-        if !layout.fits_storage() || end > MOST_COPIED.min(file.len()) {
+/// Tensors whose elements are not in order in the file: they are copied, one behind the other.
+struct Scattered {
+    /// Bytes that may be copied. Storages can be shared, so that what fits each of them may be too much together.
+    most: usize,
+    /// Bytes of all `layouts`.
+    bytes: usize,
+    layouts: Vec<Layout>,
+}
+
+impl Scattered {
+    /// Finds a tensor its bytes: in the file, or in the copy that will be.
+    fn place(&mut self, name: &str, layout: Layout) -> Result<Tensor, Fault> {
+        let tensor = |layout: &Layout, region, range| Tensor {
+            kind: layout.kind,
+            shape: layout.shape.clone(),
+            region,
+            range,
+        };
+        if let Some(range) = layout.contiguous() {
+            return Ok(tensor(&layout, 0, range));
+        }
+        if !layout.fits_storage() {
             return Err(Fault::Unsupported(format!(
-                "tensor {} repeats its elements or is one of too many whose elements are not in order; save the \
-                 checkpoint again after .contiguous()",
+                "tensor {} repeats its elements; save the checkpoint again after .contiguous()",
                 quoted(name)
             )));
         }
-        let start = copies.len();
-        layout.gather(file, copies);
-        (1, start..end)
-    };
-    Ok(Tensor {
-        kind: layout.kind,
-        shape: layout.shape,
-        region,
-        range,
-    })
+        let start = self.bytes;
+        let end = start.saturating_add(layout.bytes);
+        if end > self.most {
+            return Err(Fault::Unsupported(format!(
+                "tensor {} is one of too many whose elements are not in order: {end} bytes, of which at most {} are \
+                 copied into memory; save the checkpoint again with every tensor .contiguous()",
+                quoted(name),
+                self.most
+            )));
+        }
+        self.bytes = end;
+        let placed = tensor(&layout, 1, start..end);
+        self.layouts.push(layout);
+        Ok(placed)
+    }
+
+    /// The copy, of the bytes of the whole `file`.
+    fn gather(self, file: &[u8]) -> Vec<u8> {
+        let mut copies = Vec::with_capacity(self.bytes);
+        for layout in &self.layouts {
+            layout.gather(file, &mut copies);
+        }
+        copies
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+    use super::super::TensorType;
+    use super::*;
+
+    /// As many as the limit says are copied, and a byte more is refused with what to do.
+    #[test]
+    fn copies_are_bounded() {
+        let layout = |rows: usize, strides: [usize; 2]| {
+            Layout::unchecked(TensorType::Other("u8"), [rows, 2], strides, rows * 2)
+        };
+        let all = |most: usize, rows: &[usize]| {
+            let mut scattered = Scattered {
+                most,
+                bytes: 0,
+                layouts: Vec::new(),
+            };
+            let ranges: Result<Vec<_>, Fault> = rows
+                .iter()
+                .map(|&n| Ok(scattered.place("t", layout(n, [1, n]))?.range))
+                .collect();
+            ranges.map(|ranges| (ranges, scattered.gather(&[1, 2, 3, 4, 5, 6, 7, 8])))
+        };
+        let (ranges, copies) = all(10, &[3, 2]).ok().unwrap();
+        assert_eq!(ranges, [0..6, 6..10]);
+        assert_eq!(copies, [1, 4, 2, 5, 3, 6, 1, 3, 2, 4]);
+        assert_eq!(copies.capacity(), 10);
+        let Err(Fault::Unsupported(text)) = all(9, &[3, 2]) else {
+            panic!("nine bytes hold ten");
+        };
+        assert!(
+            text.contains("10 bytes, of which at most 9 are copied"),
+            "{text}"
+        );
+        assert!(
+            text.contains(".contiguous()") && !text.contains('\n'),
+            "{text}"
+        );
+        let mut none = Scattered {
+            most: 0,
+            bytes: 0,
+            layouts: Vec::new(),
+        };
+        let placed = none.place("t", layout(3, [2, 1])).ok().unwrap();
+        assert_eq!((placed.region, placed.range), (0, 0..6));
+        assert_eq!(none.gather(&[]).capacity(), 0);
+    }
 }

@@ -9,14 +9,19 @@
 
 #[path = "support/checkpoint.rs"]
 mod checkpoint;
+#[path = "support/pytorch.rs"]
+mod pytorch;
+#[allow(dead_code, reason = "each test file uses its part")]
+#[path = "support/rename.rs"]
+mod rename;
 
 use checkpoint::{
     Metadata, SMALL, Small, Tensor, Tensors, gguf, llama_names, open_bytes, pairs_transposed,
     safetensors,
 };
 use rwkv_kernels::Format;
-use rwkv_model::{ModelFile, files::Field};
-use rwkv_sched::{Batch, CpuExecutor, Executor, SlotId, Wanted};
+use rwkv_model::{ModelFile, OpenOptions, files::Field};
+use rwkv_sched::{Batch, CpuExecutor, Executor, SlotId, Version, Wanted};
 
 /// The CPU executor's logits of some tokens.
 fn logits(file: &ModelFile) -> Vec<f32> {
@@ -93,6 +98,61 @@ fn containers_agree() {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         assert!(logits(&ModelFile::open(&path).unwrap()) == want, "{name}");
+    }
+}
+
+/// What the hub has of a model: the original `.pth`, the converted `.st`, a folder of shards.
+#[test]
+fn hub_files_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    for version in [Version::V6, Version::V7] {
+        let mut original = SMALL.of(version, 3);
+        original.retain(|name, _| !name.ends_with("time_state"));
+        let hugging_face = match version {
+            Version::V7 => rename::flash_linear_attention(&original, false),
+            _ => rename::hugging_face_6(&original),
+        };
+        let config = br#"{"model_type": "rwkv", "norm_eps": 1e-5, "num_hidden_layers": 2}"#;
+        put("hub/config.json", config);
+        let mut map = serde_json::Map::new();
+        let [mut first, mut second] = [Tensors::new(), Tensors::new()];
+        for (index, (name, tensor)) in hugging_face.into_iter().enumerate() {
+            let (shard, file) = match index % 2 {
+                0 => (&mut first, "model-00001-of-00002.safetensors"),
+                _ => (&mut second, "model-00002-of-00002.safetensors"),
+            };
+            map.insert(name.clone(), file.into());
+            shard.insert(name, tensor);
+        }
+        let index = serde_json::json!({"metadata": {}, "weight_map": map}).to_string();
+        put("hub/model.safetensors.index.json", index.as_bytes());
+        for (n, shard) in [(1, first), (2, second)] {
+            let name = format!("hub/model-{n:05}-of-00002.safetensors");
+            put(&name, &safetensors(&shard, Format::F16));
+        }
+        let converted = rename::converted(version, &original);
+        let want = open_bytes("reference", safetensors(&original, Format::F16)).unwrap();
+        let want = logits(&want);
+        for path in [
+            put("model.pth", &pytorch::pytorch(&original)),
+            put("model.st", &safetensors(&converted, Format::F16)),
+            folder.path().join("hub"),
+        ] {
+            let options = OpenOptions {
+                group_norm_epsilon: Some(64e-5),
+                ..OpenOptions::default()
+            };
+            let file = ModelFile::open_with(&path, options).unwrap();
+            assert_eq!(file.config().version, version);
+            let path = path.display();
+            assert!(logits(&file) == want, "{version} {path}: other logits");
+        }
     }
 }
 

@@ -43,6 +43,13 @@ pub(crate) struct ModelArgs {
     /// tokenizer.json or `*vocab*.txt` beside it, or what the vocabulary's size tells.
     #[arg(long, value_name = "FILE|world|bytes")]
     pub(crate) tokenizer: Option<String>,
+    #[command(flatten)]
+    pub(crate) known: KnownArgs,
+}
+
+/// What a person knows of a model that its file does not say.
+#[derive(ClapArgs)]
+pub(crate) struct KnownArgs {
     /// What the group norm after the recurrence adds to the variance, where the file does not say or says it wrongly.
     #[arg(long, value_name = "X")]
     pub(crate) group_norm_eps: Option<f32>,
@@ -77,31 +84,28 @@ pub(crate) struct DeviceArgs {
     /// int8:0-11. A wrong one lists all.
     #[arg(long, value_name = "TYPE[:FIRST-LAST]")]
     pub(crate) quant: Option<Quantization>,
-    /// Change the weights by an adapter (.pth, .safetensors or a PEFT folder), times STRENGTH (1); may be given several
-    /// times.
-    #[arg(long, value_name = "FILE[=STRENGTH]", value_parser = adapter)]
-    pub(crate) lora: Vec<(PathBuf, f32)>,
 }
 
-/// The state that a sequence begins with, and where its last one goes.
+/// What training added to the model, or a sequence before this one.
 #[derive(ClapArgs)]
-pub(crate) struct StateArgs {
+pub(crate) struct TuningArgs {
+    /// Change the weights by an adapter (.pth, .safetensors or a PEFT folder), times STRENGTH (1); may be given several
+    /// times. A tuned state in it is what sequences begin with, at any strength but 0.
+    #[arg(long, value_name = "FILE[=STRENGTH]", value_parser = adapter)]
+    pub(crate) lora: Vec<(PathBuf, f32)>,
     /// Begin with this state: one that --save-state wrote, or a tuned one (`time_state`).
     #[arg(long, value_name = "FILE")]
     pub(crate) state: Option<PathBuf>,
-    /// How the matrices of a tuned state lie, where the kind of file tells it wrongly.
-    #[arg(long, value_name = "ORDER", requires = "state")]
+    /// How the matrices of a tuned state lie, that of --state or of an adapter, where the kind of file tells it wrongly.
+    #[arg(long, value_name = "ORDER")]
     pub(crate) state_order: Option<StateOrderArg>,
-    /// Write the state after the last token that was printed, to go on from it another time.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) save_state: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum StateOrderArg {
-    /// As .pth files of version 7 have them.
+    /// As .pth files have them, of every version.
     ValueKey,
-    /// As .st files have them, and .pth files of versions 5 and 6.
+    /// As converters to .st write them.
     KeyValue,
 }
 
@@ -122,8 +126,8 @@ pub(crate) enum SamplerOrderArg {
 
 #[derive(ClapArgs)]
 pub(crate) struct GenerateArgs {
-    /// The text to continue.
-    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    /// The text to continue. `-`, or none where stdin is no terminal, reads it from stdin.
+    #[arg(conflicts_with = "file")]
     pub(crate) prompt: Option<String>,
     /// Read the text to continue from a file, or from stdin with `-`.
     #[arg(long, short, value_name = "FILE|-")]
@@ -132,6 +136,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) tuning: TuningArgs,
     /// Tokens to generate at most.
     #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
     pub(crate) max_tokens: usize,
@@ -197,10 +203,11 @@ pub(crate) struct GenerateArgs {
     #[arg(long, short, value_name = "S")]
     pub(crate) seed: Option<u64>,
     /// Stop before this text; may be given several times. The end-of-text token always stops.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     pub(crate) stop: Vec<String>,
-    #[command(flatten)]
-    pub(crate) state: StateArgs,
+    /// Write the state after the last token that was printed, to go on from it another time.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_state: Option<PathBuf>,
     /// Print the prompt before its continuation.
     #[arg(long)]
     pub(crate) echo: bool,
@@ -228,6 +235,8 @@ pub(crate) struct LogitsArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) tuning: TuningArgs,
     /// Write the logits after every token, not only after the last.
     #[arg(long)]
     pub(crate) all: bool,
@@ -241,7 +250,7 @@ pub(crate) struct LogitsArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum CountedArg {
-    /// Every token of a chunk but its first.
+    /// Every token that one of the chunk comes before: all of the chunk but its first, and the one that follows it.
     All,
     /// The second half of each chunk, as llama.cpp counts.
     Llama,
@@ -256,7 +265,9 @@ pub(crate) struct PerplexityArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
-    /// Tokens a chunk: the text is cut into chunks, and each is predicted from an empty state.
+    #[command(flatten)]
+    pub(crate) tuning: TuningArgs,
+    /// Tokens a chunk: the text is cut into chunks, and each begins with the initial state.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..))]
     pub(crate) context: u32,
     /// Measure only so many chunks, from the beginning.
@@ -300,6 +311,8 @@ pub(crate) struct FilesArgs {
     /// the model.
     #[arg(long, value_name = "FILE|world|bytes")]
     pub(crate) tokenizer: Option<String>,
+    #[command(flatten)]
+    pub(crate) known: KnownArgs,
 }
 
 #[derive(ClapArgs)]
@@ -348,6 +361,13 @@ fn token_bias(text: &str) -> Result<(u32, f32), String> {
         .parse()
         .map_err(|_| format!("`{bias}` is no number"))?;
     Ok((token, bias))
+}
+
+fn stop_text(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("an empty text would stop before anything is said: give a text".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// A path, which may hold `=` itself, and what follows its last `=` if that is a number.

@@ -13,6 +13,7 @@ mod writing;
 use args::{Args, Command};
 use clap::Parser;
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
 use usage::UsageError;
 
 fn main() -> ExitCode {
@@ -74,11 +75,26 @@ fn one_line(error: &anyhow::Error) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// `RWKV_LOG` chooses what is logged, in the syntax of `tracing`'s filters; warnings of our own by default.
+/// `RWKV_LOG` chooses what is logged, in the syntax of `tracing`'s filters; warnings of our own by default, and where
+/// it cannot be read.
 fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("RWKV_LOG").unwrap_or_else(|_| {
-        tracing_subscriber::EnvFilter::new("off,rwkv_gpu=warn,rwkv_model=warn,rwkv_sched=warn")
+    let default = || EnvFilter::new("off,rwkv_gpu=warn,rwkv_model=warn,rwkv_sched=warn");
+    let value = std::env::var_os("RWKV_LOG").filter(|value| !value.is_empty());
+    let filter = value.map(|value| {
+        let text = value.to_string_lossy().into_owned();
+        EnvFilter::builder().parse(&text).map_err(|e| (text, e))
     });
+    let filter = match filter {
+        None => default(),
+        Some(Ok(filter)) => filter,
+        Some(Err((text, error))) => {
+            let error = one_line(&error.into());
+            eprintln!(
+                "note: RWKV_LOG={text:?} is left out: {error}; such as info or rwkv_gpu=debug"
+            );
+            default()
+        }
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -1,25 +1,23 @@
 //! Opening a model and a device, with what a person sees meanwhile.
 
 use crate::{
-    args::{DeviceArgs, ModelArgs, PairsArg, WeightsDTypeArg},
+    args::{
+        DeviceArgs, KnownArgs, ModelArgs, PairsArg, StateOrderArg, TuningArgs, WeightsDTypeArg,
+    },
     usage::UsageError,
 };
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use rwkv_model::{AdapterFile, ModelFile, OpenOptions};
-use rwkv_sched::{Device, Executor, LoadOptions, SlotId, WeightsDType, load};
-use std::{io::Read, path::Path};
+use rwkv_model::{AdapterFile, ModelFile, OpenOptions, StateOrigin, TimeStateOrder};
+use rwkv_sched::{
+    Adapter, Device, Executor, LoadOptions, Model, SlotId, State, WeightsDType, load,
+};
+use std::{io::Read, path::Path, sync::Arc};
 
 /// The model file that was named, or the demo model.
 pub(crate) fn model(args: &ModelArgs) -> Result<ModelFile> {
     if let Some(path) = args.model.as_deref() {
-        let options = OpenOptions {
-            group_norm_epsilon: args.group_norm_eps,
-            turned_pairs: args
-                .square_pairs
-                .map(|order| matches!(order, PairsArg::OutIn)),
-        };
-        return Ok(ModelFile::open_with(path, options)?);
+        return Ok(ModelFile::open_with(path, known(&args.known))?);
     }
     eprintln!(
         "note: no --model and no RWKV_MODEL: this is the bundled demo model, 9 million parameters"
@@ -27,14 +25,25 @@ pub(crate) fn model(args: &ModelArgs) -> Result<ModelFile> {
     Ok(ModelFile::demo()?)
 }
 
-/// An executor of `file` for `slots` sequences on the device that was named, with the adapters that were. A tuned state
-/// among them is where the first sequence begins.
+/// What a person knows of a model that its file does not say.
+pub(crate) fn known(args: &KnownArgs) -> OpenOptions {
+    let order = args.square_pairs;
+    OpenOptions {
+        group_norm_epsilon: args.group_norm_eps,
+        turned_pairs: order.map(|order| matches!(order, PairsArg::OutIn)),
+    }
+}
+
+/// An executor of `file` for `slots` sequences on the device that was named, with the adapters that were. All sequences
+/// begin with the state that was named, or with the tuned one of an adapter, or with the model's own.
 pub(crate) fn executor(
     file: &ModelFile,
     args: &DeviceArgs,
+    tuning: &TuningArgs,
     slots: usize,
 ) -> Result<Box<dyn Executor>> {
     let model = file.model()?;
+    let tuning = Tuning::read(file, &model, tuning)?;
     let opened = Device::open(&args.device)?;
     if let Some(reason) = opened.fallback {
         eprintln!("note: {reason}: running on the CPU");
@@ -52,6 +61,7 @@ pub(crate) fn executor(
             slots,
             weights_dtype,
             quantization: args.quant.clone(),
+            ..LoadOptions::default()
         },
         &mut |progress| {
             bar.set_length(progress.total);
@@ -60,16 +70,72 @@ pub(crate) fn executor(
     );
     bar.finish_and_clear();
     let mut executor = executor?;
-    let mut blend = Vec::new();
-    for (path, strength) in &args.lora {
-        let adapter = AdapterFile::open(path, &model)?;
-        if let Some(state) = &adapter.initial_state {
-            executor.set_state(SlotId(0), state)?;
+    if let Some(state) = &tuning.initial {
+        executor.set_initial_state(Some(state))?;
+        for slot in (0..).take(slots) {
+            executor.reset(SlotId(slot))?;
         }
-        blend.push((adapter.adapter, *strength));
     }
-    executor.set_adapters(&blend)?;
+    executor.set_adapters(&tuning.blend)?;
     Ok(executor)
+}
+
+/// What [`TuningArgs`] name, read.
+struct Tuning {
+    blend: Vec<(Arc<Adapter>, f32)>,
+    /// What sequences begin with, where it is not what the model says.
+    initial: Option<State>,
+}
+
+impl Tuning {
+    fn read(file: &ModelFile, model: &Model, args: &TuningArgs) -> Result<Self> {
+        if args.state_order.is_some() && args.state.is_none() && args.lora.is_empty() {
+            let problem =
+                "--state-order says how a tuned state lies: name one with --state or --lora";
+            return Err(UsageError::error(problem));
+        }
+        let order = match args.state_order {
+            None => TimeStateOrder::Auto,
+            Some(StateOrderArg::ValueKey) => TimeStateOrder::ValueKey,
+            Some(StateOrderArg::KeyValue) => TimeStateOrder::KeyValue,
+        };
+        let mut blend = Vec::new();
+        let mut tuned: Option<(&Path, State)> = None;
+        let mut begin = |path, state| {
+            if let Some((other, _)) = &tuned {
+                return Err(two_states(other, path));
+            }
+            tuned = Some((path, state));
+            Ok(())
+        };
+        for (path, strength) in &args.lora {
+            let adapter = AdapterFile::open_with(path, model, order)?;
+            blend.push((adapter.adapter, *strength));
+            // An adapter of strength 0 is as none.
+            if let Some(state) = adapter.initial_state.filter(|_| *strength != 0.0) {
+                begin(path, state)?;
+            }
+        }
+        let mut session = None;
+        if let Some(path) = &args.state {
+            let loaded = file.load_state(path, order)?;
+            match loaded.origin {
+                StateOrigin::Tuned => begin(path, loaded.state)?,
+                // It began with whatever was tuned then, and goes on.
+                StateOrigin::Session { .. } => session = Some(loaded.state),
+            }
+        }
+        let initial = session.or(tuned.map(|(_, state)| state));
+        Ok(Self { blend, initial })
+    }
+}
+
+fn two_states(one: &Path, other: &Path) -> anyhow::Error {
+    UsageError::error(format!(
+        "two tuned states, in {} and in {}: a sequence begins with one, so leave one of them out",
+        one.display(),
+        other.display()
+    ))
 }
 
 /// A bar on stderr, which shows nothing where stderr is no terminal.

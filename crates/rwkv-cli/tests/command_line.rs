@@ -296,6 +296,50 @@ fn prompts_from_files() {
         .write_all(b"It was a dark and stormy")
         .unwrap();
     assert_eq!(text(&piped.wait_with_output().unwrap().stdout), direct);
+    for prompt in [&["-"][..], &[]] {
+        let args = [&["generate"], prompt, &rest[..]].concat();
+        let output = fed(&args, b"It was a dark and stormy");
+        assert_eq!(text(&output.stdout), direct, "{args:?}");
+    }
+    // Nothing comes through the pipe.
+    for prompt in [&["-"][..], &[], &["--file", "-"]] {
+        refused(&[&["generate"], prompt].concat(), 2, "the prompt is empty");
+    }
+    refused(&["generate", "x", "--file", "-"], 2, "cannot be used with");
+}
+
+/// Runs with these bytes on stdin.
+fn fed(args: &[&str], bytes: &[u8]) -> Output {
+    let mut child = program()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn logs() {
+    let devices = |value: &str| {
+        let output = program().arg("devices").env("RWKV_LOG", value).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{value}");
+        text(&output.stderr)
+    };
+    for good in ["", "warn", "off", "rwkv_gpu=info,warn"] {
+        assert!(!devices(good).contains("RWKV_LOG"), "{good}");
+    }
+    for bad in ["rwkv_gpu=loud", "a=b=c", "=", "[", "info,rwkv_sched=9x"] {
+        let told = devices(bad);
+        let lines: Vec<_> = told.lines().filter(|l| l.contains("RWKV_LOG")).collect();
+        assert!(
+            lines.len() == 1 && lines[0].contains(&format!("{bad:?}")),
+            "{bad}: {told}"
+        );
+    }
 }
 
 #[test]
@@ -369,7 +413,7 @@ fn perplexity() {
 
     let all = json(&["--chunks", "3"]);
     assert_eq!(all["chunks"], 3);
-    assert_eq!(all["tokens"], 3 * 23);
+    assert_eq!(all["tokens"], 3 * 24);
     assert_eq!(all["method"], "all");
     let number = |report: &serde_json::Value, key: &str| report[key].as_f64().unwrap();
     // An English text, predicted by a small model of English.
@@ -694,7 +738,8 @@ fn mistakes() {
     refused(&["generate", "x", "--logit-bias", "5"], 2, "TOKEN=BIAS");
     refused(&["generate", "x", "--tokenizer", &vocab], 1, "words.txt");
     refused(&["generate", "x", "--tokenizer", "world"], 1, "--tokenizer");
-    refused(&["generate"], 2, "required");
+    refused(&["generate"], 2, "empty");
+    refused(&["generate", "x", "--stop", ""], 2, "an empty text");
     refused(&["logits", "--output", "-"], 2, "required");
     refused(
         &["logits", "--tokens", "1,x", "--output", &output],
@@ -879,7 +924,7 @@ fn sessions_go_on() {
     for (args, code, part) in [
         (&["--state", &broken][..], 1, "broken"),
         (&["--state", &path("none")], 1, "none"),
-        (&["--state-order", "key-value"], 2, "--state"),
+        (&["--state-order", "key-value"], 2, "--state-order"),
     ] {
         let all = [
             &["generate", "x", "--device", "cpu", "--max-tokens", "1"][..],
@@ -887,5 +932,167 @@ fn sessions_go_on() {
         ]
         .concat();
         refused(&all, code, part);
+    }
+}
+
+/// A safetensors file of F32 tensors.
+fn safetensors(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape, values) in tensors {
+        let start = data.len();
+        data.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+        let about = serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] });
+        header.insert(name.clone(), about);
+    }
+    let header = serde_json::Value::from(header).to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// A tuned state counts alike in all commands, from wherever it comes and however it lies; two are refused.
+#[test]
+fn tuned_states() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let model = path("model.st");
+    let spec = "v6:2x64:vocab=256,head=32,seed=1";
+    assert!(run(&["synthesize", spec, &model]).status.success());
+    // [head, key, value], and the other way round.
+    let state = |turned: bool| -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        let value = |i: usize| {
+            let (head, row, column) = (i / 1024, i / 32 % 32, i % 32);
+            let at = if turned {
+                column * 32 + row
+            } else {
+                row * 32 + column
+            };
+            ((at * 37 + head * 11) % 101) as f32 / 25.0 - 2.0
+        };
+        let tensor = |layer: usize| {
+            let name = format!("blocks.{layer}.att.time_state");
+            (name, vec![2, 32, 32], (0..2048).map(value).collect())
+        };
+        (0..2).map(tensor).collect()
+    };
+    let with_pair = |mut tensors: Vec<(String, Vec<usize>, Vec<f32>)>| {
+        let key = "blocks.0.att.key";
+        tensors.push((format!("{key}.lora_A"), vec![1, 64], vec![0.1; 64]));
+        tensors.push((format!("{key}.lora_B"), vec![64, 1], vec![0.1; 64]));
+        tensors
+    };
+    let [plain, turned, pair, pair_and_state] =
+        ["plain.st", "turned.st", "pair.st", "pair_and_state.st"].map(path);
+    std::fs::write(&plain, safetensors(&state(false))).unwrap();
+    std::fs::write(&turned, safetensors(&state(true))).unwrap();
+    std::fs::write(&pair, safetensors(&with_pair(Vec::new()))).unwrap();
+    std::fs::write(&pair_and_state, safetensors(&with_pair(state(false)))).unwrap();
+
+    let tale = path("tale.txt");
+    std::fs::write(&tale, TALE).unwrap();
+    let device = std::env::var("RWKV_DEVICE").unwrap_or_else(|_| "0".to_owned());
+    for device in ["cpu", &device] {
+        let base = ["--device", device, "--model", &model];
+        let logits = |more: &[&str]| {
+            let args = ["logits", "--prompt", "stormy", "--output", "-"];
+            stdout(&[&args[..], &base, more].concat())
+        };
+        let story = |more: &[&str]| {
+            let args = ["generate", "stormy", "-n", "8", "--temperature", "0"];
+            stdout(&[&args[..], &base, more].concat())
+        };
+        let nats = |more: &[&str]| {
+            let args = [
+                "perplexity",
+                "--context",
+                "20",
+                "--batch",
+                "3",
+                "--json",
+                "--file",
+                &tale,
+            ];
+            let report = stdout(&[&args[..], &base, more].concat());
+            let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+            report["nats_per_token"].as_f64().unwrap()
+        };
+        let all = |more: &[&str]| (logits(more), story(more), nats(more));
+        let (nothing, alone) = (all(&[]), all(&["--state", &plain]));
+        assert_ne!(nothing.0, alone.0);
+        assert!(
+            (nothing.2 - alone.2).abs() > 1e-6,
+            "{} {}",
+            nothing.2,
+            alone.2
+        );
+        assert_eq!(all(&["--lora", &plain]), alone);
+        assert_eq!(all(&["--lora", &format!("{plain}=0.5")]), alone);
+        assert_eq!(all(&["--lora", &format!("{plain}=0")]), nothing);
+        for from in ["--state", "--lora"] {
+            assert_ne!(logits(&[from, &turned]), alone.0);
+            let named = [from, &turned, "--state-order", "value-key"];
+            assert_eq!(all(&named), alone, "{from}");
+        }
+        let both = all(&["--lora", &pair_and_state]);
+        assert_eq!(all(&["--lora", &pair, "--state", &plain]), both);
+        assert!(both.0 != alone.0 && both.2.to_bits() != alone.2.to_bits());
+        // A sequence that went on from a tuned state goes on.
+        let [session, other] = ["session", "other"].map(path);
+        story(&["--lora", &pair_and_state, "--save-state", &session]);
+        story(&["--lora", &pair, "--save-state", &other]);
+        let on = logits(&["--lora", &pair_and_state, "--state", &session]);
+        assert_eq!(logits(&["--lora", &pair, "--state", &session]), on);
+        assert_ne!(logits(&["--lora", &pair, "--state", &other]), on);
+    }
+    let (tale, cpu) = (tale.as_str(), ["--device", "cpu", "--model", &model]);
+    for command in [
+        &["generate", "x"][..],
+        &["logits", "--prompt", "x", "--output", "-"],
+        &["perplexity", "--context", "20", "--file", tale],
+    ] {
+        for (more, parts) in [
+            (
+                ["--lora", &plain, "--state", &turned],
+                ["plain.st", "turned.st"],
+            ),
+            (
+                ["--lora", &plain, "--lora", &pair_and_state],
+                ["plain.st", "pair_and_state.st"],
+            ),
+        ] {
+            let args = [command, &cpu, &more].concat();
+            for part in parts {
+                refused(&args, 2, part);
+            }
+            refused(&args, 2, "two tuned states");
+        }
+    }
+}
+
+/// What a person knows of a model goes into the files that are made of it.
+#[test]
+fn knowledge_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [model, out] = ["model.st", "out.gguf"].map(path);
+    assert!(
+        run(&["synthesize", "v7:2x64:vocab=256", &model])
+            .status
+            .success()
+    );
+    let logits = |model: &str, more: &[&str]| {
+        let args = [
+            "logits", "--tokens", "1,2,3", "--device", "cpu", "--output", "-",
+        ];
+        stdout(&[&args[..], &["--model", model], more].concat())
+    };
+    let known = ["--group-norm-eps", "0.05", "--square-pairs", "in-out"];
+    let want = logits(&model, &known);
+    assert_ne!(want, logits(&model, &[]));
+    for command in [&["convert"][..], &["quantize", "--type", "f16"]] {
+        let args = [command, &[&model, &out], &known].concat();
+        assert!(run(&args).status.success(), "{args:?}");
+        assert_eq!(logits(&out, &[]), want, "{args:?}");
     }
 }

@@ -1,6 +1,10 @@
 //! Weights in GPU memory.
 
-use crate::{Error, Format, Matrix, Result, formats::GpuLayout, kernels::u32_of};
+use crate::{
+    Error, Format, Matrix, Result,
+    formats::{GpuLayout, outside_f16},
+    kernels::u32_of,
+};
 use rayon::prelude::*;
 use rwkv_gpu::{BindGroup, Binding, Buffer, BufferKind, Gpu, Pipeline};
 use rwkv_mem::{Shape, Upload};
@@ -376,13 +380,12 @@ impl<'a> Converter<'a> {
             return Ok(self.matrix.packed_rows(index, 1));
         }
         self.matrix.expand_row(index, &mut self.values);
-        let outside = |x: &&f32| x.is_finite() && x.abs() > 65504.0;
         if self.format == Format::F16
-            && let Some(value) = self.values.iter().find(outside)
+            && let Some(value) = outside_f16(&self.values)
         {
             return Err(Error::OutsideF16 {
                 tensor: self.name.to_owned(),
-                value: *value,
+                value,
             });
         }
         let spec = self.format.spec();

@@ -3,6 +3,10 @@
 //! A kernel's sizes stay the same from step to step, so they live in uniform buffers that are written once: what
 //! differs between steps (tokens, slots) comes through storage buffers. Blocks are carved from larger buffers at the
 //! adapter's offset alignment.
+//!
+//! The cache is bounded: kernels that run once, while weights are blended say, have parameters that never come again.
+//! When it is full it forgets all blocks at once, because a larger buffer is free only when no block of it is in use;
+//! what is bound somewhere stays there.
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -11,6 +15,9 @@ use std::sync::Arc;
 
 /// Bytes of one buffer that blocks are carved from: WebGPU's smallest limit for a uniform binding.
 const ARENA_BYTES: u64 = 64 << 10;
+
+/// Blocks that are kept: 1 MiB at the usual alignment of 256. A plan of a large model has a few hundred different ones.
+const MOST_BLOCKS: usize = 4096;
 
 /// A cache of parameter blocks of one GPU. Cloning shares it.
 #[derive(Clone)]
@@ -24,7 +31,7 @@ struct Inner {
     arena: Mutex<Option<(Buffer, u64)>>,
 }
 
-/// Parameters on the GPU, ready to bind.
+/// Parameters on the GPU, ready to bind; they stay as they are while this or a bind group of it lives.
 #[derive(Clone, Debug)]
 pub struct ParamBlock {
     buffer: Buffer,
@@ -76,7 +83,7 @@ impl ParamCache {
             .clone())
     }
 
-    /// Blocks held.
+    /// Blocks held: 4096 at most, and one a thread that is adding one.
     pub fn len(&self) -> usize {
         self.inner.blocks.len()
     }
@@ -91,6 +98,10 @@ impl ParamCache {
         let size = bytes.len() as u64;
         let step = size.next_multiple_of(gpu.capabilities().limits.offset_alignment);
         let mut arena = self.inner.arena.lock();
+        if self.inner.blocks.len() >= MOST_BLOCKS {
+            self.inner.blocks.clear();
+            *arena = None;
+        }
         let (buffer, offset) = match arena.take() {
             Some((buffer, used)) if used + size <= buffer.size() => (buffer, used),
             _ => (

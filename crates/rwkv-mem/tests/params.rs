@@ -146,3 +146,33 @@ fn blocks_hold_their_parameters() {
         assert_eq!(&got[..48], bytemuck::bytes_of(&params(i)), "block {i}");
     }
 }
+
+/// Contents that never come again: what is kept is bounded, and blocks that were handed out hold what they held.
+#[test]
+fn what_is_kept_is_bounded() {
+    let (gpu, cache) = (gpu(), ParamCache::new(gpu()));
+    let first: Vec<_> = (0..50u32).map(|i| cache.block(&[i; 12]).unwrap()).collect();
+    let mut most = 0;
+    for i in 100..20_000u32 {
+        let block = cache.block(&[i; 12]).unwrap();
+        assert_eq!(range(&block), range(&cache.block(&[i; 12]).unwrap()));
+        most = most.max(cache.len());
+    }
+    assert!((1000..=4097).contains(&most), "{most}");
+    check_apart(&first);
+    let pipeline = gpu.pipeline(&COPY, &[]).unwrap();
+    for (i, block) in (0u32..).zip(&first) {
+        let y = gpu.buffer(BufferKind::Storage, "copy", 48).unwrap();
+        let bindings = [block.binding(), Binding::from(&y)];
+        let group = gpu.bind(&pipeline, 0, &bindings).unwrap();
+        let mut recorder = gpu.recorder("copy parameters");
+        recorder.dispatch([&Dispatch {
+            pipeline: pipeline.clone(),
+            groups: vec![group],
+            grid: [1, 1, 1],
+        }]);
+        gpu.wait(&recorder.submit().unwrap()).unwrap();
+        let got = contents(gpu, &y, 0, 48);
+        assert_eq!(got, bytemuck::bytes_of(&[i; 12]), "block {i}");
+    }
+}

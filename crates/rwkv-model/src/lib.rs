@@ -12,7 +12,7 @@ pub mod files;
 mod lora;
 mod model_file;
 mod names;
-mod output_file;
+pub mod output_file;
 pub mod perplexity;
 mod state_file;
 pub mod tokenizer;

@@ -75,6 +75,14 @@ impl AdapterFile {
     /// [`Error::File`] for a file that cannot be read; [`Error::Adapter`] for one whose tensors are not the model's, in
     /// name or in shape, and for a configuration beside it that cannot be read. Nothing is left out silently.
     pub fn open(path: &Path, model: &Model) -> Result<Self> {
+        Self::open_with(path, model, TimeStateOrder::default())
+    }
+
+    /// As [`open`](Self::open), with how the matrices of a tuned state in it lie.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(path: &Path, model: &Model, order: TimeStateOrder) -> Result<Self> {
         let inside = path.join("adapter_model.safetensors");
         let path = if inside.is_file() { &inside } else { path };
         let checkpoint = Checkpoint::open(path)?;
@@ -84,7 +92,7 @@ impl AdapterFile {
             _ => None,
         };
         let text = text.as_deref();
-        Self::from_checkpoint(&checkpoint, text, model)
+        Self::from_checkpoint_with(&checkpoint, text, model, order)
     }
 
     /// The adapter in an opened file; `config` is the text of its `adapter_config.json`, if it has one.
@@ -95,6 +103,19 @@ impl AdapterFile {
         checkpoint: &Checkpoint,
         config: Option<&[u8]>,
         model: &Model,
+    ) -> Result<Self> {
+        Self::from_checkpoint_with(checkpoint, config, model, TimeStateOrder::default())
+    }
+
+    /// As [`from_checkpoint`](Self::from_checkpoint), with how the matrices of a tuned state in it lie.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_checkpoint_with(
+        checkpoint: &Checkpoint,
+        config: Option<&[u8]>,
+        model: &Model,
+        order: TimeStateOrder,
     ) -> Result<Self> {
         let file = checkpoint.source();
         let refuse = |what: String| Error::Adapter {
@@ -163,7 +184,6 @@ impl AdapterFile {
             return Err(refuse(what));
         }
         adapter.check(model).map_err(fits)?;
-        let order = TimeStateOrder::default();
         let initial_state = tuned_state(checkpoint, &sorted.states, model.config(), order)?;
         if adapter.is_empty() && initial_state.is_none() {
             return Err(refuse("it holds no tensors".to_owned()));

@@ -11,14 +11,17 @@ use tempfile::NamedTempFile;
 const BUFFER: usize = 1 << 20;
 
 /// A temporary file beside the one it will become. Dropped before [`finish`](Self::finish), it leaves nothing.
-pub(crate) struct OutputFile {
+pub struct OutputFile {
     file: BufWriter<NamedTempFile>,
     target: PathBuf,
 }
 
 impl OutputFile {
     /// A file that will be `path`; a link is followed, what it points to is replaced.
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the operating system says; a path that is there and is no regular file.
+    pub fn create(path: &Path) -> io::Result<Self> {
         let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         if target.exists() && !target.is_file() {
             return Err(io::Error::other("it is no regular file"));
@@ -38,12 +41,15 @@ impl OutputFile {
     }
 
     /// Where the bytes go.
-    pub(crate) fn writer(&mut self) -> &mut BufWriter<NamedTempFile> {
+    pub fn writer(&mut self) -> &mut BufWriter<NamedTempFile> {
         &mut self.file
     }
 
     /// Puts the file on the disk and then under its name; says how long it is.
-    pub(crate) fn finish(self) -> io::Result<u64> {
+    ///
+    /// # Errors
+    /// What the operating system says; nothing is left then.
+    pub fn finish(self) -> io::Result<u64> {
         let Self { file, target } = self;
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         // The name must not be there before the bytes are, even if the machine stops.
@@ -65,6 +71,6 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// Whether both paths are one file.
-pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
+pub fn same_file(a: &Path, b: &Path) -> bool {
     matches!((std::fs::canonicalize(a), std::fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }

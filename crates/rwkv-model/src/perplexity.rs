@@ -1,7 +1,9 @@
 //! How well a model predicts a text: nats a token and a byte, and the perplexity.
 //!
-//! The text is cut into chunks of `context` tokens, each predicted from an empty state; what is left over at the end is
-//! not looked at. A token that has no token before it in its chunk is fed and never counted.
+//! The text is cut into chunks of `context` tokens; before each, the state is reset to what sequences begin with. Every
+//! token of a chunk predicts the one after it in the text, the chunk's last token the first of the next chunk too; only
+//! the text's own last token has nothing to predict. What is left over after the last whole chunk makes no chunk: its
+//! first token is predicted, the others are not looked at.
 
 use crate::{Error, Result, Tokenizer};
 use rayon::prelude::*;
@@ -14,7 +16,8 @@ const LOGITS_BYTES: usize = 64 << 20;
 /// Which tokens of a chunk are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Counted {
-    /// All but the first, which nothing in the chunk comes before: `context` − 1 a chunk.
+    /// All that a token of the chunk comes before: those from its second place on, and the one that follows it in the
+    /// text. `context` a chunk; one fewer in the last one where the text ends with it.
     #[default]
     All,
     /// What llama.cpp's `llama-perplexity` counts: the tokens from place `context / 2` + 1 on (places from 0), so that
@@ -45,7 +48,7 @@ impl Default for PerplexityOptions {
 }
 
 impl PerplexityOptions {
-    /// The first place of a chunk whose token is counted; all after it are.
+    /// The first place of a chunk whose token is counted; all after it are, as far as tokens of the chunk predict them.
     fn first_counted(&self) -> usize {
         match self.counted {
             Counted::All => 1,
@@ -82,6 +85,40 @@ impl PerplexityOptions {
             });
         }
         Ok(chunks)
+    }
+
+    /// Tokens of a text of `tokens` tokens that will go through the model.
+    ///
+    /// # Errors
+    /// As [`chunks_of`](Self::chunks_of).
+    pub fn fed_of(&self, tokens: usize) -> Result<usize> {
+        let chunks = self.chunks_of(tokens)?;
+        Ok(match self.counted {
+            Counted::All => (chunks * self.context).min(tokens.saturating_sub(1)),
+            Counted::Llama => chunks * (self.context - 1),
+        })
+    }
+}
+
+/// A chunk on its way: the tokens that are fed, each with the one that it predicts.
+struct Chunk<'a> {
+    fed: &'a [TokenId],
+    targets: &'a [TokenId],
+}
+
+impl<'a> Chunk<'a> {
+    /// The chunk of `tokens` that begins at `start`, which is a whole one.
+    fn new(tokens: &'a [TokenId], start: usize, options: &PerplexityOptions) -> Self {
+        let from = |place: usize| tokens.get(place..).unwrap_or_default();
+        let most = match options.counted {
+            Counted::All => options.context,
+            // The chunk's last token predicts nothing that llama.cpp counts, and is not fed.
+            Counted::Llama => options.context.saturating_sub(1),
+        };
+        let targets = from(start + 1);
+        let targets = targets.get(..most).unwrap_or(targets);
+        let fed = from(start).get(..targets.len()).unwrap_or_default();
+        Self { fed, targets }
     }
 }
 
@@ -159,14 +196,11 @@ pub fn perplexity(
     progress: &mut dyn FnMut(&Perplexity, usize) -> ControlFlow<()>,
 ) -> Result<Perplexity> {
     let vocab = executor.config().vocab;
-    let chunks = options.chunks_of(tokens.len())?;
-    let chunks: Vec<&[TokenId]> = tokens.chunks_exact(options.context).take(chunks).collect();
-    if let Some(&token) = chunks
-        .iter()
-        .copied()
-        .flatten()
-        .find(|t| **t as usize >= vocab)
-    {
+    let count = options.chunks_of(tokens.len())?;
+    let starts = (0..count).map(|chunk| chunk * options.context);
+    let chunks: Vec<Chunk<'_>> = starts.map(|at| Chunk::new(tokens, at, options)).collect();
+    let mut all = chunks.iter().flat_map(|c| c.fed.iter().chain(c.targets));
+    if let Some(&token) = all.find(|t| **t as usize >= vocab) {
         return Err(rwkv_sched::Error::TokenRange { token, vocab }.into());
     }
     let slots = executor.slots().max(1);
@@ -179,10 +213,15 @@ pub fn perplexity(
         for (_, slot) in group.iter().zip(0..) {
             executor.reset(SlotId(slot))?;
         }
-        for (from, to) in pieces(options, (rows / group.len()).max(1)) {
-            step(executor, tokenizer, group, from, to, options, &mut measured)?;
-            fed += (to - from) * group.len();
-            if to + 1 == options.context {
+        // Only the text's last chunk may be shorter than others.
+        let end = group.iter().map(|chunk| chunk.fed.len()).max().unwrap_or(0);
+        for (from, to) in pieces(
+            options.first_counted() - 1,
+            end,
+            (rows / group.len()).max(1),
+        ) {
+            fed += step(executor, tokenizer, group, from, to, options, &mut measured)?;
+            if to == end {
                 for chunk in &measured {
                     total.add(chunk);
                 }
@@ -195,46 +234,49 @@ pub fn perplexity(
     Ok(total)
 }
 
-/// Places `from..to` that go through at once, at most `most` of them: first those whose logits are not wanted. The last
-/// token of a chunk predicts nothing that is counted, and is not fed.
-fn pieces(options: &PerplexityOptions, most: usize) -> impl Iterator<Item = (usize, usize)> {
-    let wanted = options.first_counted() - 1;
-    let end = options.context - 1;
+/// Places `from..to`, of `end`, that go through at once, at most `most` of them: first those whose logits are not
+/// `wanted`.
+fn pieces(wanted: usize, end: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let cut = move |start: usize, end: usize| {
         (start..end)
             .step_by(most)
             .map(move |from| (from, (from + most).min(end)))
     };
-    cut(0, wanted).chain(cut(wanted, end))
+    cut(0, wanted.min(end)).chain(cut(wanted, end))
 }
 
-/// Feeds places `from..to` of every chunk of `group`, and counts what they predict.
+/// Feeds places `from..to` of every chunk of `group`, as far as it has them, and counts what they predict; returns how
+/// many tokens were fed.
 fn step(
     executor: &mut dyn Executor,
     tokenizer: &Tokenizer,
-    group: &[&[TokenId]],
+    group: &[Chunk<'_>],
     from: usize,
     to: usize,
     options: &PerplexityOptions,
     measured: &mut [Perplexity],
-) -> Result<()> {
+) -> Result<usize> {
     let counted = to >= options.first_counted();
     let wanted = if counted { Wanted::All } else { Wanted::None };
+    let part = |all: &[TokenId]| -> Vec<TokenId> {
+        let all = all.get(from..).unwrap_or_default();
+        all.iter().take(to - from).copied().collect()
+    };
     let spans = (0..).zip(group).map(|(slot, chunk)| BatchSpan {
         slot: SlotId(slot),
-        tokens: chunk.get(from..to).unwrap_or_default().to_vec(),
+        tokens: part(chunk.fed),
         wanted,
     });
-    let logits = executor.run(&Batch {
-        spans: spans.collect(),
-    })?;
+    let spans: Vec<_> = spans.filter(|span| !span.tokens.is_empty()).collect();
+    let fed = spans.iter().map(|span| span.tokens.len()).sum();
+    let logits = executor.run(&Batch { spans })?;
     if !counted {
-        return Ok(());
+        return Ok(fed);
     }
     // What each row predicts: the token after it.
     let targets = group.iter().zip(0..).flat_map(|(chunk, index)| {
-        let next = chunk.get(from + 1..=to).unwrap_or_default();
-        next.iter().map(move |token| (index, *token))
+        let next = part(chunk.targets);
+        next.into_iter().map(move |token| (index, token))
     });
     let rows: Vec<(&[f32], (usize, TokenId))> = logits.rows().zip(targets).collect();
     let nats: Vec<f64> = rows
@@ -251,7 +293,7 @@ fn step(
             chunk.count(nats, bytes);
         }
     }
-    Ok(())
+    Ok(fed)
 }
 
 /// −log softmax(logits)[token], infinite for a token that has no logit.
@@ -271,22 +313,42 @@ mod tests {
 
     #[test]
     fn places() {
-        let check = |context, counted, most, want: &[(usize, usize)]| {
+        // Chunks of `context` of a text of three chunks and `more` tokens.
+        let check = |context, counted, more: usize, most, want: &[(usize, usize)]| {
             let options = PerplexityOptions {
                 context,
                 chunks: None,
                 counted,
             };
-            let got: Vec<_> = pieces(&options, most).collect();
+            let text = vec![0; 3 * context + more];
+            let chunk = Chunk::new(&text, 2 * context, &options);
+            assert_eq!(chunk.fed.len(), chunk.targets.len());
+            let first = options.first_counted() - 1;
+            let got: Vec<_> = pieces(first, chunk.fed.len(), most).collect();
             assert_eq!(got, want, "{options:?}, {most}");
+            let all: usize = (0..3)
+                .map(|i| Chunk::new(&text, i * context, &options).fed.len())
+                .sum();
+            assert_eq!(options.fed_of(text.len()).ok(), Some(all), "{options:?}");
         };
-        check(2, Counted::All, 9, &[(0, 1)]);
-        check(6, Counted::All, 9, &[(0, 5)]);
-        check(6, Counted::All, 2, &[(0, 2), (2, 4), (4, 5)]);
-        check(3, Counted::Llama, 9, &[(0, 1), (1, 2)]);
-        check(8, Counted::Llama, 9, &[(0, 4), (4, 7)]);
-        check(9, Counted::Llama, 3, &[(0, 3), (3, 4), (4, 7), (7, 8)]);
-        check(4, Counted::Llama, 1, &[(0, 1), (1, 2), (2, 3)]);
+        check(2, Counted::All, 0, 9, &[(0, 1)]);
+        check(2, Counted::All, 1, 9, &[(0, 2)]);
+        check(6, Counted::All, 0, 9, &[(0, 5)]);
+        check(6, Counted::All, 5, 9, &[(0, 6)]);
+        check(6, Counted::All, 0, 2, &[(0, 2), (2, 4), (4, 5)]);
+        check(6, Counted::All, 1, 2, &[(0, 2), (2, 4), (4, 6)]);
+        for more in [0, 1, 2] {
+            check(3, Counted::Llama, more, 9, &[(0, 1), (1, 2)]);
+            check(8, Counted::Llama, more, 9, &[(0, 4), (4, 7)]);
+            check(
+                9,
+                Counted::Llama,
+                more,
+                3,
+                &[(0, 3), (3, 4), (4, 7), (7, 8)],
+            );
+            check(4, Counted::Llama, more, 1, &[(0, 1), (1, 2), (2, 3)]);
+        }
     }
 
     #[test]

@@ -44,9 +44,11 @@ pub enum StateOrigin {
 /// How the matrices of a tuned state lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TimeStateOrder {
-    /// As the kind of file has them. `.pth`: version 7 `[head, value, key]`, versions 5 and 6 `[head, key, value]`, as
-    /// their training scripts save them. Safetensors: `[head, key, value]`, as converters to `.st` write them; nothing
-    /// in a file tells whether it was made by one or only put into another container, so name the order of such a one.
+    /// As the kind of file has them. `.pth`: `[head, value, key]` in every version, as training saves them and as our
+    /// states are (BlinkDL's demo turns those of version 6 for his package, whose states are `[head, key, value]`).
+    /// Safetensors: what the metadata says that our own files have (`rwkv.time_state`), else `[head, key, value]`, as
+    /// converters to `.st` write them; nothing else tells whether a file was made by one or only put into another
+    /// container, so name the order of such a one.
     #[default]
     Auto,
     /// `[head, value, key]`.
@@ -54,6 +56,11 @@ pub enum TimeStateOrder {
     /// `[head, key, value]`.
     KeyValue,
 }
+
+/// The metadata of our safetensors files that says how the matrices of a tuned state among its tensors lie.
+pub(crate) const ORDER_KEY: &str = "rwkv.time_state";
+/// `[head, value, key]`.
+pub(crate) const VALUE_KEY: &str = "value-key";
 
 /// Bytes of each end and of the middle of a tensor that a fingerprint looks at.
 const SAMPLE: usize = 64;
@@ -309,10 +316,13 @@ pub(crate) fn tuned_state(
     if config.version == Version::V4 {
         return Err(refuse("RWKV-4 has no tuned states".to_owned()));
     }
-    let turned = match (order, checkpoint.container(), config.version) {
-        (TimeStateOrder::ValueKey, ..) => false,
-        (TimeStateOrder::KeyValue, ..) | (_, Container::Safetensors, _) => true,
-        (_, _, version) => !matches!(version, Version::V7 | Version::V7a),
+    let turned = match order {
+        TimeStateOrder::Auto => {
+            let said = checkpoint.metadata().string(ORDER_KEY);
+            checkpoint.container() == Container::Safetensors && said != Some(VALUE_KEY)
+        }
+        TimeStateOrder::ValueKey => false,
+        TimeStateOrder::KeyValue => true,
     };
     let (heads, size) = (config.heads(), config.head_size);
     let mut state = State::zeros(StateLayout::of(config));

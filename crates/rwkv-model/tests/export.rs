@@ -14,7 +14,7 @@ use checkpoint::{SMALL, Small, Tensors, gguf, llama_names, pairs_transposed, saf
 use proptest::prelude::*;
 use rwkv_kernels::Format;
 use rwkv_model::{
-    Error, ModelFile, Tokenizer,
+    AdapterFile, Error, ModelFile, OpenOptions, Tokenizer,
     export::{self, ExportError, Progress, SyntheticSpec},
     files::{Checkpoint, TensorType},
 };
@@ -517,6 +517,97 @@ fn versions() {
             assert!(refused.to_string().contains("no architecture"), "{refused}");
         }
     }
+}
+
+/// An initial state is read back as it was, through any number of files: as a part of the model, and where the file is an
+/// adapter of another one. Its matrices are not symmetric.
+#[test]
+fn initial_states() {
+    let folder = Folder::new();
+    for version in [
+        Version::V5_0,
+        Version::V5_1,
+        Version::V5_2,
+        Version::V6,
+        Version::V7,
+        Version::V7a,
+    ] {
+        let tensors = SMALL.of(version, 13);
+        let want: Vec<_> = (0..SMALL.layers)
+            .map(|layer| &tensors[&format!("blocks.{layer}.att.time_state")])
+            .map(|tensor| {
+                assert_ne!(tensor.values, tensor.each_transposed().values);
+                tensor.values.clone()
+            })
+            .collect();
+        let mut plain = tensors.clone();
+        plain.retain(|name, _| !name.ends_with("time_state"));
+        let plain = folder.add("plain.st", &safetensors(&plain, Format::F32));
+        let plain = ModelFile::open(&plain).unwrap().model().unwrap();
+        let mut path = folder.add("in.st", &safetensors(&tensors, Format::F32));
+        for (out, quantization) in [
+            ("one.st", None),
+            ("two.safetensors", Some("int8")),
+            ("three.st", Some("f16")),
+            ("four.safetensors", None),
+        ] {
+            let output = folder.path(out);
+            let written = match quantization {
+                None => export::convert(&path, &output, None, &mut onward),
+                Some(q) => export::quantize(&path, &output, &q.parse().unwrap(), None, &mut onward),
+            };
+            written.unwrap();
+            let state = ModelFile::open(&output).unwrap().model().unwrap();
+            let state = state.initial_state().unwrap();
+            assert_eq!(state.wkv, want, "{version}, {out}");
+            if quantization != Some("int8") && path.ends_with("in.st") {
+                let adapter = AdapterFile::open(&output, &plain).unwrap();
+                assert_eq!(adapter.initial_state, Some(state), "{version}, {out}");
+            }
+            path = output;
+        }
+    }
+}
+
+/// What the caller knows better than the file is written.
+#[test]
+fn known_better() {
+    let folder = Folder::new();
+    let square = Small {
+        ranks: [64; 4],
+        ..SMALL
+    };
+    let original = square.original(17);
+    let as_said = folder.add("in.st", &safetensors(&original, Format::F32));
+    let turned = pairs_transposed(&original);
+    let turned = folder.add("turned.st", &safetensors(&turned, Format::F32));
+    let options = OpenOptions {
+        group_norm_epsilon: Some(3e-5),
+        turned_pairs: Some(true),
+    };
+    let want = ModelFile::open_with(&turned, options.clone()).unwrap();
+    for out in ["a.st", "a.gguf"] {
+        let output = folder.path(out);
+        export::convert_with(&turned, options.clone(), &output, None, &mut onward).unwrap();
+        let file = ModelFile::open(&output).unwrap();
+        assert_eq!(file.config(), want.config(), "{out}");
+        assert!((file.config().group_norm_epsilon - 3e-5).abs() < 1e-9);
+        assert_eq!(logits(&file), logits(&want), "{out}");
+    }
+    let said = OpenOptions {
+        group_norm_epsilon: Some(3e-5),
+        ..OpenOptions::default()
+    };
+    assert_eq!(
+        logits(&ModelFile::open_with(&as_said, said).unwrap()),
+        logits(&want)
+    );
+    let output = folder.path("b.st");
+    let q = "f16".parse().unwrap();
+    export::quantize_with(&turned, options, &output, &q, None, &mut onward).unwrap();
+    let file = ModelFile::open(&output).unwrap();
+    assert_eq!(file.config(), want.config());
+    assert!(distance(&logits(&file), &logits(&want)) < 1e-2);
 }
 
 /// Every weight type, with rows of 256 and of 96 elements: name, format of the matrices and of the head at 256, the same

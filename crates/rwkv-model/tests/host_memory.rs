@@ -199,7 +199,7 @@ fn stays_small() {
 
     // The projections lie as they are used in every dialect; the pairs in some.
     let seven = MIDDLE.original(7);
-    let path = save("original.pth", pytorch(&seven));
+    let path = save("original.pth", pytorch(&seven, Format::F16));
     check(".pth", &path, Version::V7, pair);
     same_rows(&path);
     let path = save("original.safetensors", safetensors(&seven, Format::Bf16));
@@ -220,7 +220,7 @@ fn stays_small() {
     }
 
     let six = without_state(MIDDLE.of(Version::V6, 6));
-    let path = save("6.pth", pytorch(&six));
+    let path = save("6.pth", pytorch(&six, Format::F16));
     check(".pth of version 6", &path, Version::V6, pair);
     same_rows(&path);
     let bytes = safetensors(&converted(Version::V6, &six), Format::F16);

@@ -140,7 +140,7 @@ fn hub_files_agree() {
         let want = open_bytes("reference", safetensors(&original, Format::F16)).unwrap();
         let want = logits(&want);
         for path in [
-            put("model.pth", &pytorch::pytorch(&original)),
+            put("model.pth", &pytorch::pytorch(&original, Format::F16)),
             put("model.st", &safetensors(&converted, Format::F16)),
             folder.path().join("hub"),
         ] {

@@ -38,11 +38,19 @@ fn tokens(count: usize) -> Vec<u32> {
 }
 
 /// Tokens counted, their bytes, and nats: each chunk from an empty state, each token after all before it in its chunk.
-fn by_definition(text: &[u32], context: usize, chunks: usize, first: usize) -> (u64, u64, f64) {
+/// The places `first..end` are counted, from a chunk's first token on; `end` may pass the chunk by one.
+fn by_definition(
+    text: &[u32],
+    context: usize,
+    chunks: usize,
+    first: usize,
+    end: usize,
+) -> (u64, u64, f64) {
     let (mut counted, mut bytes, mut nats) = (0, 0, 0.0);
-    for chunk in text.chunks_exact(context).take(chunks) {
+    for start in (0..chunks).map(|chunk| chunk * context) {
         let mut executor = executor(1);
-        for (place, pair) in (1..).zip(chunk.windows(2)) {
+        let last = (start + end).min(text.len());
+        for (place, pair) in (1..).zip(text[start..last].windows(2)) {
             let batch = Batch::single(SlotId(0), &pair[..1], Wanted::Last);
             let logits = executor.run(&batch).unwrap();
             let row: Vec<f64> = logits
@@ -80,11 +88,7 @@ fn measure(text: &[u32], slots: usize, options: &PerplexityOptions) -> Perplexit
         },
     )
     .unwrap();
-    assert_eq!(
-        fed,
-        measured.chunks * (options.context - 1),
-        "the last token is not fed"
-    );
+    assert_eq!(fed, options.fed_of(text.len()).unwrap(), "{options:?}");
     measured
 }
 
@@ -98,7 +102,11 @@ fn as_the_definition() {
             counted,
         };
         let want_chunks = (length / context).min(chunks.unwrap_or(usize::MAX));
-        let (tokens, bytes, nats) = by_definition(&text, context, want_chunks, first);
+        let end = match counted {
+            Counted::All => context + 1,
+            Counted::Llama => context,
+        };
+        let (tokens, bytes, nats) = by_definition(&text, context, want_chunks, first, end);
         for slots in [1, 2, 5] {
             let got = measure(&text, slots, &options);
             let what = format!("{options:?}, {slots} slots");
@@ -127,6 +135,7 @@ fn as_the_definition() {
         }
     };
     check(100, 20, None, Counted::All, 1);
+    check(101, 20, None, Counted::All, 1);
     check(119, 20, None, Counted::All, 1);
     check(100, 20, Some(3), Counted::All, 1);
     check(50, 50, None, Counted::All, 1);
@@ -160,6 +169,68 @@ fn refused() {
     check(&tokens(15), 8, Counted::Llama, "needs 16 (2 × 8)");
     check(&tokens(15), 1, Counted::All, "at least 2");
     check(&[0, 1, 2, 40], 4, Counted::All, "token 40 is out of range");
+    check(
+        &[0, 1, 2, 3, 40],
+        4,
+        Counted::All,
+        "token 40 is out of range",
+    );
+}
+
+/// Every token but the text's first is counted once where the chunks fill the text.
+#[test]
+fn counts() {
+    let check = |length: usize, chunks, counted, want: u64| {
+        let options = PerplexityOptions {
+            context: 10,
+            chunks,
+            counted,
+        };
+        let got = measure(&tokens(length), 3, &options).tokens;
+        assert_eq!(got, want, "{length} tokens, {options:?}");
+    };
+    check(10, None, Counted::All, 9);
+    check(11, None, Counted::All, 10);
+    check(40, None, Counted::All, 39);
+    check(49, None, Counted::All, 40);
+    check(40, Some(3), Counted::All, 30);
+    check(40, Some(3), Counted::Llama, 12);
+    check(40, None, Counted::Llama, 16);
+    check(49, None, Counted::Llama, 16);
+}
+
+/// Chunks begin with the executor's initial state.
+#[test]
+fn initial_state() {
+    let text = tokens(45);
+    let options = PerplexityOptions {
+        context: 10,
+        ..PerplexityOptions::default()
+    };
+    let measure = |executor: &mut CpuExecutor| {
+        let mut go_on = |_: &Perplexity, _| ControlFlow::Continue(());
+        perplexity(executor, &tokenizer(), &text, &options, &mut go_on).unwrap()
+    };
+    let mut tuned = executor(2);
+    tuned
+        .run(&Batch::single(SlotId(0), &[3, 1, 4, 15], Wanted::None))
+        .unwrap();
+    let state = tuned.state(SlotId(0)).unwrap();
+    tuned.set_initial_state(Some(&state)).unwrap();
+    let got = measure(&mut tuned);
+    assert_ne!(got, measure(&mut executor(2)));
+    let mut nats = 0.0;
+    for start in [0, 10, 20, 30] {
+        let mut executor = executor(1);
+        executor.set_state(SlotId(0), &state).unwrap();
+        let chunk = Batch::single(SlotId(0), &text[start..start + 10], Wanted::All);
+        let logits = executor.run(&chunk).unwrap();
+        for (row, token) in logits.rows().zip(&text[start + 1..]) {
+            let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+            nats += sum.ln() - f64::from(row[*token as usize]);
+        }
+    }
+    assert!((got.nats - nats).abs() < 1e-4, "{} {nats}", got.nats);
 }
 
 /// Breaking off leaves what is done.
@@ -180,6 +251,6 @@ fn broken_off() {
     };
     let text = tokens(100);
     let measured = perplexity(&mut executor(2), &tokenizer(), &text, &options, &mut stop).unwrap();
-    assert_eq!((measured.chunks, measured.tokens), (4, 36));
-    assert_eq!(measured.bytes, by_definition(&text, 10, 4, 1).1);
+    assert_eq!((measured.chunks, measured.tokens), (4, 40));
+    assert_eq!(measured.bytes, by_definition(&text, 10, 4, 1, 11).1);
 }

@@ -9,13 +9,19 @@
 
 #[path = "support/checkpoint.rs"]
 mod checkpoint;
+#[path = "support/pytorch.rs"]
+mod pytorch;
 mod support;
 
-use checkpoint::{SMALL, Small, Tensor, Tensors, gguf, llama_names, open_bytes, safetensors};
+use checkpoint::{
+    SMALL, Small, Tensor, Tensors, gguf, llama_names, open_bytes, safetensors, safetensors_with,
+};
 use proptest::prelude::*;
 use rwkv_kernels::Format;
-use rwkv_model::{ModelFile, StateOrigin, TimeStateOrder, files::Checkpoint};
-use rwkv_sched::{Batch, Device, Executor, LoadOptions, SlotId, State, Wanted, WeightsDType, load};
+use rwkv_model::{AdapterFile, ModelFile, StateOrigin, TimeStateOrder, files::Checkpoint};
+use rwkv_sched::{
+    Batch, Device, Executor, LoadOptions, SlotId, State, Version, Wanted, WeightsDType, load,
+};
 use std::path::Path;
 
 const AUTO: TimeStateOrder = TimeStateOrder::Auto;
@@ -269,6 +275,66 @@ fn tuned_states() {
         .shape
         .insert(0, 1);
     assert!(from_bytes(&file, safetensors(&led, Format::F32), AUTO).is_ok());
+}
+
+/// How the matrices of a tuned state lie in each kind of file, alone and beside an adapter, for every version: they are
+/// not symmetric.
+#[test]
+fn orders_of_tuned_states() {
+    let turned = |tensors: &Tensors| -> Tensors {
+        let turn = |(name, t): (&String, &Tensor)| (name.clone(), t.each_transposed());
+        tensors.iter().map(turn).collect()
+    };
+    for version in [
+        Version::V5_0,
+        Version::V5_1,
+        Version::V5_2,
+        Version::V6,
+        Version::V7,
+        Version::V7a,
+    ] {
+        let mut model = SMALL.of(version, 3);
+        let mut tuned = model.clone();
+        tuned.retain(|name, _| name.ends_with("time_state"));
+        model.retain(|name, _| !name.ends_with("time_state"));
+        let file = open_bytes("small", safetensors(&model, Format::F32)).unwrap();
+        let model = file.model().unwrap();
+        // As the tensors are written here: [head, value, key].
+        let want: Vec<_> = tuned.values().map(|t| t.values.clone()).collect();
+        let other_way = turned(&tuned);
+        assert!(
+            tuned
+                .iter()
+                .all(|(name, t)| t.values != other_way[name].values)
+        );
+        let check = |name: &str, bytes: Vec<u8>, order| {
+            let checkpoint = Checkpoint::from_vec(name, bytes).unwrap();
+            let alone = file.state_from(&checkpoint, order).unwrap();
+            assert_eq!(alone.state.wkv, want, "{name}, {version}, {order:?}");
+            assert_eq!(alone.origin, StateOrigin::Tuned);
+            let adapter = AdapterFile::from_checkpoint_with(&checkpoint, None, &model, order);
+            let adapter = adapter.unwrap().initial_state.unwrap();
+            assert_eq!(adapter, alone.state, "{name}, {version}, {order:?}");
+        };
+        let (value_key, key_value) = (TimeStateOrder::ValueKey, TimeStateOrder::KeyValue);
+        check("a.pth", pytorch::pytorch(&tuned, Format::F32), AUTO);
+        check("a.pth", pytorch::pytorch(&tuned, Format::F32), value_key);
+        check(
+            "turned.pth",
+            pytorch::pytorch(&turned(&tuned), Format::F32),
+            key_value,
+        );
+        let [as_is, turned] = [&tuned, &turned(&tuned)].map(|t| safetensors(t, Format::F32));
+        check("a.st", turned.clone(), AUTO);
+        check("a.st", turned, key_value);
+        check("a.safetensors", as_is, value_key);
+        let said = [("rwkv.time_state", "value-key")];
+        check(
+            "ours.st",
+            safetensors_with(&tuned, Format::F32, &said),
+            AUTO,
+        );
+    }
 }
 
 #[test]

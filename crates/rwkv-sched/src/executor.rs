@@ -23,6 +23,10 @@ pub trait Executor: Send {
     /// Bytes of device memory beyond what the weights' file holds mapped.
     fn device_bytes(&self) -> u64;
 
+    /// Bytes of the blends of adapters that are kept and of those in the making, a part of
+    /// [`device_bytes`](Self::device_bytes): see [`LoadOptions::blend_bytes`].
+    fn blend_bytes(&self) -> u64;
+
     /// Advances the batch's slots by its tokens, and returns the wanted logits.
     ///
     /// # Errors
@@ -30,11 +34,19 @@ pub trait Executor: Send {
     /// which the states of the batch's slots are undefined.
     fn run(&mut self, batch: &Batch) -> Result<Logits>;
 
-    /// Makes `slot` a sequence that has seen nothing: zeros, or the model's tuned initial state.
+    /// Makes `slot` a sequence that has seen nothing: it holds the initial state, which is the model's
+    /// ([`Model::initial_state`]) unless another one was set.
     ///
     /// # Errors
     /// [`crate::Error::SlotRange`], or a GPU's failure.
     fn reset(&mut self, slot: SlotId) -> Result<()>;
+
+    /// Sets the state that sequences begin with from here on, a tuned one say; `None` is the model's own. Slots keep
+    /// what they hold until they are [`reset`](Self::reset).
+    ///
+    /// # Errors
+    /// [`crate::Error::State`] for a state of another model, or a GPU's failure; the initial state stays what it was.
+    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()>;
 
     /// A copy of the state of `slot`.
     ///
@@ -50,7 +62,7 @@ pub trait Executor: Send {
 
     /// Computes up to `tensors` of the tensors that the blend changes, at least one, and says how far it is. What runs
     /// in between runs as before: nothing is switched. A few blends are kept, those that were used last, and so are
-    /// two unfinished ones.
+    /// two unfinished ones, as far as [`LoadOptions::blend_bytes`] allows.
     ///
     /// # Errors
     /// [`crate::Error::Adapter`] for one that does not fit the model, a blend whose values leave F16's range where
@@ -92,7 +104,15 @@ pub struct LoadOptions {
     pub weights_dtype: WeightsDType,
     /// What matrices become, on any device; without one they stay as the file has them.
     pub quantization: Option<Quantization>,
+    /// Bytes of blends of adapters that are kept beside the model's own weights, so that switching back to one costs
+    /// nothing; 4 GiB by default. Those that were used least recently go first. The blend in use, one that was prepared
+    /// and waits to be used, and the one that is being computed stay whatever they take: 0 keeps no others. A tensor
+    /// may be computed before another blend makes room for it.
+    pub blend_bytes: u64,
 }
+
+/// Bytes of blends that are kept, if nobody says otherwise.
+const BLEND_BYTES: u64 = 4 << 30;
 
 impl Default for LoadOptions {
     fn default() -> Self {
@@ -100,6 +120,7 @@ impl Default for LoadOptions {
             slots: 1,
             weights_dtype: WeightsDType::default(),
             quantization: None,
+            blend_bytes: BLEND_BYTES,
         }
     }
 }
@@ -124,13 +145,16 @@ pub fn load(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Executor>> {
     Ok(match device {
-        Device::Cpu => match &options.quantization {
-            None => Box::new(CpuExecutor::new(model, options.slots)?),
-            Some(quantization) => {
-                let model = model.quantized(quantization, progress)?;
-                Box::new(CpuExecutor::new(&model, options.slots)?)
-            }
-        },
+        Device::Cpu => {
+            let executor = match &options.quantization {
+                None => CpuExecutor::new(model, options.slots)?,
+                Some(quantization) => {
+                    let model = model.quantized(quantization, progress)?;
+                    CpuExecutor::new(&model, options.slots)?
+                }
+            };
+            Box::new(executor.with_blend_bytes(options.blend_bytes))
+        }
         Device::Gpu(gpu) => Box::new(GpuExecutor::new(model, gpu, options, progress)?),
     })
 }

@@ -315,6 +315,103 @@ fn switching() {
     }
 }
 
+/// Many sets of adapters in any order, prepared and used: the bytes stay under the bound, but for what may not go, and
+/// what comes out is what each set makes alone.
+#[test]
+fn blends_stay_under_their_bound() {
+    const SETS: usize = 7;
+    let model = SMALL.model(Packing::F16, 1);
+    let mut random = Random::new(21);
+    let tokens = random.tokens(9, SMALL.vocab);
+    let adapters: Vec<_> = [0.15, 0.3, 0.5, 0.9]
+        .map(|share| adapter(&model, &mut random, share).adapter)
+        .into();
+    let set = |i: usize| -> Mixture {
+        let one = |a: usize, s: f32| (adapters[a].clone(), s);
+        match i {
+            0..4 => vec![one(i, 1.0)],
+            4 => vec![one(0, 0.5), one(1, 1.0)],
+            5 => vec![one(3, -0.5)],
+            _ => vec![],
+        }
+    };
+    let dtype = WeightsDType::F32;
+    let executors = |bound: u64| -> Vec<(String, Box<dyn Executor>)> {
+        let cpu = support::cpu(&model, 1).with_blend_bytes(bound);
+        let mut all: Vec<(String, Box<dyn Executor>)> = vec![("CPU".to_owned(), Box::new(cpu))];
+        for gpu in &gpus()[..2] {
+            let options = LoadOptions {
+                weights_dtype: dtype,
+                blend_bytes: bound,
+                ..LoadOptions::default()
+            };
+            let executor = GpuExecutor::new(&model, &gpu.gpu, &options, &mut |_| {}).unwrap();
+            all.push((gpu.name.clone(), Box::new(executor)));
+        }
+        all
+    };
+    // What each set makes alone, and how large it is.
+    let mut alone: Vec<Vec<(Vec<f32>, u64)>> = Vec::new();
+    for (_, mut executor) in executors(0) {
+        let row = (0..SETS).map(|i| {
+            executor.set_adapters(&set(i)).unwrap();
+            let bytes = executor.blend_bytes();
+            (logits(executor.as_mut(), &tokens), bytes)
+        });
+        alone.push(row.collect());
+    }
+    for sizes in &alone {
+        assert_eq!(sizes[SETS - 1].1, 0, "0 keeps the one in use, and no other");
+        assert!(sizes[3].1 > sizes[0].1, "whatever it is");
+    }
+    let actions = prop::collection::vec(
+        (0..SETS, prop::sample::select(vec![0usize, 1, 4, 999])),
+        1..24,
+    );
+    let strategy = (actions, 0.0f64..4.0);
+    let result = TestRunner::new(proptest_config(10)).run(&strategy, |(actions, room)| {
+        let unit = alone[0][3].1.max(alone[1][3].1);
+        let bound = (room * unit as f64) as u64;
+        for ((name, mut executor), alone) in executors(bound).into_iter().zip(&alone) {
+            let executor = executor.as_mut();
+            let (mut active, mut newest, mut making) = (SETS - 1, SETS - 1, SETS - 1);
+            for &(i, tensors) in &actions {
+                // What stays whatever it takes; a set that is being made is no larger than in the end.
+                let mut stays = HashSet::from([active, newest, making, i]);
+                if tensors == 0 {
+                    executor.set_adapters(&set(i)).unwrap();
+                    (active, newest, making) = (i, SETS - 1, SETS - 1);
+                    stays = HashSet::from([i]);
+                } else {
+                    let progress = executor.prepare_adapters(&set(i), tensors).unwrap();
+                    if !progress.is_done() {
+                        making = i;
+                    } else if progress.total > 0 {
+                        newest = i;
+                    }
+                    // What was ready before changes nothing.
+                }
+                let most: u64 = stays.iter().map(|i| alone[*i].1 + 1024).sum();
+                let bytes = executor.blend_bytes();
+                prop_assert!(
+                    bytes <= bound.max(most),
+                    "{name}: {bytes} bytes, bound {bound}, {most} in use"
+                );
+                prop_assert!(executor.device_bytes() >= bytes);
+                prop_assert_eq!(
+                    &logits(executor, &tokens),
+                    &alone[active].0,
+                    "{}, set {}",
+                    name,
+                    active
+                );
+            }
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// A whole tensor at strength 1 is that tensor, whatever was there; a state stays when adapters change.
 #[test]
 fn replaced_tensors() {
@@ -533,6 +630,68 @@ fn initial_states() {
             assert!(relative_error(&got, &want) <= 1e-5, "{name}");
             executor.reset(SlotId(slot)).unwrap();
             assert_eq!(executor.state(SlotId(slot)).unwrap(), state, "{name}");
+        }
+    }
+}
+
+/// An initial state that was set is what every reset gives, on every executor alike; slots keep what they hold until
+/// then, and the model's own one comes back.
+#[test]
+fn initial_states_are_set() {
+    for version in [Version::V4, Version::V5_2, Version::V6, Version::V7] {
+        let small = Dimensions { version, ..SMALL };
+        let small = match version {
+            Version::V4 => Dimensions {
+                heads: 64,
+                head_size: 1,
+                ..small
+            },
+            _ => small,
+        };
+        let model = small.model(Packing::F32, 7);
+        let tokens = Random::new(3).tokens(5, small.vocab);
+        let mut random = Random::new(9);
+        let layout = model.state_layout();
+        let zeros = State::zeros(layout);
+        let mut tuned = zeros.clone();
+        let all = tuned.wkv.iter_mut().chain(&mut tuned.shift);
+        all.for_each(|values| *values = noise(&mut random, values.len(), 0.5));
+        let mut oracle = support::cpu(&model, 1);
+        oracle.set_state(SlotId(0), &tuned).unwrap();
+        let want = feed(&mut oracle, 0, &tokens, 5).concat();
+        for (name, mut executor) in everywhere(&model, 3) {
+            let executor = executor.as_mut();
+            let name = format!("{name}, {version}");
+            let held = executor.device_bytes();
+            executor.set_initial_state(Some(&tuned)).unwrap();
+            assert!(executor.device_bytes() <= held + layout.bytes(), "{name}");
+            for slot in [0, 2] {
+                assert_eq!(executor.state(SlotId(slot)).unwrap(), zeros, "{name}");
+                // Again and again.
+                for _ in 0..3 {
+                    executor.reset(SlotId(slot)).unwrap();
+                    assert_eq!(executor.state(SlotId(slot)).unwrap(), tuned, "{name}");
+                    let got = feed(executor, slot, &tokens, 2).concat();
+                    assert!(relative_error(&got, &want) <= 1e-5, "{name}");
+                }
+                assert_eq!(executor.state(SlotId(1)).unwrap(), zeros, "{name}");
+            }
+            let mut short = tuned.clone();
+            short.shift[0].pop();
+            let error = executor.set_initial_state(Some(&short)).unwrap_err();
+            assert!(
+                error.to_string().contains("does not fit this model"),
+                "{error}"
+            );
+            assert!(executor.reset(SlotId(3)).is_err(), "{name}");
+            executor.reset(SlotId(1)).unwrap();
+            assert_eq!(executor.state(SlotId(1)).unwrap(), tuned, "{name}");
+            for state in [Some(&zeros), Some(&tuned), None] {
+                executor.set_initial_state(state).unwrap();
+                executor.reset(SlotId(0)).unwrap();
+                let want = state.unwrap_or(&zeros);
+                assert_eq!(&executor.state(SlotId(0)).unwrap(), want, "{name}");
+            }
         }
     }
 }

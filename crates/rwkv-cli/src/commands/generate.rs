@@ -1,14 +1,14 @@
 //! `rwkv-cli generate`: continue a text.
 
 use crate::{
-    args::{GenerateArgs, SamplerOrderArg, StateOrderArg},
+    args::{GenerateArgs, SamplerOrderArg},
     interrupt::{EXIT_CODE, Interrupt},
     open,
     usage::UsageError,
 };
 use anyhow::Result;
 use rwkv_model::{
-    TimeStateOrder, Tokenizer,
+    Tokenizer,
     tokenizer::{StopStrings, TextDecoder},
 };
 use rwkv_sched::{
@@ -17,8 +17,9 @@ use rwkv_sched::{
 };
 use std::{
     hash::{BuildHasher, RandomState},
-    io::Write,
+    io::{IsTerminal, Write},
     ops::ControlFlow,
+    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -31,11 +32,7 @@ const LONG_PROMPT: usize = 2;
 pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let params = sampler_params(args);
     let sampler = Sampler::new(params.clone()).map_err(|e| UsageError::error(e.to_string()))?;
-    let prompt = match (&args.prompt, &args.file) {
-        (Some(prompt), _) => prompt.clone().into_bytes(),
-        (None, Some(file)) => open::read_input(file)?,
-        (None, None) => Vec::new(),
-    };
+    let prompt = prompt(args)?;
     if prompt.is_empty() {
         return Err(UsageError::error(
             "the prompt is empty: give a text to continue",
@@ -44,15 +41,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let file = open::model(&args.model)?;
     let tokenizer = file.tokenizer(args.model.tokenizer.as_deref())?;
     let tokens = tokenizer.encode(&prompt)?;
-    let mut executor = open::executor(&file, &args.device, 1)?;
-    if let Some(path) = &args.state.state {
-        let order = match args.state.state_order {
-            None => TimeStateOrder::Auto,
-            Some(StateOrderArg::ValueKey) => TimeStateOrder::ValueKey,
-            Some(StateOrderArg::KeyValue) => TimeStateOrder::KeyValue,
-        };
-        executor.set_state(SLOT, &file.load_state(path, order)?.state)?;
-    }
+    let mut executor = open::executor(&file, &args.device, &args.tuning, 1)?;
     let interrupt = Interrupt::listen()?;
     let start = Instant::now();
     let mut summary = Summary {
@@ -71,7 +60,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_CODE));
     };
     summary.prompt.1 = start.elapsed();
-    let after_prompt = match args.state.save_state {
+    let after_prompt = match args.save_state {
         Some(_) => Some(executor.state(SLOT)?),
         None => None,
     };
@@ -89,11 +78,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         &mut summary,
     );
     // A terminal's prompt starts on a line of its own; a file or pipe gets the text alone.
-    if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+    if std::io::stdout().is_terminal() {
         let _ = writeln!(out);
     }
     let text = written?;
-    if let (Some(path), Some(state)) = (&args.state.save_state, &after_prompt) {
+    if let (Some(path), Some(state)) = (&args.save_state, &after_prompt) {
         executor.set_state(SLOT, state)?;
         if !text.printed().is_empty() {
             let chunk = executor.chunk();
@@ -115,6 +104,19 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// The text to continue: the argument, a file, or stdin.
+fn prompt(args: &GenerateArgs) -> Result<Vec<u8>> {
+    let stdin = Path::new("-");
+    match (&args.prompt, &args.file) {
+        (None, Some(file)) => open::read_input(file),
+        (Some(prompt), _) if prompt != "-" => Ok(prompt.clone().into_bytes()),
+        (None, None) if std::io::stdin().is_terminal() => Err(UsageError::error(
+            "there is no prompt: give a text to continue, or a file with --file",
+        )),
+        _ => open::read_input(stdin),
+    }
 }
 
 fn sampler_params(args: &GenerateArgs) -> SamplerParams {

@@ -3,9 +3,15 @@
 use crate::{args::InspectArgs, open, output};
 use anyhow::Result;
 use rwkv_model::ModelFile;
-use rwkv_sched::{DeviceMemory, LoadOptions, Model, StateLayout, Weight};
+use rwkv_sched::{
+    self as sched, DeviceMemory, Model, Quantization, StateLayout, Weight, WeightsDType,
+};
 use serde::Serialize;
-use std::{collections::BTreeMap, io::Write, process::ExitCode};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    process::ExitCode,
+};
 
 #[derive(Serialize)]
 struct Report {
@@ -87,11 +93,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode> {
 
 fn report(file: &ModelFile, model: &Model, args: &InspectArgs) -> Result<Report> {
     let errors = file.encoding_errors();
-    let options = LoadOptions {
-        quantization: args.quant.clone(),
-        ..LoadOptions::default()
+    // Choosing looks at whole matrices: once.
+    let chosen = match &args.quant {
+        Some(quantization) => quantization.choose_all(model)?,
+        None => HashMap::new(),
     };
-    let memory = DeviceMemory::estimate(model, &options)?;
+    let memory = DeviceMemory::with_chosen(model, &chosen, WeightsDType::default())?;
     let config = file.config();
     let mut formats: BTreeMap<String, (usize, u64)> = BTreeMap::new();
     let mut tensors = Vec::new();
@@ -127,7 +134,7 @@ fn report(file: &ModelFile, model: &Model, args: &InspectArgs) -> Result<Report>
             state: memory.state,
             activations: memory.activations,
         },
-        quant: quant(model, args)?,
+        quant: args.quant.as_ref().map(|q| quant(model, q, &chosen)),
         tokenizer: file
             .tokenizer(args.model.tokenizer.as_deref())
             .map(|t| format!("{} ({} tokens)", t.name(), t.vocab_size()))
@@ -137,34 +144,32 @@ fn report(file: &ModelFile, model: &Model, args: &InspectArgs) -> Result<Report>
 }
 
 /// What `--quant` makes of each matrix.
-fn quant(model: &Model, args: &InspectArgs) -> Result<Option<Quant>> {
-    let Some(quantization) = &args.quant else {
-        return Ok(None);
-    };
+fn quant(
+    model: &Model,
+    quantization: &Quantization,
+    chosen: &HashMap<Weight, sched::Chosen>,
+) -> Quant {
     let mut report = Quant {
         weight_type: quantization.to_string(),
         formats: BTreeMap::new(),
         worst_error: None,
         matrices: Vec::new(),
     };
-    let mut weights: Vec<Weight> = model.tensors();
-    weights.sort_by_key(|weight| model.weights().name(*weight));
-    for weight in weights {
-        if let Some(chosen) = quantization.choose(model.weights(), weight)? {
-            let format = chosen.format.to_string();
-            *report.formats.entry(format.clone()).or_default() += 1;
-            report.worst_error = match (report.worst_error, chosen.error) {
-                (Some(a), Some(b)) => Some(a.max(b)),
-                (a, b) => a.or(b),
-            };
-            report.matrices.push(Chosen {
-                name: model.weights().name(weight),
-                format,
-                error: chosen.error,
-            });
-        }
+    for (weight, chosen) in chosen {
+        let format = chosen.format.to_string();
+        *report.formats.entry(format.clone()).or_default() += 1;
+        report.worst_error = match (report.worst_error, chosen.error) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
+        report.matrices.push(Chosen {
+            name: model.weights().name(*weight),
+            format,
+            error: chosen.error,
+        });
     }
-    Ok(Some(report))
+    report.matrices.sort_by(|a, b| a.name.cmp(&b.name));
+    report
 }
 
 /// The report for people.

@@ -7,16 +7,18 @@ use crate::{
     usage::UsageError,
 };
 use anyhow::{Context, Result};
-use rwkv_model::ModelFile;
+use rwkv_model::{
+    ModelFile,
+    output_file::{OutputFile, same_file},
+};
 use rwkv_sched::{Logits, SlotId, Wanted, prefill};
 use std::{
     fs::{File, OpenOptions},
     io::{BufWriter, Write},
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
-use tempfile::NamedTempFile;
 
 pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
     // What is wrong with the tokens is told before a model is read.
@@ -29,7 +31,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
     if tokens.is_empty() {
         return Err(UsageError::error("there are no tokens: give at least one"));
     }
-    let mut executor = open::executor(&file, &args.device, 1)?;
+    let mut executor = open::executor(&file, &args.device, &args.tuning, 1)?;
     let chunk = args.chunk.map_or(executor.chunk(), |n| n as usize);
     let wanted = if args.all { Wanted::All } else { Wanted::Last };
     if let Some(model) = &args.model.model
@@ -64,10 +66,6 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((std::fs::canonicalize(a), std::fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
-}
-
 /// The tokens of `--tokens` or `--tokens-file`.
 fn listed_tokens(args: &LogitsArgs) -> Result<Option<Vec<u32>>> {
     let text = match (&args.input.tokens, &args.input.tokens_file) {
@@ -99,8 +97,8 @@ enum Sink<'a> {
     Lines(BufWriter<std::io::StdoutLock<'static>>),
     /// What is no regular file (a device, a pipe) is written as it is.
     Special(BufWriter<File>, &'a Path),
-    /// A file in the making, and the file that it replaces.
-    File(BufWriter<NamedTempFile>, PathBuf),
+    /// A file in the making, and its name.
+    File(OutputFile, &'a Path),
 }
 
 impl<'a> Sink<'a> {
@@ -108,29 +106,13 @@ impl<'a> Sink<'a> {
         if path == Path::new("-") {
             return Ok(Self::Lines(BufWriter::new(std::io::stdout().lock())));
         }
-        let context = || failed(path);
-        // A link is followed: what it points to is replaced, not the link.
-        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        if target.exists() && !target.is_file() {
-            let file = OpenOptions::new()
-                .write(true)
-                .open(&target)
-                .with_context(context)?;
+        if path.exists() && !path.is_file() {
+            let file = OpenOptions::new().write(true).open(path);
+            let file = file.with_context(|| failed(path))?;
             return Ok(Self::Special(BufWriter::new(file), path));
         }
-        let folder = target
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".logits");
-        #[cfg(unix)]
-        {
-            // As any new file: what the user's umask leaves.
-            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        }
-        let file = builder.tempfile_in(folder).with_context(context)?;
-        Ok(Self::File(BufWriter::new(file), target))
+        let file = OutputFile::create(path).with_context(|| failed(path))?;
+        Ok(Self::File(file, path))
     }
 
     fn write(&mut self, logits: &Logits) -> Result<()> {
@@ -147,6 +129,7 @@ impl<'a> Sink<'a> {
                     .write_all(&value.to_le_bytes())
                     .with_context(|| failed(path))?,
                 Self::File(out, path) => out
+                    .writer()
                     .write_all(&value.to_le_bytes())
                     .with_context(|| failed(path))?,
             }
@@ -158,16 +141,7 @@ impl<'a> Sink<'a> {
         match self {
             Self::Lines(mut out) => Ok(out.flush()?),
             Self::Special(mut out, path) => out.flush().with_context(|| failed(path)),
-            Self::File(out, path) => {
-                let file = out
-                    .into_inner()
-                    .map_err(std::io::IntoInnerError::into_error)
-                    .with_context(|| failed(&path))?;
-                file.persist(&path)
-                    .map_err(|e| e.error)
-                    .with_context(|| failed(&path))?;
-                Ok(())
-            }
+            Self::File(out, path) => out.finish().map(drop).with_context(|| failed(path)),
         }
     }
 }

@@ -56,11 +56,11 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<ExitCode> {
         .chunks_of(tokens.len())
         .map_err(|e| UsageError::error(e.to_string()))?;
     let slots = chunks.min(args.batch as usize);
-    let mut executor = open::executor(&file, &args.device, slots)?;
+    let mut executor = open::executor(&file, &args.device, &args.tuning, slots)?;
     let interrupt = Interrupt::listen()?;
 
     let bar = open::progress_bar("measuring {bar:30} {pos}/{len} tokens {per_sec} eta {eta} {msg}");
-    bar.set_length((chunks * (options.context - 1)) as u64);
+    bar.set_length(options.fed_of(tokens.len())? as u64);
     bar.enable_steady_tick(Duration::from_millis(200));
     let start = Instant::now();
     let measured = perplexity(

@@ -92,3 +92,12 @@ impl WeightFormat for Bf16 {
         }
     }
 }
+
+/// The largest number of F16.
+pub const F16_MAX: f32 = 65504.0;
+
+/// The first number of `values` that F16 would make infinite.
+pub fn outside_f16(values: &[f32]) -> Option<f32> {
+    let outside = |x: &f32| x.is_finite() && x.abs() > F16_MAX;
+    values.iter().copied().find(outside)
+}

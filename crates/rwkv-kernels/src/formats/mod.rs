@@ -28,6 +28,7 @@ mod search;
 use std::fmt;
 
 pub use choice::{Choice, Family};
+pub use float::{F16_MAX, outside_f16};
 pub use layout::GpuLayout;
 
 /// A weight format: everything that differs between one and another.

@@ -87,10 +87,11 @@ pub struct Blend<'a> {
     pub keep: f32,
     /// A, rank × columns, if there is a low-rank change.
     pub a: Option<View<'a>>,
-    /// B, rows × rank: of the rows that are made.
-    pub b: Option<View<'a>>,
-    /// T, rows × columns: of the rows that are made.
-    pub whole: Option<View<'a>>,
+    /// What each row that is made has of its own, if anything: its row of B, which ends at [`View::stride`] of the rank,
+    /// then its row of T. One buffer, since every kernel runs with the 8 that WebGPU guarantees.
+    pub own: Option<View<'a>>,
+    /// Whether there is a T.
+    pub whole: bool,
     /// The largest finite magnitude of what is written goes to element `.1` of this buffer of u32 (as its bits), if it
     /// is larger than what is there.
     pub largest: (&'a Buffer, usize),
@@ -104,19 +105,27 @@ struct Params {
     rows: u32,
     w_row: u32,
     y_row: u32,
-    t_row: u32,
+    own_row: u32,
     cols: u32,
     units: u32,
     rank: u32,
     a_stride: u32,
-    b_stride: u32,
+    own_stride: u32,
     y_stride: u32,
+    t_first: u32,
     index: u32,
     keep: f32,
 }
 
 /// Threads of a workgroup, as in the WGSL.
 const THREADS: usize = 64;
+
+impl Blend<'_> {
+    /// Elements of a row of [`Blend::own`], for a change of this rank of a matrix of `cols` columns.
+    pub fn own_width(rank: usize, cols: usize, whole: bool) -> usize {
+        View::stride(rank).saturating_add(if whole { cols } else { 0 })
+    }
+}
 
 impl Kernels {
     /// The dispatches of `op`: one for each two parts of base and result that have rows in common.
@@ -127,15 +136,12 @@ impl Kernels {
         let shape = op.base.shape();
         let cols = shape.cols.0;
         let rank = op.a.map_or(0, |a| a.rows);
-        let pair = match (op.a, op.b) {
-            (None, None) => true,
-            (Some(a), Some(b)) => a.width == cols && b.width == a.rows && b.rows == op.rows,
-            _ => false,
-        };
-        let fits = pair
-            && op
-                .whole
-                .is_none_or(|t| t.width == cols && t.rows == op.rows)
+        let own_width = Blend::own_width(rank, cols, op.whole);
+        let fits = op.a.is_none_or(|a| a.width == cols)
+            && match op.own {
+                None => own_width == 0,
+                Some(own) => own.width == own_width && own.rows == op.rows,
+            }
             && op.y.shape() == shape
             && op
                 .first
@@ -163,7 +169,7 @@ impl Kernels {
         };
         let layout = op.base.layout();
         let name = format!("blend/{}/{}", layout.shader(), op.y.format());
-        let mut constants = vec![("HAS_WHOLE", f64::from(u8::from(op.whole.is_some())))];
+        let mut constants = vec![("HAS_WHOLE", f64::from(u8::from(op.whole)))];
         constants.extend(layout.constants());
         let pipeline = self.pipeline(&name, &constants)?;
         let units = op.base.units();
@@ -182,24 +188,24 @@ impl Kernels {
                     rows: u32_of("rows", rows)?,
                     w_row: u32_of("rows", start - base.first())?,
                     y_row: u32_of("rows", start - y.first())?,
-                    t_row: u32_of("rows", start - op.first)?,
+                    own_row: u32_of("rows", start - op.first)?,
                     cols: u32_of("columns", cols)?,
                     units: u32_of("units", units)?,
                     rank: u32_of("rank", rank)?,
                     a_stride: u32_of("stride", View::stride(cols) / 4)?,
-                    b_stride: u32_of("stride", View::stride(rank))?,
+                    own_stride: u32_of("stride", View::stride(own_width) / 4)?,
                     // Rows of both formats are padded to 16 bytes.
                     y_stride: u32_of(
                         "stride",
                         (cols * element).next_multiple_of(16) / (4 * element),
                     )?,
+                    t_first: u32_of("stride", View::stride(rank) / 4)?,
                     index: u32_of("index", op.largest.1)?,
                     keep: op.keep,
                 };
                 let bindings = [
                     op.a.as_ref().map_or(self.unused(), View::binding),
-                    op.b.as_ref().map_or(self.unused(), View::binding),
-                    op.whole.as_ref().map_or(self.unused(), View::binding),
+                    op.own.as_ref().map_or(self.unused(), View::binding),
                     Binding::from(op.largest.0),
                     Binding::from(part),
                 ];

@@ -33,7 +33,13 @@ struct Case {
 
 fn case() -> impl Strategy<Value = Case> {
     let formats = (
-        prop::sample::select(vec![Format::F32, Format::F16, Format::Q8_0]),
+        prop::sample::select(vec![
+            Format::F32,
+            Format::F16,
+            Format::Q8_0,
+            Format::Q6K,
+            Format::Q3K,
+        ]),
         prop::sample::select(vec![Format::F32, Format::F16]),
     );
     let change = (
@@ -171,24 +177,24 @@ fn on_gpu(setup: &Setup, case: &Case, base: &Matrix<'_>, change: &Change<'_>) ->
     let a = (rank > 0).then(|| Activation::new(setup, rank, cols, change.a));
     for first in (0..rows).step_by(case.slab) {
         let count = case.slab.min(rows - first);
-        let part = |values: &[f32], width: usize| {
-            Activation::new(
-                setup,
-                count,
-                width,
-                &values[first * width..(first + count) * width],
-            )
-        };
-        let b = (rank > 0).then(|| part(change.b, rank));
-        let whole = case.whole.then(|| part(change.whole, cols));
+        // What lies between B and T is never looked at.
+        let width = Blend::own_width(rank, cols, case.whole);
+        let mut own = vec![f32::NAN; count * width];
+        for (row, own) in (first..).zip(own.chunks_exact_mut(width.max(1))) {
+            own[..rank].copy_from_slice(&change.b[row * rank..(row + 1) * rank]);
+            if case.whole {
+                own[width - cols..].copy_from_slice(&change.whole[row * cols..(row + 1) * cols]);
+            }
+        }
+        let own = (width > 0).then(|| Activation::new(setup, count, width, &own));
         let op = Blend {
             base: &resident,
             first,
             rows: count,
             keep: case.keep,
             a: a.as_ref().map(Activation::view),
-            b: b.as_ref().map(Activation::view),
-            whole: whole.as_ref().map(Activation::view),
+            own: own.as_ref().map(Activation::view),
+            whole: case.whole,
             largest: (&largest, 1),
             y: &y,
         };
@@ -281,8 +287,8 @@ fn parts_of_a_large_matrix() {
         rows,
         keep: 2.0,
         a: None,
-        b: None,
-        whole: None,
+        own: None,
+        whole: false,
         largest: (&largest, 0),
         y: &y,
     };

@@ -18,7 +18,7 @@ pub use error::ExportError;
 pub use synthetic::{SyntheticSpec, SyntheticWeights};
 
 use crate::{
-    Error, ModelFile, Result, Tokenizer,
+    Error, ModelFile, OpenOptions, Result, Tokenizer,
     files::{Container, Metadata},
     names, output_file,
 };
@@ -87,7 +87,24 @@ pub fn quantize(
     tokenizer: Option<&str>,
     progress: OnProgress<'_>,
 ) -> Result<Written> {
-    rewrite(input, output, Some(quantization), tokenizer, progress)
+    let options = OpenOptions::default();
+    quantize_with(input, options, output, quantization, tokenizer, progress)
+}
+
+/// As [`quantize`], with what the caller knows better than the file.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_with(
+    input: &Path,
+    options: OpenOptions,
+    output: &Path,
+    quantization: &Quantization,
+    tokenizer: Option<&str>,
+    progress: OnProgress<'_>,
+) -> Result<Written> {
+    let quantization = Some(quantization);
+    rewrite(input, options, output, quantization, tokenizer, progress)
 }
 
 /// Writes the model at `input` to `output`, each tensor in the format that it has where `output`'s container can hold
@@ -103,11 +120,26 @@ pub fn convert(
     tokenizer: Option<&str>,
     progress: OnProgress<'_>,
 ) -> Result<Written> {
-    rewrite(input, output, None, tokenizer, progress)
+    convert_with(input, OpenOptions::default(), output, tokenizer, progress)
+}
+
+/// As [`convert`], with what the caller knows better than the file.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_with(
+    input: &Path,
+    options: OpenOptions,
+    output: &Path,
+    tokenizer: Option<&str>,
+    progress: OnProgress<'_>,
+) -> Result<Written> {
+    rewrite(input, options, output, None, tokenizer, progress)
 }
 
 fn rewrite(
     input: &Path,
+    options: OpenOptions,
     output: &Path,
     quantization: Option<&Quantization>,
     tokenizer: Option<&str>,
@@ -127,7 +159,7 @@ fn rewrite(
     if tokenizer.is_some() && !gguf {
         return Err(ExportError::NoVocabulary.into());
     }
-    let file = ModelFile::open(input)?;
+    let file = ModelFile::open_with(input, options)?;
     check_architecture(file.config(), container)?;
     let model = file.model()?;
     let checkpoint = file.checkpoint();

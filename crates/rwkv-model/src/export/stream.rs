@@ -7,6 +7,7 @@ use crate::{
     files::{Body, Container, GgufWriter, SafetensorsWriter},
     names::gguf,
     output_file::OutputFile,
+    state_file::{ORDER_KEY, VALUE_KEY, is_tuned_state},
 };
 use rwkv_sched::{ModelConfig, Weight, Weights, encode_rows, pack};
 use std::{collections::BTreeMap, io::Write, ops::ControlFlow, path::Path};
@@ -87,6 +88,9 @@ impl Export<'_> {
             if epsilon.to_bits() != usual.to_bits() {
                 file.set(key, &epsilon.to_string());
             }
+        }
+        if plan.iter().any(|tensor| is_tuned_state(tensor.name())) {
+            file.set(ORDER_KEY, VALUE_KEY);
         }
         let errors: BTreeMap<&str, f64> = plan
             .iter()

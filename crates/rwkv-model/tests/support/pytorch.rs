@@ -31,13 +31,18 @@ impl Pickle {
     }
 }
 
-/// A checkpoint of `tensors` in F16, each in a storage of its own.
-pub(crate) fn pytorch(tensors: &Tensors) -> Vec<u8> {
+/// A checkpoint of `tensors` in F32 or F16, each in a storage of its own.
+pub(crate) fn pytorch(tensors: &Tensors, format: Format) -> Vec<u8> {
+    let (class, size): (&[u8], _) = match format {
+        Format::F32 => (b"ctorch\nFloatStorage\n", 4),
+        Format::F16 => (b"ctorch\nHalfStorage\n", 2),
+        other => panic!("no storage of {other}"),
+    };
     let mut pickle = Pickle(b"\x80\x02}".to_vec());
     let mut entries = Vec::new();
     for (index, (name, tensor)) in tensors.iter().enumerate() {
-        let mut bytes = vec![0; tensor.values.len() * 2];
-        Format::F16.spec().quantize(&tensor.values, &mut bytes);
+        let mut bytes = vec![0; tensor.values.len() * size];
+        format.spec().quantize(&tensor.values, &mut bytes);
         let mut strides = vec![1; tensor.shape.len()];
         for i in (1..strides.len()).rev() {
             strides[i - 1] = strides[i] * tensor.shape[i];
@@ -46,7 +51,7 @@ pub(crate) fn pytorch(tensors: &Tensors) -> Vec<u8> {
             .text(name)
             .op(b"ctorch._utils\n_rebuild_tensor_v2\n((")
             .text("storage")
-            .op(b"ctorch\nHalfStorage\n")
+            .op(class)
             .text(&index.to_string())
             .text("cpu")
             .int(tensor.values.len())

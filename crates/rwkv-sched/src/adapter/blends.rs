@@ -2,11 +2,10 @@
 
 use super::{Recipe, recipe::RecipeKey};
 use crate::{Error, Model, Result, Weight};
-use quick_cache::unsync::Cache;
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
-/// Blends that are kept. Each holds the tensors that it changes, which may be most of a model.
-const READY: usize = 4;
+/// Blends that are kept, whatever they take.
+const READY: usize = 5;
 
 /// Unfinished blends that are kept; the one that was worked at longest ago goes first.
 const PENDING: usize = 2;
@@ -27,12 +26,18 @@ impl BlendProgress {
     }
 }
 
+/// What takes memory beside the base model's weights.
+pub(crate) trait Held {
+    /// How much.
+    fn bytes(&self) -> u64;
+}
+
 /// Computes blends for one kind of executor.
 pub(crate) trait Blender {
     /// A blend in the making.
-    type Partial;
+    type Partial: Held;
     /// A blend.
-    type Blend;
+    type Blend: Held;
 
     /// The base model.
     fn model(&self) -> &Model;
@@ -49,76 +54,82 @@ struct Pending<P> {
     todo: VecDeque<Weight>,
     total: usize,
     partial: P,
+    used: u64,
 }
 
-/// The blends of an executor: those that are ready, those in the making, the one in use and the newest one, which the
-/// cache may choose not to keep.
-pub(crate) struct Blends<P, B> {
-    ready: Cache<RecipeKey, Arc<Ready<B>>>,
-    pending: Vec<Pending<P>>,
-    active: Option<Keyed<B>>,
-    newest: Option<Keyed<B>>,
-    made: u64,
-}
-
-type Keyed<B> = (RecipeKey, Arc<Ready<B>>);
-
-/// A blend with a number that no other one has; 0 is the base model.
-pub(crate) struct Ready<B> {
-    number: u64,
+struct Ready<B> {
+    key: RecipeKey,
     blend: B,
+    /// No other one has it; 0 is the base model.
+    number: u64,
+    used: u64,
 }
 
-impl<P, B> Default for Blends<P, B> {
-    fn default() -> Self {
+/// The blends of an executor: those that are ready and those in the making. All together are bounded by bytes, and what
+/// was used least recently goes first; but the one in use, the newest until something is switched, and the one that is
+/// worked at stay whatever they take.
+pub(crate) struct Blends<P, B> {
+    ready: Vec<Ready<B>>,
+    pending: Vec<Pending<P>>,
+    /// Numbers; 0 where there is none.
+    active: u64,
+    newest: u64,
+    made: u64,
+    /// Rises with each use.
+    clock: u64,
+    bound: u64,
+}
+
+impl<P: Held, B: Held> Blends<P, B> {
+    /// None, of `bound` bytes at most.
+    pub(crate) fn new(bound: u64) -> Self {
         Self {
-            ready: Cache::new(READY),
+            ready: Vec::new(),
             pending: Vec::new(),
-            active: None,
-            newest: None,
+            active: 0,
+            newest: 0,
             made: 0,
+            clock: 0,
+            bound,
         }
     }
-}
 
-impl<P, B> Blends<P, B> {
+    /// Changes how many bytes are kept at most.
+    pub(crate) fn set_bound(&mut self, bound: u64) {
+        self.bound = bound;
+        self.make_room(0);
+    }
+
     /// The blend in use; none for the base model.
     pub(crate) fn active(&self) -> Option<&B> {
-        self.active.as_ref().map(|(_, ready)| &ready.blend)
+        let active = self.ready.iter().find(|r| r.number == self.active);
+        active.map(|ready| &ready.blend)
     }
 
     /// The number of what is in use, 0 for the base model.
     pub(crate) fn number(&self) -> u64 {
-        self.active.as_ref().map_or(0, |(_, ready)| ready.number)
+        self.active
     }
 
     /// Whether the base model or a blend that is kept has this number.
     pub(crate) fn has_number(&self, number: u64) -> bool {
-        number == 0 || self.all().any(|ready| ready.number == number)
+        number == 0 || self.ready.iter().any(|ready| ready.number == number)
     }
 
-    /// Every blend that is kept, and those in the making.
-    pub(crate) fn held(&self) -> (impl Iterator<Item = &B>, impl Iterator<Item = &P>) {
-        (
-            self.all().map(|ready| &ready.blend),
-            self.pending.iter().map(|p| &p.partial),
-        )
+    /// Bytes of all that is kept, and of what is in the making.
+    pub(crate) fn bytes(&self) -> u64 {
+        let ready: u64 = self.ready.iter().map(|r| r.blend.bytes()).sum();
+        let pending: u64 = self.pending.iter().map(|p| p.partial.bytes()).sum();
+        ready + pending
     }
 
-    fn all(&self) -> impl Iterator<Item = &Arc<Ready<B>>> {
-        let cached = self.ready.iter().map(|(_, ready)| ready);
-        let active = self.active.iter().map(|(_, ready)| ready);
-        let newest = self.newest.iter().map(|(_, ready)| ready);
-        let newest = newest.filter(|n| n.number != self.number());
-        let listed = |number| self.ready.iter().any(|(_, ready)| ready.number == number);
-        cached.chain(active.chain(newest).filter(move |r| !listed(r.number)))
-    }
-
-    /// Drops every blend but the one in use.
-    pub(crate) fn forget(&mut self) {
-        self.ready.clear();
+    /// Drops every blend but the one in use, and says whether there was one.
+    pub(crate) fn forget(&mut self) -> bool {
+        let before = self.ready.len() + self.pending.len();
+        self.ready.retain(|ready| ready.number == self.active);
         self.pending.clear();
-        self.newest = None;
+        self.newest = 0;
+        self.ready.len() < before
     }
 
     /// Computes up to `tensors` tensors of the blend, at least one.
@@ -142,14 +153,17 @@ impl<P, B> Blends<P, B> {
                 total: weights.len(),
                 partial: blender.start(&weights)?,
                 todo: weights.into(),
+                used: 0,
             }
         };
+        pending.used = self.now();
         // An error drops what there was of it.
         for _ in 0..tensors.max(1) {
             let Some(weight) = pending.todo.pop_front() else {
                 break;
             };
             blender.blend(recipe, weight, &mut pending.partial)?;
+            self.make_room(pending.partial.bytes());
         }
         let progress = BlendProgress {
             done: pending.total - pending.todo.len(),
@@ -158,13 +172,19 @@ impl<P, B> Blends<P, B> {
         if pending.todo.is_empty() {
             let blend = blender.finish(recipe, pending.partial)?;
             self.made += 1;
-            let number = self.made;
-            let ready = Arc::new(Ready { number, blend });
-            self.newest = Some((pending.key.clone(), ready.clone()));
-            self.ready.insert(pending.key, ready);
+            self.newest = self.made;
+            self.ready.push(Ready {
+                key: pending.key,
+                blend,
+                number: self.made,
+                used: pending.used,
+            });
+            self.make_room(0);
         } else {
-            if self.pending.len() >= PENDING {
-                self.pending.remove(0);
+            if self.pending.len() >= PENDING
+                && let Some(at) = oldest(self.pending.iter().map(|p| p.used))
+            {
+                self.pending.remove(at);
             }
             self.pending.push(pending);
         }
@@ -173,23 +193,67 @@ impl<P, B> Blends<P, B> {
 
     /// Uses the blend, which is ready.
     pub(crate) fn activate(&mut self, recipe: &Recipe) -> Result<()> {
-        let key = recipe.key();
         self.active = if recipe.is_empty() {
-            None
-        } else if let Some(ready) = self.find(&key) {
-            Some((key, ready))
+            0
+        } else if let Some(number) = self.find(&recipe.key()) {
+            number
         } else {
             let problem = "a blend that was not kept: this is a mistake in this program".to_owned();
             return Err(Error::Config { problem });
         };
+        self.newest = 0;
+        self.make_room(0);
         Ok(())
     }
 
-    fn find(&self, key: &RecipeKey) -> Option<Arc<Ready<B>>> {
-        // Asked first, so that the cache sees what is used.
-        let cached = self.ready.get(key);
-        let others = self.active.iter().chain(&self.newest);
-        let mut others = others.filter(|(k, _)| k == key).map(|(_, ready)| ready);
-        cached.or_else(|| others.next()).cloned()
+    /// The number of a blend that is ready, which counts as a use of it.
+    fn find(&mut self, key: &RecipeKey) -> Option<u64> {
+        let now = self.now();
+        let found = self.ready.iter_mut().find(|ready| ready.key == *key)?;
+        found.used = now;
+        Some(found.number)
     }
+
+    fn now(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Drops what was used least recently until all fits beside `more` bytes, or nothing is left that may go.
+    fn make_room(&mut self, more: u64) {
+        loop {
+            let over = self.bytes().saturating_add(more) > self.bound;
+            if !over && self.ready.len() <= READY {
+                return;
+            }
+            let stays = [self.active, self.newest];
+            let used = |r: &Ready<B>| {
+                if stays.contains(&r.number) {
+                    u64::MAX
+                } else {
+                    r.used
+                }
+            };
+            let ready = oldest(self.ready.iter().map(used));
+            let pending = oldest(self.pending.iter().map(|p| p.used)).filter(|_| over);
+            match (ready, pending) {
+                (Some(r), Some(p)) if self.pending[p].used < self.ready[r].used => {
+                    self.pending.remove(p);
+                }
+                (Some(r), _) => {
+                    self.ready.remove(r);
+                }
+                (None, Some(p)) => {
+                    self.pending.remove(p);
+                }
+                (None, None) => return,
+            }
+        }
+    }
+}
+
+/// The place of the smallest of `used`; `u64::MAX` is never one.
+fn oldest(used: impl Iterator<Item = u64>) -> Option<usize> {
+    let old = used.enumerate().filter(|(_, used)| *used < u64::MAX);
+    old.min_by_key(|(_, used)| *used).map(|(at, _)| at)
 }

@@ -5,18 +5,21 @@
 //! once, tensor by tensor ([`Executor::prepare_adapters`]), keeps them beside the base model's, and switches between
 //! blends and the base without computing anything ([`Executor::set_adapters`]).
 //!
+//! What is kept is bounded in bytes ([`LoadOptions::blend_bytes`]): the blends that were used least recently go first.
+//!
 //! A blended matrix is F32 where the base is F32 in the executor (and where it is BF16 on the CPU), and F16 elsewhere:
 //! a quantized matrix becomes F16, since quantizing again would lose what a small change says.
 //!
 //! [`Executor::prepare_adapters`]: crate::Executor::prepare_adapters
 //! [`Executor::set_adapters`]: crate::Executor::set_adapters
+//! [`LoadOptions::blend_bytes`]: crate::LoadOptions::blend_bytes
 
 mod blends;
 mod factor;
 mod recipe;
 
 pub use blends::BlendProgress;
-pub(crate) use blends::{Blender, Blends};
+pub(crate) use blends::{Blender, Blends, Held};
 pub use factor::{Factor, PackedBytes};
 pub(crate) use recipe::Recipe;
 

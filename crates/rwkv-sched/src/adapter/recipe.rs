@@ -172,6 +172,25 @@ impl TensorRecipe {
         Ok(sum)
     }
 
+    /// Rows `first .. first + count` of B and of `Σ s T`, as [`ops::Blend::own`] has them: `width` a row, with T's part
+    /// at its end.
+    pub(crate) fn own(&self, first: usize, count: usize, width: usize) -> Result<Vec<f32>> {
+        let whole = self.whole(first, count)?;
+        let mut own = vec![0.0; count * width];
+        for (row, own) in own.chunks_exact_mut(width.max(1)).enumerate() {
+            for (to, from) in own.iter_mut().zip(self.b(first + row, 1)) {
+                *to = *from;
+            }
+            let whole = whole.get(row * self.cols..).unwrap_or_default();
+            let whole = whole.iter().take(self.cols);
+            let start = width.saturating_sub(whole.len());
+            for (to, from) in own.iter_mut().skip(start).zip(whole) {
+                *to = *from;
+            }
+        }
+        Ok(own)
+    }
+
     /// Rows `first ..` of the blend of `base`, as many as `out` holds.
     pub(crate) fn rows(&self, base: &Matrix<'_>, first: usize, out: &mut [f32]) -> Result<()> {
         let count = out.len() / self.cols.max(1);

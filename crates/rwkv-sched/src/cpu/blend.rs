@@ -2,10 +2,10 @@
 
 use crate::{
     Model, Result, Weight, Weights,
-    adapter::{Blender, Recipe},
+    adapter::{Blender, Held, Recipe},
     weights::InMemoryWeights,
 };
-use rwkv_kernels::{Format, Matrix};
+use rwkv_kernels::{Format, Matrix, formats::outside_f16};
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -23,17 +23,18 @@ pub(super) struct CpuBlend {
 pub(super) struct PartialBlend {
     changed: InMemoryWeights,
     vectors: HashMap<Weight, Vec<f32>>,
+    /// Of both.
     bytes: u64,
 }
 
-impl CpuBlend {
-    pub(super) fn bytes(&self) -> u64 {
+impl Held for CpuBlend {
+    fn bytes(&self) -> u64 {
         self.bytes
     }
 }
 
-impl PartialBlend {
-    pub(super) fn bytes(&self) -> u64 {
+impl Held for PartialBlend {
+    fn bytes(&self) -> u64 {
         self.bytes
     }
 }
@@ -87,8 +88,12 @@ impl Blender for CpuBlender<'_> {
     }
 
     fn finish(&self, _: &Recipe, partial: PartialBlend) -> Result<CpuBlend> {
+        let size = |v: &HashMap<Weight, Vec<f32>>| v.values().map(|v| v.len() as u64 * 4).sum();
+        let changed: u64 = size(&partial.vectors);
+        // The base's vectors, too: a step looks in one place.
         let mut vectors = self.vectors.clone();
         vectors.extend(partial.vectors);
+        let all: u64 = size(&vectors);
         let weights = BlendedWeights {
             base: self.model.clone(),
             changed: partial.changed,
@@ -96,7 +101,7 @@ impl Blender for CpuBlender<'_> {
         Ok(CpuBlend {
             model: self.model.with_weights(Arc::new(weights)),
             vectors,
-            bytes: partial.bytes,
+            bytes: partial.bytes.saturating_sub(changed) + all,
         })
     }
 }
@@ -121,8 +126,7 @@ fn pack(
         let count = slab.min(rows - first);
         let values = &mut values[..count * cols];
         recipe.rows(base, first, values)?;
-        let too_large = |x: &f32| x.is_finite() && x.abs() > 65504.0;
-        if format == Format::F16 && values.iter().any(too_large) {
+        if format == Format::F16 && outside_f16(values).is_some() {
             return Ok(None);
         }
         format.spec().quantize(values, out);

@@ -5,8 +5,8 @@ mod blend;
 mod step;
 
 use crate::{
-    Adapter, Batch, BlendProgress, Error, Executor, Graph, Logits, Model, ModelConfig, Result,
-    SlotId, State, StateLayout, Weight,
+    Adapter, Batch, BlendProgress, Error, Executor, Graph, LoadOptions, Logits, Model, ModelConfig,
+    Result, SlotId, State, StateLayout, Weight,
     adapter::{Blends, Recipe},
 };
 use blend::{CpuBlend, CpuBlender, PartialBlend};
@@ -19,7 +19,7 @@ pub struct CpuExecutor {
     name: String,
     layout: StateLayout,
     states: Vec<State>,
-    /// Of a sequence that has seen nothing.
+    /// What `reset` makes a slot.
     initial: State,
     /// Vectors in f32: small, and used by every token.
     vectors: HashMap<Weight, Vec<f32>>,
@@ -65,9 +65,16 @@ impl CpuExecutor {
             initial,
             vectors,
             last_use: last_uses(model.graph()),
-            blends: Blends::default(),
+            blends: Blends::new(LoadOptions::default().blend_bytes),
             model: model.clone(),
         })
+    }
+
+    /// Keeps at most so many bytes of blends: see [`LoadOptions::blend_bytes`].
+    #[must_use]
+    pub fn with_blend_bytes(mut self, bytes: u64) -> Self {
+        self.blends.set_bound(bytes);
+        self
     }
 
     fn prepare(&mut self, recipe: &Recipe, tensors: usize) -> Result<BlendProgress> {
@@ -120,10 +127,13 @@ impl Executor for CpuExecutor {
 
     fn device_bytes(&self) -> u64 {
         let vectors: usize = self.vectors.values().map(|v| v.len() * 4).sum();
-        let (ready, pending) = self.blends.held();
-        let blends: u64 = ready.map(CpuBlend::bytes).sum();
-        let pending: u64 = pending.map(PartialBlend::bytes).sum();
-        vectors as u64 + self.layout.bytes() * self.states.len() as u64 + blends + pending
+        // One more state than slots: the initial one.
+        let states = self.layout.bytes() * (self.states.len() as u64 + 1);
+        vectors as u64 + states + self.blends.bytes()
+    }
+
+    fn blend_bytes(&self) -> u64 {
+        self.blends.bytes()
     }
 
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
@@ -158,6 +168,17 @@ impl Executor for CpuExecutor {
     fn reset(&mut self, slot: SlotId) -> Result<()> {
         let initial = self.initial.clone();
         *self.slot(slot)? = initial;
+        Ok(())
+    }
+
+    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
+        self.initial = match state {
+            Some(state) => {
+                state.check(self.layout)?;
+                state.clone()
+            }
+            None => self.model.initial_state()?,
+        };
         Ok(())
     }
 

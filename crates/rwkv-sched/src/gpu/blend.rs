@@ -3,10 +3,10 @@
 use super::resident::{ResidentWeights, vector_groups};
 use crate::{
     Model, Result, Weight, WeightsDType,
-    adapter::{Blender, Recipe},
+    adapter::{Blender, Held, Recipe},
 };
 use rwkv_gpu::{Buffer, BufferKind, Readback};
-use rwkv_kernels::{Format, GpuMatrix, GpuVector, Kernels, View, ops::Blend};
+use rwkv_kernels::{Format, GpuMatrix, GpuVector, Kernels, View, formats::F16_MAX, ops::Blend};
 use rwkv_mem::{Pool, Pooled, Upload};
 use std::collections::HashMap;
 
@@ -17,8 +17,8 @@ pub(super) struct GpuBlend {
     vectors: HashMap<Vec<Weight>, GpuVector>,
 }
 
-impl GpuBlend {
-    pub(super) fn bytes(&self) -> u64 {
+impl Held for GpuBlend {
+    fn bytes(&self) -> u64 {
         let matrices: u64 = self.matrices.values().map(GpuMatrix::bytes).sum();
         let vectors: u64 = self.vectors.values().map(GpuVector::bytes).sum();
         matrices + vectors
@@ -35,9 +35,9 @@ pub(super) struct PartialBlend {
     upload: Upload,
 }
 
-impl PartialBlend {
-    pub(super) fn bytes(&self) -> u64 {
-        self.blend.bytes()
+impl Held for PartialBlend {
+    fn bytes(&self) -> u64 {
+        self.blend.bytes() + self.largest.size()
     }
 }
 
@@ -70,7 +70,7 @@ pub(super) struct GpuBlender<'a> {
     pub(super) dtype: WeightsDType,
 }
 
-/// Bytes of B or T that are on the GPU at a time.
+/// Bytes of B and T that are on the GPU at a time.
 const SLAB: usize = 8 << 20;
 
 impl Blender for GpuBlender<'_> {
@@ -130,7 +130,7 @@ impl Blender for GpuBlender<'_> {
             readback.view(gpu, &submission, bytes, bytemuck::pod_collect_to_vec)?;
         for (weight, value) in partial.weights.clone().into_iter().zip(largest) {
             let half = |m: &GpuMatrix| m.format() == Format::F16;
-            if value <= 65504.0 || !partial.blend.matrices.get(&weight).is_some_and(half) {
+            if value <= F16_MAX || !partial.blend.matrices.get(&weight).is_some_and(half) {
                 continue;
             }
             if self.dtype == WeightsDType::F16 {
@@ -166,29 +166,20 @@ impl GpuBlender<'_> {
         let index = partial.weights.iter().position(|w| *w == weight);
         let rank = recipe.rank;
         let a = self.operand(rank, cols, &recipe.a, &mut partial.upload)?;
-        let widest = if recipe.has_whole() {
-            cols.max(rank)
-        } else {
-            rank
-        };
-        let slab = (SLAB / (View::stride(widest) * 4).max(1)).max(1);
+        let width = Blend::own_width(rank, cols, recipe.has_whole());
+        let slab = (SLAB / (View::stride(width) * 4).max(1)).max(1);
         for first in (0..rows).step_by(slab) {
             let count = slab.min(rows - first);
-            let b = if rank > 0 {
-                self.operand(count, rank, recipe.b(first, count), &mut partial.upload)?
-            } else {
-                None
-            };
-            let whole = recipe.whole(first, count)?;
-            let whole = self.operand(count, cols, &whole, &mut partial.upload)?;
+            let own = recipe.own(first, count, width)?;
+            let own = self.operand(count, width, &own, &mut partial.upload)?;
             let dispatches = self.kernels.blend(&Blend {
                 base,
                 first,
                 rows: count,
                 keep: recipe.keep,
                 a: a.as_ref().map(Operand::view),
-                b: b.as_ref().map(Operand::view),
-                whole: whole.as_ref().map(Operand::view),
+                own: own.as_ref().map(Operand::view),
+                whole: recipe.has_whole(),
                 largest: (&partial.largest, index.unwrap_or(0)),
                 y: &y,
             })?;

@@ -1,8 +1,8 @@
 //! How much device memory a model will take, told before it is loaded.
 
 use super::{CHUNK, resident::resident_format};
-use crate::{Domain, LoadOptions, Model, Result, StateLayout, Value};
-use std::collections::HashSet;
+use crate::{Chosen, Domain, LoadOptions, Model, Result, StateLayout, Value, Weight, WeightsDType};
+use std::collections::{HashMap, HashSet};
 
 /// Bytes of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +22,27 @@ impl DeviceMemory {
     /// [`crate::Error::Weight`] for a tensor that cannot be read, [`crate::Error::Quantization`] for layers that the
     /// model does not have.
     pub fn estimate(model: &Model, options: &LoadOptions) -> Result<Self> {
-        if let Some(quantization) = &options.quantization {
-            quantization.check(model.config().layers)?;
-        }
+        let chosen = match &options.quantization {
+            Some(quantization) => quantization.choose_all(model)?,
+            None => HashMap::new(),
+        };
+        Self::with_chosen(model, &chosen, options.weights_dtype)
+    }
+
+    /// The same where it is known what the matrices become ([`Quantization::choose_all`]): choosing may take longer than
+    /// loading.
+    ///
+    /// # Errors
+    /// [`crate::Error::Weight`] for a tensor that cannot be read.
+    ///
+    /// [`Quantization::choose_all`]: crate::Quantization::choose_all
+    pub fn with_chosen(
+        model: &Model,
+        chosen: &HashMap<Weight, Chosen>,
+        weights_dtype: WeightsDType,
+    ) -> Result<Self> {
         Ok(Self {
-            weights: weights(model, options)?,
+            weights: weights(model, chosen, weights_dtype)?,
             state: StateLayout::of(model.config()).bytes(),
             activations: activations(model),
         })
@@ -38,7 +54,7 @@ impl DeviceMemory {
     }
 }
 
-fn weights(model: &Model, options: &LoadOptions) -> Result<u64> {
+fn weights(model: &Model, chosen: &HashMap<Weight, Chosen>, dtype: WeightsDType) -> Result<u64> {
     let weights = model.weights();
     let mut seen = HashSet::new();
     let mut bytes = 0;
@@ -47,7 +63,7 @@ fn weights(model: &Model, options: &LoadOptions) -> Result<u64> {
             && seen.insert(weight)
         {
             let shape = weights.describe(weight)?.1;
-            let format = resident_format(weights, weight, options)?;
+            let format = resident_format(weights, weight, chosen.get(&weight).copied(), dtype)?;
             let row: usize = match format.gpu_layout() {
                 Some(layout) => layout.row_bytes(shape.cols.0).iter().sum(),
                 None => format.row_bytes(shape.cols.0).unwrap_or(0),

@@ -21,7 +21,7 @@ use quick_cache::unsync::Cache;
 use resident::ResidentWeights;
 use rwkv_gpu::{Gpu, Readback};
 use rwkv_kernels::Kernels;
-use rwkv_mem::{Interned, Interner, Pool};
+use rwkv_mem::{Interned, Interner, Pool, Upload};
 use states::States;
 use std::{sync::Arc, time::Instant};
 
@@ -37,8 +37,8 @@ pub struct GpuExecutor {
     shapes: Interner<PlanKey>,
     plans: Cache<Interned<PlanKey>, Plan>,
     readback: Option<Readback>,
-    /// The state of a sequence that has seen nothing, where it is not zeros.
-    initial: Option<State>,
+    /// Of states: what is on its way is bounded.
+    upload: Upload,
     weights_dtype: WeightsDType,
     blends: Blends<PartialBlend, GpuBlend>,
 }
@@ -72,8 +72,6 @@ impl GpuExecutor {
         let kernels = Kernels::new(gpu)?;
         let weights = ResidentWeights::upload(model, gpu, options, progress)?;
         let states = States::new(gpu, model.state_layout(), options.slots)?;
-        let initial = model.initial_state()?;
-        let initial = (initial != State::zeros(model.state_layout())).then_some(initial);
         let mut executor = Self {
             name: gpu.name().to_owned(),
             kernels,
@@ -84,13 +82,14 @@ impl GpuExecutor {
             shapes: Interner::default(),
             plans: Cache::new(PLANS),
             readback: None,
-            initial,
+            upload: Upload::new(gpu),
             weights_dtype: options.weights_dtype,
-            blends: Blends::default(),
+            blends: Blends::new(options.blend_bytes),
             model: model.clone(),
         };
+        executor.set_initial_state(None)?;
         // New states are zeros.
-        if executor.initial.is_some() {
+        if executor.states.has_initial() {
             for slot in (0u32..).take(executor.slots()) {
                 executor.reset(SlotId(slot))?;
             }
@@ -120,21 +119,28 @@ impl GpuExecutor {
         Ok(key)
     }
 
-    /// Computes up to `tensors` tensors of a blend; where memory does not suffice, once more without the blends that
-    /// are not in use.
+    /// Computes up to `tensors` tensors of a blend. What a tensor drives out is freed before the next one, which takes
+    /// its place; where memory does not suffice, all blends that are not in use go, once.
     fn prepare(&mut self, recipe: &Recipe, tensors: usize) -> Result<BlendProgress> {
-        let mut prepared = self.try_prepare(recipe, tensors);
-        if prepared.as_ref().is_err_and(blend::out_of_memory) {
-            self.blends.forget();
+        let mut left = tensors.max(1);
+        loop {
+            let mut prepared = self.try_prepare(recipe);
             self.drop_stale_plans();
-            self.pool.trim();
-            prepared = self.try_prepare(recipe, tensors);
+            if prepared.as_ref().is_err_and(blend::out_of_memory) && self.blends.forget() {
+                self.drop_stale_plans();
+                self.pool.trim();
+                prepared = self.try_prepare(recipe);
+            }
+            let progress = prepared?;
+            left -= 1;
+            if progress.is_done() || left == 0 {
+                return Ok(progress);
+            }
         }
-        self.drop_stale_plans();
-        prepared
     }
 
-    fn try_prepare(&mut self, recipe: &Recipe, tensors: usize) -> Result<BlendProgress> {
+    /// Computes one tensor.
+    fn try_prepare(&mut self, recipe: &Recipe) -> Result<BlendProgress> {
         let blender = GpuBlender {
             model: &self.model,
             kernels: &self.kernels,
@@ -142,7 +148,7 @@ impl GpuExecutor {
             weights: &self.weights,
             dtype: self.weights_dtype,
         };
-        self.blends.prepare(recipe, tensors, &blender)
+        self.blends.prepare(recipe, 1, &blender)
     }
 
     /// Plans keep the weights that they have bound: those of blends that are gone go too.
@@ -187,11 +193,12 @@ impl Executor for GpuExecutor {
 
     fn device_bytes(&self) -> u64 {
         let counters = self.pool.counters();
-        let (ready, pending) = self.blends.held();
-        let blends: u64 = ready.map(GpuBlend::bytes).sum();
-        let pending: u64 = pending.map(PartialBlend::bytes).sum();
         let pool = counters.live + counters.cached;
-        self.weights.bytes() + self.states.bytes() + pool + blends + pending
+        self.weights.bytes() + self.states.bytes() + pool + self.blends.bytes()
+    }
+
+    fn blend_bytes(&self) -> u64 {
+        self.blends.bytes()
     }
 
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
@@ -243,10 +250,20 @@ impl Executor for GpuExecutor {
     }
 
     fn reset(&mut self, slot: SlotId) -> Result<()> {
-        match &self.initial {
-            Some(state) => self.states.write(self.kernels.gpu(), slot, state),
-            None => self.states.reset(self.kernels.gpu(), slot),
-        }
+        self.states.reset(self.kernels.gpu(), slot)
+    }
+
+    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
+        let own;
+        let state = if let Some(state) = state {
+            state.check(self.model.state_layout())?;
+            state
+        } else {
+            own = self.model.initial_state()?;
+            &own
+        };
+        let gpu = self.kernels.gpu();
+        self.states.set_initial(gpu, &mut self.upload, state)
     }
 
     fn state(&mut self, slot: SlotId) -> Result<State> {
@@ -255,7 +272,7 @@ impl Executor for GpuExecutor {
 
     fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
         state.check(StateLayout::of(self.model.config()))?;
-        self.states.write(self.kernels.gpu(), slot, state)
+        self.states.write(&mut self.upload, slot, state)
     }
 
     fn prepare_adapters(

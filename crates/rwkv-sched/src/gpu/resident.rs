@@ -1,7 +1,7 @@
 //! A model's weights in GPU memory.
 
 use crate::{
-    LoadOptions, LoadProgress, Model, Op, Result, Weight, Weights, WeightsDType,
+    Chosen, LoadOptions, LoadProgress, Model, Op, Result, Weight, Weights, WeightsDType,
     quantization::packed_bytes,
 };
 use rwkv_gpu::Gpu;
@@ -39,7 +39,11 @@ impl ResidentWeights {
                 && !matrices.contains_key(&weight)
             {
                 let name = weights.name(weight);
-                let format = resident_format(weights, weight, options)?;
+                let chosen = match &options.quantization {
+                    Some(quantization) => quantization.choose(weights, weight)?,
+                    None => None,
+                };
+                let format = resident_format(weights, weight, chosen, options.weights_dtype)?;
                 let (packed, shape) = weights.describe(weight)?;
                 weights.with_rows(weight, 0..shape.rows.0, &mut |matrix| {
                     let mut load = |format| GpuMatrix::new(gpu, &name, matrix, format, &mut upload);
@@ -102,18 +106,17 @@ pub(super) fn vector_groups(op: &Op) -> Vec<Vec<Weight>> {
     }
 }
 
-/// The format on the GPU of a matrix: what the quantization says, else as in its file, but for F32 and BF16.
+/// The format on the GPU of a matrix: what a quantization has chosen, else as in its file, but for F32 and BF16.
 pub(super) fn resident_format(
     weights: &dyn Weights,
     weight: Weight,
-    options: &LoadOptions,
+    chosen: Option<Chosen>,
+    dtype: WeightsDType,
 ) -> Result<Format> {
-    if let Some(quantization) = &options.quantization
-        && let Some(chosen) = quantization.choose(weights, weight)?
-    {
+    if let Some(chosen) = chosen {
         return Ok(chosen.format);
     }
-    Ok(match (weights.describe(weight)?.0, options.weights_dtype) {
+    Ok(match (weights.describe(weight)?.0, dtype) {
         (Format::F32 | Format::Bf16, WeightsDType::F32) => Format::F32,
         (Format::F32 | Format::Bf16, WeightsDType::F16 | WeightsDType::Auto) => Format::F16,
         (other, _) => other,

@@ -1,16 +1,19 @@
 //! The states of all slots in GPU memory: a layer's recurrences in one buffer `[slot, head, value, key]` (version 4:
 //! `[slot, 3, C]`) and its shift vectors in another `[slot, 2, C]`, cut into pages of slots where they pass the binding
-//! limit.
+//! limit. What a sequence begins with lies beside them once, and is copied from there.
 
 use crate::{Error, Result, SlotId, State, StateLayout};
 use rwkv_gpu::{Buffer, BufferKind, Gpu, Readback};
 use rwkv_kernels::Page;
+use rwkv_mem::Upload;
 
 /// The states of all slots.
 pub(super) struct States {
     layout: StateLayout,
     slots: usize,
     pages: Vec<StatePage>,
+    /// What a sequence begins with, block after block, where it is not zeros.
+    initial: Option<Buffer>,
 }
 
 /// The slots that fit one binding.
@@ -80,6 +83,7 @@ impl States {
             layout,
             slots,
             pages,
+            initial: None,
         })
     }
 
@@ -91,6 +95,7 @@ impl States {
         self.pages
             .iter()
             .flat_map(|p| p.wkv.iter().chain(&p.shift))
+            .chain(&self.initial)
             .map(Buffer::size)
             .sum()
     }
@@ -135,19 +140,51 @@ impl States {
             .collect())
     }
 
+    /// Whether a sequence begins with anything but zeros.
+    pub(super) fn has_initial(&self) -> bool {
+        self.initial.is_some()
+    }
+
+    /// What sequences begin with from here on; `state` has this layout.
+    pub(super) fn set_initial(
+        &mut self,
+        gpu: &Gpu,
+        upload: &mut Upload,
+        state: &State,
+    ) -> Result<()> {
+        if *state == State::zeros(self.layout) {
+            self.initial = None;
+            return Ok(());
+        }
+        let buffer = gpu.buffer(BufferKind::Storage, "initial state", self.layout.bytes())?;
+        let mut at = 0;
+        for values in state.wkv.iter().zip(&state.shift).flat_map(|(w, s)| [w, s]) {
+            upload.write(&buffer, at, bytemuck::cast_slice(values))?;
+            at += (values.len() * 4) as u64;
+        }
+        self.initial = Some(buffer);
+        Ok(())
+    }
+
+    /// Makes `slot` what a sequence begins with.
     pub(super) fn reset(&self, gpu: &Gpu, slot: SlotId) -> Result<()> {
         let mut recorder = gpu.recorder("reset");
+        let mut at = 0;
         for (buffer, offset, bytes) in self.blocks(slot)? {
-            recorder.clear(buffer, offset, bytes);
+            match &self.initial {
+                Some(initial) => recorder.copy((initial, at), (buffer, offset), bytes),
+                None => recorder.clear(buffer, offset, bytes),
+            }
+            at += bytes;
         }
         recorder.submit()?;
         Ok(())
     }
 
-    pub(super) fn write(&self, gpu: &Gpu, slot: SlotId, state: &State) -> Result<()> {
+    pub(super) fn write(&self, upload: &mut Upload, slot: SlotId, state: &State) -> Result<()> {
         let layers = state.wkv.iter().zip(&state.shift).flat_map(|(w, s)| [w, s]);
         for ((buffer, offset, _), values) in self.blocks(slot)?.into_iter().zip(layers) {
-            gpu.write(buffer, offset, bytemuck::cast_slice(values))?;
+            upload.write(buffer, offset, bytemuck::cast_slice(values))?;
         }
         Ok(())
     }

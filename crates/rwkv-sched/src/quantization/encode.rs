@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use rayon::prelude::*;
-use rwkv_kernels::{Format, Matrix};
+use rwkv_kernels::{Format, Matrix, formats::outside_f16};
 use rwkv_mem::Shape;
 
 /// Rows that a thread encodes at a time, in elements.
@@ -52,13 +52,12 @@ pub fn encode_rows(name: &str, matrix: &Matrix<'_>, format: Format, out: &mut [u
 /// # Errors
 /// [`rwkv_kernels::Error::OutsideF16`] for a value that f16 cannot hold.
 pub fn pack(name: &str, values: &[f32], format: Format, out: &mut [u8]) -> Result<()> {
-    let outside = |x: &&f32| x.is_finite() && x.abs() > 65504.0;
     if format == Format::F16
-        && let Some(value) = values.iter().find(outside)
+        && let Some(value) = outside_f16(values)
     {
         return Err(rwkv_kernels::Error::OutsideF16 {
             tensor: name.to_owned(),
-            value: *value,
+            value,
         }
         .into());
     }

@@ -9,11 +9,11 @@ mod encode;
 mod weight_type;
 mod weights;
 
-use crate::{Error, Result, Weight, Weights};
+use crate::{Error, Model, Result, Weight, Weights};
 pub(crate) use encode::packed_bytes;
 pub use encode::{encode_rows, pack};
 use rwkv_kernels::Format;
-use std::{fmt, ops::RangeInclusive, str::FromStr};
+use std::{collections::HashMap, fmt, ops::RangeInclusive, str::FromStr};
 pub use weight_type::{Packing, WeightType};
 pub use weights::QuantizedWeights;
 
@@ -122,6 +122,21 @@ impl Quantization {
                 error: None,
             },
         }))
+    }
+
+    /// The formats of all tensors of `model` that change.
+    ///
+    /// # Errors
+    /// [`Error::Quantization`] for layers that the model does not have, [`Error::Weight`] when a tensor cannot be read.
+    pub fn choose_all(&self, model: &Model) -> Result<HashMap<Weight, Chosen>> {
+        self.check(model.config().layers)?;
+        let mut all = HashMap::new();
+        for weight in model.tensors() {
+            if let Some(chosen) = self.choose(model.weights(), weight)? {
+                all.insert(weight, chosen);
+            }
+        }
+        Ok(all)
     }
 }
 

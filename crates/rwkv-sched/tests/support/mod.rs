@@ -73,7 +73,7 @@ pub(crate) fn on_gpu(model: &Model, slots: usize, gpu: &Gpu, dtype: WeightsDType
     let options = LoadOptions {
         slots,
         weights_dtype: dtype,
-        quantization: None,
+        ..LoadOptions::default()
     };
     GpuExecutor::new(model, gpu, &options, &mut |_| {}).unwrap()
 }

@@ -1,0 +1,42 @@
+//! Every kernel variant within WebGPU's default limits, which every adapter guarantees.
+
+#![allow(clippy::panic, reason = "tests")]
+
+use naga::AddressSpace;
+use rwkv_kernels::shaders;
+
+/// `maxStorageBuffersPerShaderStage` of WebGPU's default limits.
+const STORAGE_BUFFERS: usize = 8;
+/// `maxUniformBuffersPerShaderStage`.
+const UNIFORM_BUFFERS: usize = 12;
+/// `maxBindGroups`.
+const GROUPS: u32 = 4;
+
+#[test]
+fn bindings() {
+    assert!(!shaders::all().is_empty());
+    for variant in shaders::all() {
+        let (name, source) = (variant.shader.name, variant.shader.source);
+        let module = naga::front::wgsl::parse_str(source)
+            .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+        let count = |kind: fn(AddressSpace) -> bool| {
+            let all = module.global_variables.iter();
+            all.filter(|(_, variable)| kind(variable.space)).count()
+        };
+        let storage = count(|space| matches!(space, AddressSpace::Storage { .. }));
+        let uniform = count(|space| space == AddressSpace::Uniform);
+        assert!(
+            storage <= STORAGE_BUFFERS,
+            "{name} binds {storage} storage buffers, where {STORAGE_BUFFERS} are guaranteed"
+        );
+        assert!(
+            uniform <= UNIFORM_BUFFERS,
+            "{name} binds {uniform} uniform buffers"
+        );
+        let mut all = module.global_variables.iter();
+        assert!(
+            all.all(|(_, v)| v.binding.is_none_or(|b| b.group < GROUPS)),
+            "{name} has more than {GROUPS} bind groups"
+        );
+    }
+}

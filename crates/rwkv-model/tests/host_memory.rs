@@ -27,7 +27,7 @@ use pytorch::pytorch;
 use rename::{converted, flash_linear_attention, llama_6};
 use rwkv_kernels::Format;
 use rwkv_model::{AdapterFile, ModelFile, files::Field};
-use rwkv_sched::{Model, Version, Weight};
+use rwkv_sched::{Batch, CpuExecutor, Executor, Model, SlotId, Version, Wanted, Weight};
 use std::{collections::HashMap, path::Path};
 
 #[global_allocator]
@@ -102,6 +102,32 @@ fn check(what: &str, path: &Path, version: Version, copied: impl Fn(Weight) -> b
     );
     assert!(share(peak) < PASSING, "{what}: {peak} of {total}");
     assert!(share(left) < STAYING, "{what}: {left} of {total}");
+
+    // The processor reads the file where it is mapped, and makes other rows as it needs them.
+    let vectors = model.graph().nodes().iter().flat_map(|n| n.op.vectors());
+    let elements = |weight: Weight| model.weights().describe(weight).unwrap().1.elements();
+    let vectors: usize = vectors.filter_map(elements).sum();
+    let own = 2 * model.state_layout().bytes() as usize + 5 * vectors + (256 << 10);
+    let (executor, peak, left) = count(|| {
+        let mut executor = CpuExecutor::new(&model, 1).unwrap();
+        let batch = Batch::single(SlotId(0), &[1, 2], Wanted::Last);
+        executor.run(&batch).unwrap();
+        executor
+    });
+    println!("{what}: the CPU executor takes {peak} at the peak, {left} stay");
+    assert!(left < own, "{what}: {left} where {own} are its own");
+    assert!(
+        peak < own + (4 << 20),
+        "{what}: {peak} where {own} are its own"
+    );
+    for weight in sizes.keys() {
+        assert_eq!(
+            model.weights().is_in_place(*weight),
+            !copied(*weight),
+            "{what}: {weight:?}"
+        );
+    }
+    drop(executor);
 
     // One tensor after the other.
     let weights = model.weights();

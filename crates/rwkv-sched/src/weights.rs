@@ -145,6 +145,12 @@ pub trait Weights: Send + Sync {
         Ok((matrix.format(), matrix.shape()))
     }
 
+    /// Whether a tensor lies somewhere as it is, so that [`matrix`](Self::matrix) copies nothing. The rows of others are
+    /// better made as they are needed, by [`with_rows`](Self::with_rows).
+    fn is_in_place(&self, _weight: Weight) -> bool {
+        true
+    }
+
     /// Hands `rows` of a tensor to `read`. Where tensors are made on demand, these rows alone are made, and dropped
     /// afterwards; [`matrix`](Self::matrix) has to keep what it returns.
     ///

@@ -374,6 +374,11 @@ impl Weights for BoundWeights {
         Ok((source.format, Shape::new(source.rows, source.cols)))
     }
 
+    fn is_in_place(&self, weight: Weight) -> bool {
+        let lent = |source| self.lent(source).is_ok_and(|lent| lent.is_some());
+        self.sources.get(&weight).is_none_or(lent)
+    }
+
     fn with_rows(
         &self,
         weight: Weight,

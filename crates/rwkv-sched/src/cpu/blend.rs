@@ -6,8 +6,10 @@ use crate::{
     weights::InMemoryWeights,
 };
 use rwkv_kernels::{Format, Matrix, formats::outside_f16};
+use rwkv_mem::Shape;
 use std::{
     collections::{HashMap, HashSet},
+    ops::Range,
     sync::Arc,
 };
 
@@ -68,20 +70,27 @@ impl Blender for CpuBlender<'_> {
             partial.vectors.insert(weight, values);
             return Ok(());
         }
-        let base = self.model.weights().matrix(weight)?;
-        let packed = match base.format() {
-            Format::F32 | Format::Bf16 => None,
-            _ => pack(recipe, weight, &base, Format::F16)?,
-        };
-        let (format, bytes) = if let Some(bytes) = packed {
-            (Format::F16, bytes)
-        } else {
-            // As wide as the base, or wider where a value leaves f16.
-            let bytes = pack(recipe, weight, &base, Format::F32)?;
-            (Format::F32, bytes.unwrap_or_default())
+        let shape = self.model.weights().describe(weight)?.1;
+        let mut blended = None;
+        let rows = 0..shape.rows.0;
+        self.model.weights().with_rows(weight, rows, &mut |base| {
+            let packed = match base.format() {
+                Format::F32 | Format::Bf16 => None,
+                _ => pack(recipe, weight, base, Format::F16)?,
+            };
+            blended = Some(if let Some(bytes) = packed {
+                (Format::F16, bytes)
+            } else {
+                // As wide as the base, or wider where a value leaves f16.
+                let bytes = pack(recipe, weight, base, Format::F32)?;
+                (Format::F32, bytes.unwrap_or_default())
+            });
+            Ok(())
+        })?;
+        let Some((format, bytes)) = blended else {
+            return Ok(());
         };
         partial.bytes += bytes.len() as u64;
-        let shape = base.shape();
         partial
             .changed
             .insert_packed(weight, format, shape.rows, shape.cols, bytes)
@@ -151,6 +160,31 @@ impl Weights for BlendedWeights {
 
     fn has(&self, weight: Weight) -> bool {
         self.base.weights().has(weight)
+    }
+
+    fn describe(&self, weight: Weight) -> Result<(Format, Shape)> {
+        if self.changed.has(weight) {
+            self.changed.describe(weight)
+        } else {
+            self.base.weights().describe(weight)
+        }
+    }
+
+    fn is_in_place(&self, weight: Weight) -> bool {
+        self.changed.has(weight) || self.base.weights().is_in_place(weight)
+    }
+
+    fn with_rows(
+        &self,
+        weight: Weight,
+        rows: Range<usize>,
+        read: &mut dyn FnMut(&Matrix<'_>) -> Result<()>,
+    ) -> Result<()> {
+        if self.changed.has(weight) {
+            self.changed.with_rows(weight, rows, read)
+        } else {
+            self.base.weights().with_rows(weight, rows, read)
+        }
     }
 
     fn name(&self, weight: Weight) -> String {

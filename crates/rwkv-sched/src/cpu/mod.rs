@@ -46,12 +46,7 @@ impl CpuExecutor {
         let initial = model.initial_state()?;
         let mut vectors = HashMap::new();
         for weight in model.graph().nodes().iter().flat_map(|n| n.op.vectors()) {
-            let len = model
-                .weights()
-                .matrix(weight)?
-                .shape()
-                .elements()
-                .unwrap_or(0);
+            let len = model.weights().describe(weight)?.1.elements().unwrap_or(0);
             vectors.insert(weight, model.weights().vector(weight, len)?);
         }
         let threads = rayon::current_num_threads();

@@ -1,6 +1,6 @@
 //! One batch on its way through the graph.
 
-use crate::{Domain, Model, Op, Result, ShiftHalf, State, ValueId, Weight, batch::Tables};
+use crate::{Domain, Model, Op, Result, ShiftHalf, State, ValueId, Weight, Weights, batch::Tables};
 use rwkv_kernels::{
     Span,
     ops::{self, Decay, Weighs, Wkv4Operands, Wkv6Operands, Wkv7Operands},
@@ -71,7 +71,7 @@ impl Step<'_> {
             }
             Op::Previous { layer, half } => y = self.previous(*layer, *half, inputs[0]),
             Op::MatMul { weight } => {
-                ops::matmul(x(0), &self.model.weights().matrix(*weight)?, &mut y)?;
+                matmul(self.model.weights(), *weight, x(0), &mut y)?;
             }
             Op::AddVector { vector } => ops::add_vector(x(0), self.vector(*vector), &mut y),
             Op::Apply(function) => {
@@ -257,4 +257,32 @@ impl Step<'_> {
         let rows = span.start as usize * width..(span.start + span.length) as usize * width;
         self.value(id).get(rows).unwrap_or(&[])
     }
+}
+
+/// Bytes of rows that are made at a time: they stay in the cache.
+const MADE: usize = 1 << 20;
+
+/// `W x` for each token. Of a matrix that does not lie anywhere as it is, a few rows at a time are made.
+fn matmul(weights: &dyn Weights, weight: Weight, x: &[f32], y: &mut [f32]) -> Result<()> {
+    if weights.is_in_place(weight) {
+        return Ok(ops::matmul(x, &weights.matrix(weight)?, y)?);
+    }
+    let (format, shape) = weights.describe(weight)?;
+    let (rows, row_bytes) = (shape.rows.0, format.row_bytes(shape.cols.0).unwrap_or(0));
+    let tokens = y.len() / rows.max(1);
+    let slab = (MADE / row_bytes.max(1)).max(1);
+    for first in (0..rows).step_by(slab) {
+        let last = rows.min(first + slab);
+        let mut part = vec![0.0; tokens * (last - first)];
+        weights.with_rows(weight, first..last, &mut |matrix| {
+            Ok(ops::matmul(x, matrix, &mut part)?)
+        })?;
+        for (y, part) in y
+            .chunks_exact_mut(rows)
+            .zip(part.chunks_exact(last - first))
+        {
+            y[first..last].copy_from_slice(part);
+        }
+    }
+    Ok(())
 }

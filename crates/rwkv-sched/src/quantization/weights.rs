@@ -97,6 +97,10 @@ impl Weights for QuantizedWeights {
         }
     }
 
+    fn is_in_place(&self, weight: Weight) -> bool {
+        self.matrices.contains_key(&weight) || self.source.is_in_place(weight)
+    }
+
     fn with_rows(
         &self,
         weight: Weight,

@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Write a model of made-up weights, for measuring.
     Synthesize(SynthesizeArgs),
+    /// Measure how fast a model runs, and where the time goes.
+    Bench(BenchArgs),
     /// List the devices that can run a model.
     Devices(DevicesArgs),
 }
@@ -339,6 +341,37 @@ pub(crate) struct SynthesizeArgs {
     /// Model file to write: *.gguf, or *.safetensors or *.st.
     #[arg(value_name = "OUT")]
     pub(crate) output: PathBuf,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Measure made-up weights instead, without a file; as for `synthesize`, such as v7:24x2048.
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) synthetic: Option<SyntheticSpec>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Tokens of the prompt; 0 measures none.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) prefill: u32,
+    /// Tokens to decode, for each sequence; 0 measures none.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) decode: u32,
+    /// Sequences that decode together; several numbers are measured one after the other.
+    #[arg(long, value_name = "N,…", default_value = "1", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: Vec<u32>,
+    /// Rounds that are measured, after one that is not.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: u32,
+    /// Tell the time of each kernel, from a round of its own; with a FILE, also write what ran when, for
+    /// ui.perfetto.dev or chrome://tracing.
+    #[arg(long, value_name = "FILE.json", num_args = 0..=1)]
+    #[allow(clippy::option_option, reason = "not given, given, given with a file")]
+    pub(crate) profile: Option<Option<PathBuf>>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(ClapArgs)]

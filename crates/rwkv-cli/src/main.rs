@@ -13,7 +13,7 @@ mod writing;
 use args::{Args, Command};
 use clap::Parser;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 use usage::UsageError;
 
 fn main() -> ExitCode {
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => commands::quantize::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Synthesize(args) => commands::synthesize::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
     };
     match result {
@@ -95,9 +96,23 @@ fn log_to_stderr() {
             default()
         }
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+        .with_filter(filter);
+    let registry = tracing_subscriber::registry().with(lines);
+    #[cfg(feature = "trace")]
+    let registry = registry.with(tracy());
+    registry.init();
+}
+
+/// What a connected Tracy window sees: the spans of our own crates.
+#[cfg(feature = "trace")]
+fn tracy<S>() -> impl Layer<S>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    let ours =
+        EnvFilter::new("off,rwkv_cli=trace,rwkv_gpu=trace,rwkv_model=trace,rwkv_sched=trace");
+    tracing_tracy::TracyLayer::default().with_filter(ours)
 }

@@ -44,10 +44,34 @@ pub(crate) fn executor(
 ) -> Result<Box<dyn Executor>> {
     let model = file.model()?;
     let tuning = Tuning::read(file, &model, tuning)?;
+    let device = device(args)?;
+    let mut executor = load_model(&model, &device, args, slots)?;
+    if let Some(state) = &tuning.initial {
+        executor.set_initial_state(Some(state))?;
+        for slot in (0..).take(slots) {
+            executor.reset(SlotId(slot))?;
+        }
+    }
+    executor.set_adapters(&tuning.blend)?;
+    Ok(executor)
+}
+
+/// The device that was named.
+pub(crate) fn device(args: &DeviceArgs) -> Result<Device> {
     let opened = Device::open(&args.device)?;
     if let Some(reason) = opened.fallback {
         eprintln!("note: {reason}: running on the CPU");
     }
+    Ok(opened.device)
+}
+
+/// An executor of a model, which need not be a file's, on a device that is open.
+pub(crate) fn load_model(
+    model: &Model,
+    device: &Device,
+    args: &DeviceArgs,
+    slots: usize,
+) -> Result<Box<dyn Executor>> {
     let weights_dtype = match args.weights_dtype {
         WeightsDTypeArg::F16 => WeightsDType::F16,
         WeightsDTypeArg::F32 => WeightsDType::F32,
@@ -55,8 +79,8 @@ pub(crate) fn executor(
     };
     let bar = progress_bar("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
     let executor = load(
-        &model,
-        &opened.device,
+        model,
+        device,
         &LoadOptions {
             slots,
             weights_dtype,
@@ -69,15 +93,7 @@ pub(crate) fn executor(
         },
     );
     bar.finish_and_clear();
-    let mut executor = executor?;
-    if let Some(state) = &tuning.initial {
-        executor.set_initial_state(Some(state))?;
-        for slot in (0..).take(slots) {
-            executor.reset(SlotId(slot))?;
-        }
-    }
-    executor.set_adapters(&tuning.blend)?;
-    Ok(executor)
+    Ok(executor?)
 }
 
 /// What [`TuningArgs`] name, read.

@@ -59,6 +59,7 @@ fn help() {
         "quantize",
         "convert",
         "synthesize",
+        "bench",
         "devices",
     ] {
         let args: Vec<_> = [command, "--help"]

@@ -2,10 +2,7 @@
 //!
 //! `cargo run --release --example copy_bandwidth [-- MIB]`
 
-use rwkv_gpu::{BufferKind, Gpu, OpenOptions, Result, Selector, list_adapters};
-use std::time::Instant;
-
-const ROUNDS: u64 = 9;
+use rwkv_gpu::{Gpu, OpenOptions, Result, Selector, list_adapters};
 
 fn main() -> Result<()> {
     let mebibytes = std::env::args().nth(1).and_then(|n| n.parse().ok());
@@ -23,38 +20,13 @@ fn main() -> Result<()> {
             println!("{title}: {reason}");
             continue;
         }
-        let speed = measure(adapter.index, bytes)?;
-        println!("{title}: {speed:.1} GB/s read and as much written");
+        let gpu = Gpu::open(&Selector::Index(adapter.index), &OpenOptions::from_env()?)?;
+        let copied = gpu.copy_bandwidth(bytes)?;
+        let clock = if copied.timestamps { "GPU" } else { "host" };
+        println!(
+            "{title}: {:.1} GB/s, read and written together, by the {clock}'s clock",
+            copied.bytes_per_second / 1e9
+        );
     }
     Ok(())
-}
-
-/// The median of several copies, in 10⁹ bytes a second.
-fn measure(index: usize, bytes: u64) -> Result<f64> {
-    let gpu = Gpu::open(&Selector::Index(index), &OpenOptions::from_env()?)?;
-    let from = gpu.buffer(BufferKind::Storage, "source", bytes)?;
-    let to = gpu.buffer(BufferKind::Storage, "target", bytes)?;
-    // Zeros may be faster than numbers: write some.
-    let numbers: Vec<u32> = (0..1 << 18)
-        .map(|i: u32| i.wrapping_mul(2_654_435_769))
-        .collect();
-    let numbers: &[u8] = bytemuck::cast_slice(&numbers);
-    for offset in (0..bytes).step_by(numbers.len()) {
-        gpu.write(&from, offset, numbers)?;
-    }
-    let mut seconds = Vec::new();
-    for _ in 0..=ROUNDS {
-        let start = Instant::now();
-        // Several copies a submission, so that submitting costs little of the time.
-        let mut recorder = gpu.recorder("copy");
-        for _ in 0..4 {
-            recorder.copy((&from, 0), (&to, 0), bytes);
-        }
-        gpu.wait(&recorder.submit()?)?;
-        seconds.push(start.elapsed().as_secs_f64() / 4.0);
-    }
-    // The first round warms up.
-    seconds.remove(0);
-    seconds.sort_by(f64::total_cmp);
-    Ok(bytes as f64 / seconds[seconds.len() / 2] / 1e9)
 }

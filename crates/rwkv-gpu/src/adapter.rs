@@ -161,12 +161,16 @@ impl Candidate {
             name: self.info.name.clone(),
             kind: self.kind,
             backend: self.info.backend.to_str().to_owned(),
-            driver: format!("{} {}", self.info.driver, self.info.driver_info)
-                .trim()
-                .to_owned(),
+            driver: self.driver(),
             refused: self.refused(),
             capabilities: crate::Capabilities::of(&self.adapter, features),
         }
+    }
+
+    /// The driver and its version.
+    pub(crate) fn driver(&self) -> String {
+        let text = format!("{} {}", self.info.driver, self.info.driver_info);
+        text.trim().to_owned()
     }
 
     /// Why the kernels cannot run here: they need compute shaders and WebGPU's default limits.

@@ -40,14 +40,16 @@ impl Gpu {
                 allowed,
             });
         };
-        self.scoped(&|| format!("buffer `{label}` of {bytes} bytes"), |device| {
+        let made = self.scoped(&|| format!("buffer `{label}` of {bytes} bytes"), |device| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size,
                 usage: kind.usages(),
                 mapped_at_creation: false,
             })
-        })
+        })?;
+        self.counters().buffer_made();
+        Ok(made)
     }
 
     /// Writes `bytes` at `offset` (both multiples of 4) before anything submitted later runs.

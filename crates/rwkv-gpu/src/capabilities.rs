@@ -104,6 +104,8 @@ impl Hidden {
         let mut wanted = F::SUBGROUP
             | F::SHADER_F16
             | F::TIMESTAMP_QUERY
+            | F::TIMESTAMP_QUERY_INSIDE_PASSES
+            | F::TIMESTAMP_QUERY_INSIDE_ENCODERS
             | F::IMMEDIATES
             | F::PIPELINE_CACHE
             | F::MAPPABLE_PRIMARY_BUFFERS

@@ -1,8 +1,8 @@
 //! An opened adapter.
 
 use crate::{
-    Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter, error::one_line,
-    pipeline::PipelineKey,
+    Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter, counters::Counters,
+    error::one_line, pipeline::PipelineKey,
 };
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -54,10 +54,13 @@ struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     name: String,
+    backend: &'static str,
+    driver: String,
     kind: Kind,
     capabilities: Capabilities,
     checks: bool,
     pipelines: DashMap<PipelineKey, Arc<Pipeline>>,
+    counters: Counters,
     faults: Arc<Faults>,
 }
 
@@ -125,10 +128,13 @@ impl Gpu {
                 device,
                 queue,
                 name,
+                backend: candidate.info.backend.to_str(),
+                driver: candidate.driver(),
                 kind: candidate.kind,
                 capabilities: Capabilities::of(&candidate.adapter, features),
                 checks: options.checks,
                 pipelines: DashMap::new(),
+                counters: Counters::default(),
                 faults,
             }),
         })
@@ -137,6 +143,16 @@ impl Gpu {
     /// The adapter's name.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// The graphics interface it is reached through: `vulkan`, `metal`, `dx12` or `gl`.
+    pub fn backend(&self) -> &'static str {
+        self.inner.backend
+    }
+
+    /// The driver and its version.
+    pub fn driver(&self) -> &str {
+        &self.inner.driver
     }
 
     /// What sort of processor it is.
@@ -174,6 +190,10 @@ impl Gpu {
 
     pub(crate) fn pipelines(&self) -> &DashMap<PipelineKey, Arc<Pipeline>> {
         &self.inner.pipelines
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.inner.counters
     }
 
     /// Runs `create` and turns what wgpu reports meanwhile into an error about `what`.

@@ -12,22 +12,28 @@
 mod adapter;
 mod buffer;
 mod capabilities;
+mod copy_bandwidth;
+mod counters;
 mod device;
 mod error;
 mod pipeline;
 mod readback;
 mod record;
 mod shader;
+mod timing;
 
 pub use adapter::{AdapterSummary, Kind, Selector, list_adapters};
 pub use buffer::BufferKind;
 pub use capabilities::{Capabilities, CooperativeMatrix, Hidden, Limits, SubgroupSizes};
+pub use copy_bandwidth::CopyBandwidth;
+pub use counters::{CacheCounter, CacheCounts, GpuCounts};
 pub use device::{Gpu, OpenOptions};
 pub use error::Error;
 pub use pipeline::{Binding, Pipeline};
 pub use readback::Readback;
 pub use record::{Dispatch, Recorder, Submission};
 pub use shader::{Access, Requirement, Shader, ShaderBinding};
+pub use timing::{TimedSpan, Timer, Timing};
 
 /// A buffer on the GPU. Cloning shares it.
 pub use wgpu::Buffer;

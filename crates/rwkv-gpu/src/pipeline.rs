@@ -65,8 +65,10 @@ impl Gpu {
                 .collect(),
         );
         if let Some(found) = self.pipelines().get(&key) {
+            self.counters().pipelines.hit();
             return Ok(found.clone());
         }
+        self.counters().pipelines.miss();
         let made = Arc::new(self.compile(shader, constants)?);
         // Two threads may compile the same pipeline; the first one stored is kept.
         Ok(self.pipelines().entry(key).or_insert(made).clone())

@@ -17,13 +17,29 @@ pub struct Dispatch {
 /// Records work for one submission.
 pub struct Recorder {
     gpu: Gpu,
-    encoder: wgpu::CommandEncoder,
+    pub(crate) encoder: wgpu::CommandEncoder,
 }
 
 /// A submission: what it is to wait for.
 #[derive(Clone, Debug)]
 pub struct Submission {
     pub(crate) index: wgpu::SubmissionIndex,
+}
+
+impl Dispatch {
+    /// Whether it launches nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.grid.contains(&0)
+    }
+
+    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(self.pipeline.raw());
+        for (index, group) in (0u32..).zip(&self.groups) {
+            pass.set_bind_group(index, group, &[]);
+        }
+        let [x, y, z] = self.grid;
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 impl Gpu {
@@ -65,16 +81,8 @@ impl Recorder {
         let mut pass = self
             .encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for dispatch in dispatches {
-            let [x, y, z] = dispatch.grid;
-            if x == 0 || y == 0 || z == 0 {
-                continue;
-            }
-            pass.set_pipeline(dispatch.pipeline.raw());
-            for (index, group) in (0u32..).zip(&dispatch.groups) {
-                pass.set_bind_group(index, group, &[]);
-            }
-            pass.dispatch_workgroups(x, y, z);
+        for dispatch in dispatches.into_iter().filter(|d| !d.is_empty()) {
+            dispatch.record(&mut pass);
         }
     }
 

@@ -132,6 +132,11 @@ impl Kernels {
         &self.gpu
     }
 
+    /// Requests of kernel parameters so far.
+    pub fn param_counts(&self) -> rwkv_gpu::CacheCounts {
+        self.params.counts()
+    }
+
     /// The value of the axis LANES.
     pub(crate) fn lanes(&self) -> &'static str {
         if self.gpu.capabilities().subgroups.is_some() {

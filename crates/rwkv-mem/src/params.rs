@@ -10,7 +10,7 @@
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use rwkv_gpu::{Binding, Buffer, BufferKind, Gpu, Result};
+use rwkv_gpu::{Binding, Buffer, BufferKind, CacheCounter, CacheCounts, Gpu, Result};
 use std::sync::Arc;
 
 /// Bytes of one buffer that blocks are carved from: WebGPU's smallest limit for a uniform binding.
@@ -29,6 +29,7 @@ struct Inner {
     gpu: Gpu,
     blocks: DashMap<Box<[u8]>, ParamBlock>,
     arena: Mutex<Option<(Buffer, u64)>>,
+    counter: CacheCounter,
 }
 
 /// Parameters on the GPU, ready to bind; they stay as they are while this or a bind group of it lives.
@@ -57,6 +58,7 @@ impl ParamCache {
             gpu: gpu.clone(),
             blocks: DashMap::new(),
             arena: Mutex::default(),
+            counter: CacheCounter::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -71,8 +73,10 @@ impl ParamCache {
         let mut bytes = bytemuck::bytes_of(params).to_vec();
         bytes.resize(bytes.len().next_multiple_of(16), 0);
         if let Some(found) = self.inner.blocks.get(bytes.as_slice()) {
+            self.inner.counter.hit();
             return Ok(found.clone());
         }
+        self.inner.counter.miss();
         let made = self.carve(&bytes)?;
         // Two threads may carve the same block; the first one stored is kept.
         Ok(self
@@ -81,6 +85,11 @@ impl ParamCache {
             .entry(bytes.into_boxed_slice())
             .or_insert(made)
             .clone())
+    }
+
+    /// Requests so far.
+    pub fn counts(&self) -> CacheCounts {
+        self.inner.counter.counts()
     }
 
     /// Blocks held: 4096 at most, and one a thread that is adding one.

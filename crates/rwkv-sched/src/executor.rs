@@ -1,9 +1,10 @@
 //! What an executor is, and choosing one for a device.
 
 use crate::{
-    Adapter, Batch, BlendProgress, CpuExecutor, Device, GpuExecutor, Logits, Model, ModelConfig,
-    Quantization, Result, SlotId, State,
+    Adapter, Batch, BlendProgress, CpuExecutor, Device, ExecutorStats, GpuExecutor, Logits, Model,
+    ModelConfig, Quantization, Result, SlotId, State, StepTimes, WeightReads,
 };
+use rwkv_gpu::Timing;
 use std::sync::Arc;
 
 /// Runs a model: keeps a state a slot, and advances slots by batches.
@@ -81,6 +82,27 @@ pub trait Executor: Send {
     /// # Errors
     /// What [`prepare_adapters`](Self::prepare_adapters) says; what is in use stays in use.
     fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()>;
+
+    /// Bytes of weights that a step reads.
+    fn weight_reads(&self) -> WeightReads;
+
+    /// What it has counted since it was made; nothing where there is nothing to count.
+    fn stats(&self) -> ExecutorStats {
+        ExecutorStats::default()
+    }
+
+    /// From the next step on, takes the times of `timing` by the GPU's clock. Says whether it can.
+    ///
+    /// # Errors
+    /// A GPU's failure.
+    fn set_timing(&mut self, _timing: Timing) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// The times of the steps since it was last asked, each step once; they are kept until then.
+    fn take_times(&mut self) -> Vec<StepTimes> {
+        Vec::new()
+    }
 }
 
 /// What F32 and BF16 weights become on the GPU.

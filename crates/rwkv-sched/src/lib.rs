@@ -19,6 +19,8 @@ mod layers;
 mod model;
 mod quantization;
 mod state;
+mod stats;
+mod traffic;
 mod weights;
 
 pub use adapter::{Adapter, BlendProgress, Factor, LowRank, PackedBytes};
@@ -37,6 +39,8 @@ pub use quantization::{
 };
 pub use rwkv_kernels::sampling;
 pub use state::{State, StateLayout};
+pub use stats::{ExecutorStats, StepTimes};
+pub use traffic::WeightReads;
 pub use weights::{Affine, BlockWeight, InMemoryWeights, Lora, Mix, Weight, Weights};
 
 /// What this crate's functions return.

@@ -1,5 +1,6 @@
-//! The commands, one file each.
+//! The commands, one file or folder each.
 
+pub(crate) mod bench;
 pub(crate) mod convert;
 pub(crate) mod devices;
 pub(crate) mod generate;

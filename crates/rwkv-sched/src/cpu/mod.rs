@@ -6,8 +6,9 @@ mod step;
 
 use crate::{
     Adapter, Batch, BlendProgress, Error, Executor, Graph, LoadOptions, Logits, Model, ModelConfig,
-    Result, SlotId, State, StateLayout, Weight,
+    Op, Result, SlotId, State, StateLayout, Weight, WeightReads,
     adapter::{Blends, Recipe},
+    quantization::packed_bytes,
 };
 use blend::{CpuBlend, CpuBlender, PartialBlend};
 use std::{collections::HashMap, sync::Arc};
@@ -79,6 +80,10 @@ impl CpuExecutor {
             matrices: self.model.matrices(),
         };
         self.blends.prepare(recipe, tensors, &blender)
+    }
+
+    fn vector_bytes(&self, weight: Weight) -> u64 {
+        self.vectors.get(&weight).map_or(0, |v| v.len() as u64 * 4)
     }
 
     fn slot(&mut self, slot: SlotId) -> Result<&mut State> {
@@ -199,5 +204,20 @@ impl Executor for CpuExecutor {
         let recipe = Recipe::new(blend)?;
         self.prepare(&recipe, usize::MAX)?;
         self.blends.activate(&recipe)
+    }
+
+    fn weight_reads(&self) -> WeightReads {
+        let weights = match self.blends.active() {
+            Some(blend) => blend.model.weights(),
+            None => self.model.weights(),
+        };
+        let matrix = |weight| weights.describe(weight).map_or(0, packed_bytes);
+        let vectors = |op: &Op| op.vectors().iter().map(|w| self.vector_bytes(*w)).sum();
+        WeightReads::of(
+            self.model.graph(),
+            self.model.config().vocab,
+            &matrix,
+            &vectors,
+        )
     }
 }

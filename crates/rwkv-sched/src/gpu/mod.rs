@@ -2,28 +2,31 @@
 
 mod blend;
 mod memory;
+mod meter;
 mod plan;
 mod resident;
 mod resolve;
 mod states;
 
 use crate::{
-    Adapter, Batch, BlendProgress, Error, Executor, LoadOptions, LoadProgress, Logits, Model,
-    ModelConfig, Result, SlotId, State, StateLayout, WeightsDType,
+    Adapter, Batch, BlendProgress, Error, Executor, ExecutorStats, LoadOptions, LoadProgress,
+    Logits, Model, ModelConfig, Op, Result, SlotId, State, StateLayout, StepTimes, Weight,
+    WeightReads, WeightsDType,
     adapter::{Blends, Recipe},
     batch::Tables,
     fuse::{Step, fuse},
 };
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
 pub use memory::DeviceMemory;
+use meter::Meter;
 use plan::{BatchShape, Plan};
 use quick_cache::unsync::Cache;
 use resident::ResidentWeights;
-use rwkv_gpu::{Gpu, Readback};
-use rwkv_kernels::Kernels;
+use rwkv_gpu::{CacheCounts, Gpu, Readback, Timing};
+use rwkv_kernels::{GpuMatrix, GpuVector, Kernels};
 use rwkv_mem::{Interned, Interner, Pool, Upload};
 use states::States;
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 /// Runs a model on a GPU.
 pub struct GpuExecutor {
@@ -41,6 +44,7 @@ pub struct GpuExecutor {
     upload: Upload,
     weights_dtype: WeightsDType,
     blends: Blends<PartialBlend, GpuBlend>,
+    meter: Meter,
 }
 
 /// What steps must agree in to share a plan: the shape of the batch, and the number of the blend, whose weights the plan
@@ -85,6 +89,7 @@ impl GpuExecutor {
             upload: Upload::new(gpu),
             weights_dtype: options.weights_dtype,
             blends: Blends::new(options.blend_bytes),
+            meter: Meter::default(),
             model: model.clone(),
         };
         executor.set_initial_state(None)?;
@@ -100,7 +105,9 @@ impl GpuExecutor {
     /// The plan for batches of this shape, made on first use.
     fn plan(&mut self, shape: BatchShape) -> Result<Interned<PlanKey>> {
         let key = self.shapes.intern((shape, self.blends.number()));
-        if self.plans.get(&key).is_none() {
+        let known = self.plans.get(&key).is_some();
+        self.meter.plan(known);
+        if !known {
             let context = plan::Context {
                 model: &self.model,
                 kernels: &self.kernels,
@@ -213,16 +220,21 @@ impl Executor for GpuExecutor {
                 problem: "its plan passed the cache's size".to_owned(),
             });
         };
-        let start = Instant::now();
+        self.meter.begin();
+        let stage = tracing::trace_span!("record").entered();
         plan.write_tables(&gpu, &tables)?;
         let mut recorder = gpu.recorder("step");
-        recorder.dispatch(plan.dispatches());
+        self.meter.dispatch(&mut recorder, plan.dispatches())?;
         if let (Some((buffer, offset)), Some(readback)) = (plan.logits(), &self.readback) {
             recorder.read(buffer, offset, bytes, readback);
         }
-        let recorded = start.elapsed();
+        self.meter.recorded();
+        drop(stage);
+        let stage = tracing::trace_span!("submit").entered();
         let submission = recorder.submit()?;
-        let submitted = start.elapsed();
+        self.meter.submitted()?;
+        drop(stage);
+        let _stage = tracing::trace_span!("wait").entered();
         let stride = rwkv_kernels::View::stride(vocab);
         let values = match &self.readback {
             Some(readback) if bytes > 0 => readback.view(&gpu, &submission, bytes, |raw| {
@@ -238,14 +250,7 @@ impl Executor for GpuExecutor {
                 Vec::new()
             }
         };
-        tracing::trace!(
-            tokens = tables.tokens.len(),
-            dispatches = plan.dispatches().len(),
-            record_us = recorded.as_micros(),
-            submit_us = submitted.saturating_sub(recorded).as_micros(),
-            wait_us = start.elapsed().saturating_sub(submitted).as_micros(),
-            "step"
-        );
+        self.meter.finished(tables.tokens.len());
         Ok(Logits::new(vocab, values))
     }
 
@@ -289,6 +294,48 @@ impl Executor for GpuExecutor {
         self.blends.activate(&recipe)?;
         self.drop_stale_plans();
         Ok(())
+    }
+
+    fn weight_reads(&self) -> WeightReads {
+        let weights = ActiveWeights {
+            base: &self.weights,
+            blend: self.blends.active(),
+        };
+        let matrix = |weight: Weight| weights.matrix(weight).map_or(0, GpuMatrix::bytes);
+        let vectors = |op: &Op| {
+            let groups = resident::vector_groups(op).into_iter();
+            groups
+                .map(|group| weights.vectors(&group).map_or(0, GpuVector::bytes))
+                .sum()
+        };
+        WeightReads::of(
+            self.model.graph(),
+            self.model.config().vocab,
+            &matrix,
+            &vectors,
+        )
+    }
+
+    fn stats(&self) -> ExecutorStats {
+        let (pool, gpu) = (self.pool.counters(), self.kernels.gpu().counts());
+        ExecutorStats {
+            params: self.kernels.param_counts(),
+            pipelines: gpu.pipelines,
+            buffers: CacheCounts {
+                hits: pool.hits,
+                misses: pool.misses,
+            },
+            buffers_made: gpu.buffers,
+            ..self.meter.stats()
+        }
+    }
+
+    fn set_timing(&mut self, timing: Timing) -> Result<bool> {
+        self.meter.set_timing(self.kernels.gpu(), timing)
+    }
+
+    fn take_times(&mut self) -> Vec<StepTimes> {
+        self.meter.take_times()
     }
 }
 

@@ -1,0 +1,239 @@
+//! `rwkv-cli bench` as a person runs it: what it counts is exact, what it times is plausible.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "tests fail by panicking"
+)]
+
+use serde_json::Value;
+use std::process::{Command, Output, Stdio};
+
+const SPEC: &str = "v7:2x64:vocab=256";
+
+fn bench(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rwkv-cli"));
+    for name in ["RWKV_MODEL", "RWKV_DEVICE", "RWKV_LOG", "RWKV_HIDE"] {
+        command.env_remove(name);
+    }
+    command.arg("bench").args(args).stdin(Stdio::null());
+    command.output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+#[track_caller]
+fn stdout(args: &[&str]) -> String {
+    let output = bench(args);
+    let notes = text(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {notes}");
+    text(&output.stdout)
+}
+
+/// The adapter under test.
+fn gpu() -> String {
+    std::env::var("RWKV_DEVICE").unwrap_or_else(|_| "0".to_owned())
+}
+
+/// Bytes that a step with logits reads of [`SPEC`], and those of a row of its embedding: matrices are F16, vectors F32.
+fn weight_bytes() -> (u64, u64) {
+    let (width, ffn, vocab, rank) = (64, 256, 256, 32);
+    let mut matrices = width * vocab;
+    // The norms of the embedding and before the head.
+    let mut vectors = 4 * width;
+    for layer in 0..2 {
+        // The layer that has no value residual: three pairs (decay, rate, gate), else four.
+        let pairs = if layer == 0 { 3 } else { 4 };
+        matrices += 4 * width * width + 2 * width * ffn + pairs * 2 * width * rank;
+        // Three norms; six mixes and one; k_k, k_a and r_k; the biases of all pairs but the gate's.
+        vectors += width * (6 + 7 + 3 + pairs - 1);
+    }
+    (2 * matrices + 4 * vectors, 2 * width)
+}
+
+#[track_caller]
+fn positive(value: &Value) -> f64 {
+    let number = value.as_f64().unwrap_or(f64::NAN);
+    assert!(number > 0.0 && number.is_finite(), "{value}");
+    number
+}
+
+#[track_caller]
+fn near(value: &Value, want: f64) {
+    let got = positive(value);
+    assert!((got / want - 1.0).abs() < 1e-9, "{got}, {want}");
+}
+
+#[test]
+fn counts_and_times() {
+    let gpu = gpu();
+    for device in ["cpu", &gpu] {
+        let report: Value = serde_json::from_str(&stdout(&[
+            "--synthetic",
+            SPEC,
+            "--prefill",
+            "16",
+            "--decode",
+            "4",
+            "--batch",
+            "1,2",
+            "--repeat",
+            "2",
+            "--json",
+            "--device",
+            device,
+        ]))
+        .unwrap();
+        let on_gpu = device != "cpu";
+        assert_eq!(report["model"]["layers"], 2);
+        assert_eq!(report["repeat"], 2);
+        assert_eq!(report["device"]["driver"].is_string(), on_gpu);
+        positive(&report["load_seconds"]);
+        positive(&report["device_memory"]["used_bytes"]);
+        if cfg!(target_os = "linux") {
+            let memory = &report["host_memory"];
+            let private = positive(&memory["peak_private_bytes"]);
+            assert!(private < positive(&memory["peak_resident_bytes"]));
+        }
+        let copied = positive(&report["copy"]["bytes_per_second"]);
+
+        let (step, row) = weight_bytes();
+        let workloads = report["workloads"].as_array().unwrap();
+        let rows = [
+            ("prefill", 1, 16, 1),
+            ("decode", 1, 4, 4),
+            ("decode", 2, 8, 4),
+        ];
+        assert_eq!(workloads.len(), rows.len());
+        for (workload, (name, batch, tokens, steps)) in workloads.iter().zip(rows) {
+            assert_eq!(workload["name"], name);
+            assert_eq!(workload["batch"], batch);
+            assert_eq!(workload["tokens"], tokens);
+            assert_eq!(workload["steps"], steps);
+            let speed = &workload["tokens_per_second"];
+            let median = positive(&speed["median"]);
+            assert!(positive(&speed["min"]) <= median && median <= positive(&speed["max"]));
+            let bytes = (step * steps + row * tokens) as f64 / tokens as f64;
+            near(&workload["weight_bytes_per_token"], bytes);
+            near(&workload["weight_bytes_per_second"], bytes * median);
+            near(
+                &workload["share_of_copy_bandwidth"],
+                bytes * median / copied,
+            );
+            assert_eq!(workload["kernels"], Value::Null);
+            let launches = &workload["launches"];
+            if !on_gpu {
+                assert_eq!(*launches, Value::Null);
+                assert_eq!(workload["gpu_busy"], Value::Null);
+                continue;
+            }
+            // Every step of a decode launches the same kernels.
+            let dispatches = launches["dispatches"].as_u64().unwrap();
+            assert!(dispatches > 0 && dispatches.is_multiple_of(steps));
+            near(
+                &launches["dispatches_per_token"],
+                dispatches as f64 / tokens as f64,
+            );
+            assert_eq!(launches["buffers_made_after_warm_up"], 0);
+            let parts: f64 = ["record", "submit", "wait", "rest"]
+                .iter()
+                .map(|part| positive(&launches[format!("{part}_microseconds_per_token")]))
+                .sum();
+            // Two rounds: the mean of their times lies between the fastest and the slowest.
+            let (fast, slow) = (positive(&speed["max"]), positive(&speed["min"]));
+            assert!(parts > 0.999e6 / fast && parts < 1.001e6 / slow, "{parts}");
+            positive(&workload["gpu_microseconds_per_token"]);
+            // The clocks of host and GPU need not agree to the last digit.
+            assert!(positive(&workload["gpu_busy"]) < 1.05);
+        }
+        let caches = &report["caches"];
+        assert_eq!(caches.is_object(), on_gpu);
+        if on_gpu {
+            // A plan each for the prompt and the two batches; a warm-up, two rounds and two with timestamps, and an
+            // untimed first step in each round of decoding.
+            assert_eq!(caches["plans"]["misses"], 3);
+            assert_eq!(caches["plans"]["hits"], 5 * (1 + 5 + 5) - 3);
+            for name in ["parameters", "pipelines"] {
+                let rate = positive(&caches[name]["hit_rate"]);
+                assert!(rate < 1.0, "{name}: {rate}");
+            }
+            assert!(caches["buffer_pool"]["misses"].as_u64().unwrap() > 0);
+        }
+    }
+}
+
+#[test]
+fn profile() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.json");
+    let path = path.to_str().unwrap();
+    let gpu = gpu();
+    let args = [
+        "--synthetic",
+        SPEC,
+        "--prefill",
+        "8",
+        "--decode",
+        "3",
+        "--repeat",
+        "1",
+        "--device",
+        &gpu,
+        "--profile",
+    ];
+    let report: Value =
+        serde_json::from_str(&stdout(&[&args[..], &[path, "--json"]].concat())).unwrap();
+    let trace: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    for (index, workload) in report["workloads"].as_array().unwrap().iter().enumerate() {
+        // Each launch has its row in the table and its event in the trace.
+        let dispatches = &workload["launches"]["dispatches"];
+        let kernels = workload["kernels"].as_array().unwrap();
+        let count: u64 = kernels.iter().map(|k| k["count"].as_u64().unwrap()).sum();
+        let share: f64 = kernels.iter().map(|k| k["share"].as_f64().unwrap()).sum();
+        let events = events
+            .iter()
+            .filter(|e| e["ph"] == "X" && e["pid"] == index + 1)
+            .count();
+        if workload["name"] == "decode" {
+            // The first step of a round is not timed by the host; its kernels are dropped too.
+            assert_eq!(*dispatches, count);
+        }
+        assert_eq!(count, events as u64);
+        assert!((share - 1.0).abs() < 1e-6, "{share}");
+    }
+    // For people, and without a file.
+    let shown = stdout(&args);
+    for part in [
+        "tokens/s",
+        "GPU busy",
+        "dispatches",
+        "kernels of decode × 1",
+        "prefill 8",
+    ] {
+        assert!(shown.contains(part), "{shown}");
+    }
+}
+
+#[test]
+fn mistakes() {
+    let check = |args: &[&str], code: i32, part: &str| {
+        let output = bench(args);
+        let notes = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {notes}");
+        assert!(notes.contains(part) && output.stdout.is_empty(), "{notes}");
+    };
+    let synthetic = ["--device", "cpu", "--synthetic", SPEC];
+    let with = |rest: &[&'static str]| [&synthetic[..], rest].concat();
+    check(
+        &with(&["--prefill", "0", "--decode", "0"]),
+        2,
+        "nothing to measure",
+    );
+    check(&with(&["--batch", "1,0"]), 2, "--batch");
+    check(&with(&["--repeat", "0"]), 2, "--repeat");
+    check(&with(&["--model", "x.st"]), 2, "exclude each other");
+    check(&with(&["--profile"]), 1, "timestamps");
+    check(&["--synthetic", "v9:2x64"], 2, "version");
+}

@@ -1,0 +1,112 @@
+//! Counts a GPU executor's steps, and times them by the host's clock and, if asked to, by the GPU's.
+
+use crate::{ExecutorStats, Result, StepTimes};
+use rwkv_gpu::{Dispatch, Gpu, Recorder, Timer, Timing};
+use std::time::{Duration, Instant};
+
+/// What a step tells of itself, in this order: `begin`, `dispatch`, `recorded`, `submitted`, `finished`. One that failed
+/// on the way is not counted.
+#[derive(Default)]
+pub(super) struct Meter {
+    stats: ExecutorStats,
+    timer: Option<Timer>,
+    times: Vec<StepTimes>,
+    stage: Option<Instant>,
+    dispatches: u64,
+    record: Duration,
+    submit: Duration,
+}
+
+impl Meter {
+    /// A plan was looked up.
+    pub(super) fn plan(&mut self, known: bool) {
+        let plans = &mut self.stats.plans;
+        let count = if known {
+            &mut plans.hits
+        } else {
+            &mut plans.misses
+        };
+        *count += 1;
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.stage = Some(Instant::now());
+    }
+
+    /// Records `dispatches` in one pass.
+    pub(super) fn dispatch(
+        &mut self,
+        recorder: &mut Recorder,
+        dispatches: &[Dispatch],
+    ) -> Result<()> {
+        self.dispatches = dispatches.len() as u64;
+        if let Some(timer) = &mut self.timer {
+            timer.dispatch(recorder, "step", dispatches)?;
+        } else {
+            recorder.dispatch(dispatches);
+        }
+        Ok(())
+    }
+
+    pub(super) fn recorded(&mut self) {
+        self.record = self.lap();
+    }
+
+    /// To be called before waiting.
+    pub(super) fn submitted(&mut self) -> Result<()> {
+        if let Some(timer) = &mut self.timer {
+            timer.submitted()?;
+        }
+        self.submit = self.lap();
+        Ok(())
+    }
+
+    /// The results of `tokens` tokens were read.
+    pub(super) fn finished(&mut self, tokens: usize) {
+        let wait = self.lap();
+        tracing::trace!(
+            tokens,
+            dispatches = self.dispatches,
+            record_us = self.record.as_micros(),
+            submit_us = self.submit.as_micros(),
+            wait_us = wait.as_micros(),
+            "step"
+        );
+        self.stats.steps += 1;
+        self.stats.dispatches += self.dispatches;
+        self.stats.record += self.record;
+        self.stats.submit += self.submit;
+        self.stats.wait += wait;
+        self.collect();
+    }
+
+    /// The time since the last stage began; the next one begins.
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        let begun = self.stage.replace(now);
+        begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun))
+    }
+
+    fn collect(&mut self) {
+        if let Some(timer) = &mut self.timer {
+            while let Some(spans) = timer.take() {
+                self.times.push(StepTimes { spans });
+            }
+        }
+    }
+
+    pub(super) fn stats(&self) -> ExecutorStats {
+        self.stats
+    }
+
+    pub(super) fn set_timing(&mut self, gpu: &Gpu, timing: Timing) -> Result<bool> {
+        self.collect();
+        self.timer = Timer::new(gpu, timing)?;
+        Ok(self.timer.is_some())
+    }
+
+    pub(super) fn take_times(&mut self) -> Vec<StepTimes> {
+        self.collect();
+        std::mem::take(&mut self.times)
+    }
+}

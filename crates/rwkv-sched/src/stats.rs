@@ -1,0 +1,93 @@
+//! What an executor counts and times.
+
+use rwkv_gpu::{CacheCounts, TimedSpan};
+use std::time::Duration;
+
+/// Counts since an executor was made; they only grow, so that the difference of two tells what happened in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecutorStats {
+    /// Steps that were run to their end.
+    pub steps: u64,
+    /// Kernels that those launched.
+    pub dispatches: u64,
+    /// Host time that went into writing the batch and recording the steps.
+    pub record: Duration,
+    /// Host time that went into submitting them.
+    pub submit: Duration,
+    /// Host time from there until the results were read.
+    pub wait: Duration,
+    /// Lookups of plans, one a step.
+    pub plans: CacheCounts,
+    /// Requests of kernel parameters, while plans are made.
+    pub params: CacheCounts,
+    /// Lookups of compiled pipelines.
+    pub pipelines: CacheCounts,
+    /// Requests to the buffer pool.
+    pub buffers: CacheCounts,
+    /// Buffers made, for whatever use.
+    pub buffers_made: u64,
+}
+
+impl ExecutorStats {
+    /// What was counted after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            steps: self.steps.saturating_sub(earlier.steps),
+            dispatches: self.dispatches.saturating_sub(earlier.dispatches),
+            record: self.record.saturating_sub(earlier.record),
+            submit: self.submit.saturating_sub(earlier.submit),
+            wait: self.wait.saturating_sub(earlier.wait),
+            plans: self.plans.since(earlier.plans),
+            params: self.params.since(earlier.params),
+            pipelines: self.pipelines.since(earlier.pipelines),
+            buffers: self.buffers.since(earlier.buffers),
+            buffers_made: self.buffers_made.saturating_sub(earlier.buffers_made),
+        }
+    }
+}
+
+/// A step by the GPU's clock.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepTimes {
+    /// Its passes or its kernels, in the order of recording, as [`rwkv_gpu::Timing`] said.
+    pub spans: Vec<TimedSpan>,
+}
+
+impl StepTimes {
+    /// Seconds from the first begin to the last end; 0 for a step without kernels.
+    pub fn seconds(&self) -> f64 {
+        let begin = self.spans.iter().map(|s| s.begin).reduce(f64::min);
+        let end = self.spans.iter().map(|s| s.end).reduce(f64::max);
+        begin
+            .zip(end)
+            .map_or(0.0, |(begin, end)| (end - begin).max(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_lasts_from_its_first_begin_to_its_last_end() {
+        #[track_caller]
+        fn check(spans: &[(f64, f64)], want: f64) {
+            let spans = spans.iter().map(|&(begin, end)| TimedSpan {
+                name: String::new(),
+                begin,
+                end,
+            });
+            let seconds = StepTimes {
+                spans: spans.collect(),
+            }
+            .seconds();
+            assert!((seconds - want).abs() < 1e-12, "{seconds}, {want}");
+        }
+        check(&[], 0.0);
+        check(&[(1.0, 1.5)], 0.5);
+        check(&[(1.0, 1.5), (1.25, 3.0), (1.5, 2.0)], 2.0);
+        // A clock that runs backwards.
+        check(&[(2.0, 1.0)], 0.0);
+    }
+}

@@ -10,18 +10,21 @@
 //! What is computed, in this order, for logits `l`:
 //!
 //! 1. `a = l + logit_bias`, and for every token seen so far `a −= presence + count · frequency`. Finite values stay
-//!    finite (they saturate); `−inf` stays `−inf` and means that the token cannot come.
+//!    finite (they saturate); `−inf` stays `−inf` and means that the token cannot come. A count is `decay^n` times what
+//!    it was `n` tokens ago. Subnormal numbers are 0, here and in the gaps.
 //! 2. `gap = max(a) − a`, f32 and never negative. Tokens are ranked by `(gap, id)`: the lower id comes first in a tie.
 //!    With temperature 0 the first of the ranking is the answer.
 //! 3. The filters, each of which keeps a beginning of the ranking. With [`SamplerOrder::Reference`] their weights are
 //!    `exp(−gap)` and they come as top-p, top-k, min-p; with [`SamplerOrder::TemperatureFirst`] the weights are
-//!    `exp(−gap / temperature)` and they come as top-k, top-p (a share of what top-k left), min-p.
+//!    `exp(−gap / temperature)` (a product with the rounded `1 / temperature`) and they come as top-k, top-p (a share of
+//!    what top-k left), min-p.
 //! 4. The tokens that are left weigh `exp(−gap / temperature)`, which is `p^(1/temperature)` but for a factor. In the
 //!    order of their ids, the first whose running sum exceeds `u · total` is the answer, with `u` from
 //!    [`uniform`]`(seed, step)`.
 
 mod error;
 mod exp;
+mod gpu;
 mod params;
 mod penalties;
 mod random;
@@ -31,6 +34,7 @@ mod sampler;
 mod tests;
 
 pub use error::SamplingError;
+pub use gpu::{Chosen, Draw, DrawSettings, NONE, bias_words, counted_words, memory_words};
 pub use params::{SamplerOrder, SamplerParams};
 pub use random::{philox4x32, uniform};
 pub use sampler::Sampler;

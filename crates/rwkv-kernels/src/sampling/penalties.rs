@@ -6,36 +6,99 @@ use super::{SamplerParams, SamplingError};
 ///
 /// A token stays for ever, even when its count has decayed to nothing or was never raised: the presence penalty
 /// applies to it all the same.
+///
+/// Accepting a token touches that token alone: a count is kept as it was when it last grew, and decays by a power when
+/// it is read. A kernel can do the same without a pass over all tokens, and gets the same bits.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Occurrences {
     /// In the order of the tokens, each once.
-    counts: Vec<(u32, f32)>,
+    seen: Vec<Seen>,
+    /// How many tokens were accepted, modulo 2³².
+    accepted: u32,
+}
+
+/// A token that was accepted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Seen {
+    pub(super) token: u32,
+    /// Its count when it was accepted last.
+    pub(super) count: f32,
+    /// [`Occurrences::accepted`] then, itself included.
+    pub(super) at: u32,
 }
 
 impl Occurrences {
     /// Decays every count, then adds `amount` to the token's.
     pub(super) fn accept(&mut self, token: u32, amount: f32, decay: f32) {
-        for (_, count) in &mut self.counts {
-            *count *= decay;
-            // A GPU flushes subnormal numbers, and on a CPU they are slow.
-            if *count < f32::MIN_POSITIVE {
-                *count = 0.0;
-            }
-        }
-        match self.counts.binary_search_by_key(&token, |&(seen, _)| seen) {
-            Ok(at) => {
-                if let Some((_, count)) = self.counts.get_mut(at) {
-                    *count += amount;
+        self.accepted = self.accepted.wrapping_add(1);
+        let at = self.accepted;
+        match self.seen.binary_search_by_key(&token, |seen| seen.token) {
+            Ok(place) => {
+                if let Some(seen) = self.seen.get_mut(place) {
+                    seen.count = seen.decayed(at, decay) + amount;
+                    seen.at = at;
                 }
             }
-            Err(at) => self.counts.insert(at, (token, amount)),
+            Err(place) => self.seen.insert(
+                place,
+                Seen {
+                    token,
+                    count: amount,
+                    at,
+                },
+            ),
         }
     }
 
     /// Every token that was accepted and its count, by ascending token.
-    pub(super) fn counts(&self) -> &[(u32, f32)] {
-        &self.counts
+    pub(super) fn counts(&self, decay: f32) -> impl Iterator<Item = (u32, f32)> {
+        let now = self.accepted;
+        self.seen
+            .iter()
+            .map(move |seen| (seen.token, seen.decayed(now, decay)))
     }
+
+    /// From tokens in any order; of one that is there twice, the first.
+    pub(super) fn restored(mut seen: Vec<Seen>, accepted: u32) -> Self {
+        seen.sort_by_key(|seen| seen.token);
+        seen.dedup_by_key(|seen| seen.token);
+        Self { seen, accepted }
+    }
+
+    /// What is kept, by ascending token.
+    pub(super) fn seen(&self) -> &[Seen] {
+        &self.seen
+    }
+
+    /// How many tokens were accepted, modulo 2³².
+    pub(super) fn accepted(&self) -> u32 {
+        self.accepted
+    }
+}
+
+impl Seen {
+    /// The count after all the tokens up to number `now`.
+    fn decayed(&self, now: u32, decay: f32) -> f32 {
+        flush(self.count * power(decay, now.wrapping_sub(self.at)))
+    }
+}
+
+/// `base^n` by squaring, for a base from 0 to 1; the order of the products is that of the kernel.
+fn power(base: f32, n: u32) -> f32 {
+    let (mut result, mut square, mut rest) = (1.0, base, n);
+    while rest > 0 {
+        if rest & 1 == 1 {
+            result = flush(result * square);
+        }
+        square = flush(square * square);
+        rest >>= 1;
+    }
+    result
+}
+
+/// Subnormal numbers and −0 become 0. Some GPUs flush them, others do not, and on a CPU they are slow.
+pub(super) fn flush(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { 0.0 } else { x }
 }
 
 /// A copy of the logits with biases added and penalties taken off, and its largest value.
@@ -68,7 +131,7 @@ pub(super) fn penalise(
         return Err(SamplingError::Logit { token, logit });
     }
 
-    let mut adjusted = logits.to_vec();
+    let mut adjusted: Vec<f32> = logits.iter().copied().map(flush).collect();
     for &(token, bias) in &params.logit_bias {
         let Some(logit) = adjusted.get_mut(token as usize) else {
             return Err(SamplingError::BiasOutsideVocabulary { token, vocabulary });
@@ -79,7 +142,7 @@ pub(super) fn penalise(
             shift(*logit, bias)
         };
     }
-    for &(token, count) in seen.counts() {
+    for (token, count) in seen.counts(params.penalty_decay) {
         if let Some(logit) = adjusted.get_mut(token as usize) {
             *logit = shift(
                 *logit,
@@ -95,12 +158,12 @@ pub(super) fn penalise(
     }
 }
 
-/// `logit + by`; what is finite stays finite and `-inf` stays `-inf`, so that no later difference is NaN.
+/// `logit + by`, not subnormal; what is finite stays finite and `-inf` stays `-inf`, so that no later difference is NaN.
 fn shift(logit: f32, by: f32) -> f32 {
     if logit == f32::NEG_INFINITY {
         logit
     } else {
-        (logit + by).clamp(f32::MIN, f32::MAX)
+        flush((logit + by).clamp(f32::MIN, f32::MAX))
     }
 }
 
@@ -127,15 +190,32 @@ mod tests {
 
     #[test]
     fn counts_decay_and_tokens_stay() {
+        let counts = |seen: &Occurrences| seen.counts(0.5).collect::<Vec<_>>();
         let mut seen = Occurrences::default();
         for (token, amount) in [(9, 1.0), (4, 0.0), (9, 1.0), (u32::MAX, 1.0)] {
             seen.accept(token, amount, 0.5);
         }
-        assert_eq!(seen.counts(), [(4, 0.0), (9, 0.625), (u32::MAX, 1.0)]);
+        assert_eq!(counts(&seen), [(4, 0.0), (9, 0.625), (u32::MAX, 1.0)]);
         for _ in 0..300 {
             seen.accept(4, 0.0, 0.5);
         }
-        assert_eq!(seen.counts(), [(4, 0.0), (9, 0.0), (u32::MAX, 0.0)]);
+        assert_eq!(counts(&seen), [(4, 0.0), (9, 0.0), (u32::MAX, 0.0)]);
+    }
+
+    /// The powers are those of f64 but for rounding, and 0 once they would be subnormal.
+    #[test]
+    fn powers() {
+        for base in [0.0, 0.25, 0.9, 0.996, 0.999_999, 1.0_f32] {
+            for n in [0, 1, 2, 3, 7, 100, 1023, 65_537, u32::MAX] {
+                let (found, exact) = (f64::from(power(base, n)), f64::from(base).powf(n.into()));
+                let close = (found - exact).abs() <= 2e-7 * f64::from(n.max(1)) * exact;
+                assert!(
+                    close || exact < 2e-38 && found < 2e-38,
+                    "{base}^{n}: {found}, not {exact}"
+                );
+                assert!(found == 0.0 || found >= f64::from(f32::MIN_POSITIVE));
+            }
+        }
     }
 
     #[test]
@@ -151,6 +231,7 @@ mod tests {
             let params = SamplerParams {
                 presence_penalty: presence,
                 frequency_penalty: frequency,
+                penalty_decay: 1.0,
                 logit_bias: bias.to_vec(),
                 ..SamplerParams::default()
             };

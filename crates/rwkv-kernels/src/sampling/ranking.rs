@@ -17,10 +17,17 @@ impl Place {
     }
 }
 
-/// A token's unnormalised probability at this temperature (above 0); 1 for the most probable token.
+/// What gaps are multiplied by at this temperature (above 0). A product is rounded alike everywhere, a GPU's quotient
+/// is not.
+pub(super) fn inverse(temperature: f32) -> f32 {
+    // Normal, so that 0 times it is 0 and that no GPU takes it for 0.
+    (1.0 / temperature).clamp(f32::MIN_POSITIVE, f32::MAX)
+}
+
+/// A token's unnormalised probability at an inverse temperature; 1 for the most probable token.
 #[inline]
-pub(super) fn weight(gap: f32, temperature: f32) -> f32 {
-    exp_of_negative(-gap / temperature)
+pub(super) fn weight(gap: f32, inverse: f32) -> f32 {
+    exp_of_negative(-(gap * inverse))
 }
 
 /// The tokens whose gap is at most `widest`, by ascending id. `gaps` has one for each token, not negative, not NaN.
@@ -59,18 +66,18 @@ pub(super) fn min_p_gap(min_p: f32, temperature: f32) -> f32 {
 }
 
 /// The gap of the first token at which the running sum of the weights, down the ranking, reaches the share `top_p` of
-/// their total; `+inf` for 1.
+/// their total at an inverse temperature; `+inf` for 1.
 ///
 /// A radix selection from the highest bits of the gap down, with sums of weights in the place of counts. A flat
 /// distribution takes the same few passes, where a sort of 65,536 tokens takes milliseconds.
-pub(super) fn nucleus_gap(gaps: &[f32], top_p: f32, temperature: f32) -> f32 {
+pub(super) fn nucleus_gap(gaps: &[f32], top_p: f32, inverse: f32) -> f32 {
     const DIGITS: usize = 2048;
     let digit = |gap_bits: u32, shift: u32| (gap_bits >> shift) as usize % DIGITS;
 
     if top_p >= 1.0 {
         return f32::INFINITY;
     }
-    let weights: Vec<f32> = gaps.iter().map(|gap| weight(*gap, temperature)).collect();
+    let weights: Vec<f32> = gaps.iter().map(|gap| weight(*gap, inverse)).collect();
     let total = sum(&weights);
     let target = f64::from(top_p) * total;
     // All tokens below this weight together have less than half of the share that may be left out, so the nucleus

@@ -2,9 +2,9 @@
 
 use super::{
     SamplerOrder, SamplerParams, SamplingError,
-    penalties::{Occurrences, penalise},
+    penalties::{Occurrences, flush, penalise},
     random::uniform,
-    ranking::{Place, min_p_gap, nucleus_gap, top_k, weight, within},
+    ranking::{Place, inverse, min_p_gap, nucleus_gap, top_k, weight, within},
 };
 
 /// Chooses the tokens of one sequence.
@@ -52,8 +52,18 @@ impl Sampler {
     }
 
     /// Every token accepted so far with its decayed count, by ascending token.
-    pub fn counts(&self) -> &[(u32, f32)] {
-        self.seen.counts()
+    pub fn counts(&self) -> Vec<(u32, f32)> {
+        self.seen.counts(self.params.penalty_decay).collect()
+    }
+
+    /// Draws number `step` next, with these tokens said.
+    pub(super) fn continue_from(&mut self, step: u64, seen: Occurrences) {
+        (self.step, self.seen) = (step, seen);
+    }
+
+    /// What was said, as it is kept.
+    pub(super) fn seen(&self) -> &Occurrences {
+        &self.seen
     }
 
     /// Forgets every token and starts the random numbers again.
@@ -125,11 +135,10 @@ impl Sampler {
             return Ok(first.map(|(token, _)| (token, 1.0)).into_iter().collect());
         }
         for gap in &mut gaps {
-            // `abs` for the signed zeros: −0 − 0 is −0, whose bits would rank it last.
-            *gap = (max - *gap).abs();
+            *gap = flush(max - *gap);
         }
         let widest = |gaps: &[f32], at: f32| {
-            nucleus_gap(gaps, params.top_p, at).min(min_p_gap(params.min_p, at))
+            nucleus_gap(gaps, params.top_p, inverse(at)).min(min_p_gap(params.min_p, at))
         };
         let mut places;
         match params.order {
@@ -146,7 +155,8 @@ impl Sampler {
                 places.retain(|place| place.gap() <= widest);
             }
         }
-        let weigh = |place: &Place| (place.token, weight(place.gap(), temperature));
+        let inverse = inverse(temperature);
+        let weigh = |place: &Place| (place.token, weight(place.gap(), inverse));
         Ok(places.iter().map(weigh).collect())
     }
 }

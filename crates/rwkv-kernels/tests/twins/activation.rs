@@ -148,7 +148,8 @@ pub(crate) fn filled(gpu: &Gpu, words: &[u32]) -> Buffer {
     buffer
 }
 
-fn read(gpu: &Gpu, buffer: &Buffer) -> Vec<u32> {
+/// The words of a buffer.
+pub(crate) fn read(gpu: &Gpu, buffer: &Buffer) -> Vec<u32> {
     let readback = Readback::new(gpu, "test", buffer.size()).unwrap();
     let mut recorder = gpu.recorder("test");
     recorder.read(buffer, 0, buffer.size(), &readback);

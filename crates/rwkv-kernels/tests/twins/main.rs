@@ -21,6 +21,7 @@ mod linear;
 mod map;
 mod noise;
 mod norms;
+mod sampling;
 mod setup;
 mod shift;
 mod token_matmul;

@@ -1,4 +1,4 @@
-// Sums over a workgroup of SIZE threads through workgroup memory.
+// Sums and maxima over a workgroup of SIZE threads through workgroup memory.
 const SIZE: u32 = $SIZE;
 
 var<workgroup> partial: array<f32, SIZE>;
@@ -13,6 +13,20 @@ fn workgroup_add(value: f32, at: Invocation) -> f32 {
         workgroupBarrier();
         if at.thread < half {
             partial[at.thread] += partial[at.thread + half];
+        }
+    }
+    workgroupBarrier();
+    return partial[0];
+}
+
+// The largest `value` of the workgroup, known to all threads. Called by the whole workgroup.
+fn workgroup_max(value: f32, at: Invocation) -> f32 {
+    workgroupBarrier();
+    partial[at.thread] = value;
+    for (var half = SIZE / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if at.thread < half {
+            partial[at.thread] = max(partial[at.thread], partial[at.thread + half]);
         }
     }
     workgroupBarrier();

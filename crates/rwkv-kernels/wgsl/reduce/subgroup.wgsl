@@ -1,4 +1,4 @@
-// Sums over a workgroup of SIZE threads: subgroups first, then their results.
+// Sums and maxima over a workgroup of SIZE threads: subgroups first, then their results.
 const SIZE: u32 = $SIZE;
 
 var<workgroup> partial: array<f32, SIZE / 4u>;
@@ -25,4 +25,19 @@ fn workgroup_add(value: f32, at: Invocation) -> f32 {
         total += partial[i];
     }
     return total;
+}
+
+// The largest `value` of the workgroup, known to all threads. Called by the whole workgroup.
+fn workgroup_max(value: f32, at: Invocation) -> f32 {
+    let largest = subgroupMax(value);
+    workgroupBarrier();
+    if at.lane == 0u {
+        partial[at.group] = largest;
+    }
+    workgroupBarrier();
+    var all = partial[0];
+    for (var i = 1u; i < at.groups; i++) {
+        all = max(all, partial[i]);
+    }
+    return all;
 }

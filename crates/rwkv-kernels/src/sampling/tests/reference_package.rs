@@ -121,6 +121,7 @@ fn probabilities() {
             temperature,
             top_k,
             top_p,
+            penalty_decay: 1.0,
             ..SamplerParams::default()
         };
         let mut seen = Occurrences::default();
@@ -165,7 +166,8 @@ fn generate_loop() {
         }
         let (penalised, _) = sampler.penalised(&logits).unwrap();
         for (token, (&found, &expected)) in penalised.iter().zip(&out).enumerate() {
-            let agrees = (f64::from(found) - expected).abs() < 1e-5
+            // f32's 0.996 is off by 8e-9 and its powers round more: 2e-6 of a penalty of 6, after hundreds of tokens.
+            let agrees = (f64::from(found) - expected).abs() < 2e-5
                 || (found == NEVER && expected == -f64::INFINITY);
             assert!(
                 agrees,

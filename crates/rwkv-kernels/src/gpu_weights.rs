@@ -276,6 +276,16 @@ impl GpuMatrix {
 }
 
 impl Chunk {
+    /// `rows` rows from `first_row` on, in these buffers.
+    pub(crate) fn new(first_row: u32, rows: u32, parts: Vec<Buffer>) -> Self {
+        Self {
+            first_row,
+            rows,
+            parts,
+            group: OnceLock::new(),
+        }
+    }
+
     /// The number of its first row.
     pub(crate) fn first(&self) -> usize {
         self.first_row as usize

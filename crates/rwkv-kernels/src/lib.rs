@@ -6,6 +6,8 @@
 
 mod error;
 pub mod formats;
+mod gpu_columns;
+mod gpu_csr;
 mod gpu_weights;
 mod kernels;
 mod matrix;
@@ -14,7 +16,9 @@ pub mod sampling;
 pub mod shaders;
 
 pub use error::Error;
-pub use formats::{Format, GpuLayout};
+pub use formats::{Csr, CsrColumns, Format, GpuLayout};
+pub use gpu_columns::GpuColumns;
+pub use gpu_csr::GpuCsr;
 pub use gpu_weights::{GpuMatrix, GpuVector};
 pub use kernels::{BatchTables, Kernels, Page, Span, Token, View};
 pub use matrix::Matrix;

@@ -4,10 +4,10 @@
 
 use proptest::prelude::*;
 use rwkv_kernels::{
-    Format, Matrix,
+    Csr, Format, Matrix,
     ops::{
-        Decay, Wkv4Operands, Wkv6Operands, Wkv7Operands, bonus, embed, keys7, matmul, norm,
-        token_matmul, wkv4, wkv6, wkv7,
+        Decay, Wkv4Operands, Wkv6Operands, Wkv7Operands, bonus, csr_matmul, embed, keys7, matmul,
+        norm, token_matmul, wkv4, wkv6, wkv7,
     },
 };
 use rwkv_mem::{Cols, Rows};
@@ -72,6 +72,8 @@ proptest! {
         let tokens = a.len() / size.max(1);
         let fits = a.len() == tokens * size && y.len() == tokens * rows;
         prop_assert_eq!(matmul(&a, &matrix, &mut y).is_ok(), fits, "matmul");
+        let sparse = Csr::from_dense("w", &matrix, 0.0).unwrap();
+        prop_assert_eq!(csr_matmul(&a, &sparse, &mut y).is_ok(), fits, "sparse matmul");
 
         let known = size == 0 || ids.iter().all(|id| (*id as usize) < rows);
         let fits = y.len() == ids.len() * size && known;

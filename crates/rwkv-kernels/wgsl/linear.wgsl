@@ -23,6 +23,8 @@ struct Params {
 
 override HAS_BIAS: bool = false;
 override HAS_RESIDUAL: bool = false;
+// y already has the sums of other columns of the matrix.
+override ADDS: bool = false;
 
 // Elements `4 * part ..` of a token's x, zero past the last column: what lies in the padding is not a number of ours.
 fn load_x(token: u32, part: u32) -> vec4<f32> {
@@ -41,5 +43,9 @@ fn finish(sum: f32, row: u32, token: u32) {
     if HAS_RESIDUAL {
         value += residual[token * params.residual_stride + column];
     }
-    y[token * params.y_stride + column] = value;
+    let place = token * params.y_stride + column;
+    if ADDS {
+        value += y[place];
+    }
+    y[place] = value;
 }

@@ -1,17 +1,12 @@
-// Y = X Wᵀ for many tokens: a workgroup makes a tile of 64 rows of W × 64 tokens, STEP columns at a time through
-// workgroup memory, and each thread a 4 × 4 part of it in registers.
+// Y = X Wᵀ for many tokens and a W in rows of a format's units.
 #import formats/$FORMAT
-#import linear
+#import tiles
 
-const TILE: u32 = 64u;
 const STEP: u32 = max(16u, UNIT);
 // One more than the tile, so that the threads that store a column do not meet in one bank. Units of 32 fill the 16 KiB
 // of workgroup memory that WebGPU promises, but there a row is one unit and neighbouring threads store neighbours.
 const PITCH: u32 = TILE + 16u / STEP;
 const ROW_UNITS: u32 = STEP / UNIT;
-
-var<workgroup> w_tile: array<f32, STEP * PITCH>;
-var<workgroup> x_tile: array<f32, STEP * PITCH>;
 
 fn load_w(first_row: u32, first_column: u32, thread: u32) {
     if thread >= TILE * ROW_UNITS {
@@ -31,57 +26,5 @@ fn load_w(first_row: u32, first_column: u32, thread: u32) {
         w_tile[(column + 1u) * PITCH + row] = value.y;
         w_tile[(column + 2u) * PITCH + row] = value.z;
         w_tile[(column + 3u) * PITCH + row] = value.w;
-    }
-}
-
-fn load_tokens(first_token: u32, first_column: u32, thread: u32) {
-    let token = thread / 4u;
-    for (var column = thread % 4u * 4u; column < STEP; column += 16u) {
-        var value = vec4(0.0);
-        if first_token + token < params.tokens && first_column + column < params.cols {
-            value = load_x(first_token + token, (first_column + column) / 4u);
-        }
-        x_tile[column * PITCH + token] = value.x;
-        x_tile[(column + 1u) * PITCH + token] = value.y;
-        x_tile[(column + 2u) * PITCH + token] = value.z;
-        x_tile[(column + 3u) * PITCH + token] = value.w;
-    }
-}
-
-@compute @workgroup_size(16, 16)
-fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let first_row = workgroup.x * TILE;
-    let first_token = workgroup.y * TILE;
-    // Neighbouring threads make neighbouring rows of W, which are neighbouring elements of y.
-    let row = thread % 16u;
-    let token = thread / 16u;
-    var sums: array<vec4<f32>, 4>;
-    for (var column = 0u; column < params.cols; column += STEP) {
-        load_w(first_row, column, thread);
-        load_tokens(first_token, column, thread);
-        workgroupBarrier();
-        for (var k = 0u; k < STEP; k++) {
-            let at = k * PITCH;
-            let weight = vec4(
-                w_tile[at + row],
-                w_tile[at + row + 16u],
-                w_tile[at + row + 32u],
-                w_tile[at + row + 48u],
-            );
-            for (var i = 0u; i < 4u; i++) {
-                sums[i] += weight * x_tile[at + token * 4u + i];
-            }
-        }
-        workgroupBarrier();
-    }
-    for (var i = 0u; i < 4u; i++) {
-        let t = first_token + token * 4u + i;
-        let sum = sums[i];
-        for (var j = 0u; j < 4u; j++) {
-            let r = first_row + row + j * 16u;
-            if t < params.tokens && r < params.rows {
-                finish(sum[j], r, t);
-            }
-        }
     }
 }

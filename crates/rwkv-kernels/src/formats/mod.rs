@@ -10,6 +10,7 @@
 
 mod choice;
 mod codebook;
+mod csr;
 mod float;
 mod grid;
 mod int8;
@@ -28,6 +29,7 @@ mod search;
 use std::fmt;
 
 pub use choice::{Choice, Family};
+pub use csr::{Csr, CsrColumns};
 pub use float::{F16_MAX, outside_f16};
 pub use layout::GpuLayout;
 

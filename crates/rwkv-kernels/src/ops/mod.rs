@@ -7,6 +7,7 @@
 
 mod blend;
 mod bonus;
+mod csr_linear;
 mod embed;
 mod function;
 mod heads;
@@ -16,14 +17,17 @@ mod map;
 mod norm;
 mod sample;
 mod select;
+mod sparse_linear;
 mod token_matmul;
 mod token_shift;
+mod transpose;
 mod wkv4;
 mod wkv6;
 mod wkv7;
 
 pub use blend::{Blend, Change, blend};
 pub use bonus::{Bonus, bonus};
+pub use csr_linear::{CsrLinear, csr_matmul};
 pub use embed::{Embed, embed};
 pub use function::Function;
 pub use keys7::{Keys7, keys7};
@@ -32,8 +36,10 @@ pub use map::{Map, add, add_vector, lerp, lerp_vector, multiply};
 pub use norm::{Norm, norm};
 pub use sample::Sample;
 pub use select::{Select, select};
+pub use sparse_linear::{SparseLinear, SparseTuning};
 pub use token_matmul::{TokenMatMul, token_matmul};
 pub use token_shift::{Previous, StoreShift, TokenShift, Weighs, mix, previous_rows};
+pub use transpose::Transpose;
 pub use wkv4::{Wkv4, Wkv4Operands, wkv4};
 pub use wkv6::{Decay, Wkv6, Wkv6Operands, wkv6};
 pub use wkv7::{Wkv7, Wkv7Operands, wkv7};

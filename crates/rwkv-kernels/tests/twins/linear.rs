@@ -172,7 +172,7 @@ fn compare<'s>(case: &Case, setups: impl IntoIterator<Item = &'s Setup>) {
 }
 
 /// Every element.
-fn expanded(matrix: &Matrix<'_>) -> Vec<f32> {
+pub(crate) fn expanded(matrix: &Matrix<'_>) -> Vec<f32> {
     let (rows, cols) = (matrix.shape().rows.0, matrix.shape().cols.0);
     let mut values = vec![0.0; rows * cols];
     for (row, out) in values.chunks_exact_mut(cols).enumerate() {
@@ -182,7 +182,7 @@ fn expanded(matrix: &Matrix<'_>) -> Vec<f32> {
 }
 
 /// `Σ |w x|` for each output.
-fn absolute_terms(x: &[f32], weight: &Matrix<'_>, tokens: usize) -> Vec<f32> {
+pub(crate) fn absolute_terms(x: &[f32], weight: &Matrix<'_>, tokens: usize) -> Vec<f32> {
     let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
     let absolute: Vec<f32> = expanded(weight).iter().map(|w| w.abs()).collect();
     let x: Vec<f32> = x.iter().map(|x| x.abs()).collect();

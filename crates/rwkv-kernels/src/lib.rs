@@ -10,6 +10,7 @@ mod gpu_columns;
 mod gpu_csr;
 mod gpu_weights;
 mod kernels;
+mod lora_up;
 mod matrix;
 pub mod ops;
 pub mod sampling;
@@ -21,6 +22,7 @@ pub use gpu_columns::GpuColumns;
 pub use gpu_csr::GpuCsr;
 pub use gpu_weights::{GpuMatrix, GpuVector};
 pub use kernels::{BatchTables, Kernels, Page, Span, Token, View};
+pub use lora_up::LoraUp;
 pub use matrix::Matrix;
 
 /// What this crate's functions return.

@@ -1,11 +1,8 @@
 // Functions of one value. ACTIVATION is constant when the pipeline compiles, so only one branch remains.
 #import decay6
+#import sigmoid
 
 override ACTIVATION: u32 = 0u;
-
-fn sigmoid(x: f32) -> f32 {
-    return 1.0 / (1.0 + exp(-x));
-}
 
 // Drivers make tanh from exponentials, which cancel close to zero (llvmpipe of Mesa 22.3: 1e-4 relative at 2e-4), so
 // its Taylor series up to x^11 serves below 0.4, where the next term is less than f32's rounding. Past ±10 tanh is ±1

@@ -21,9 +21,13 @@ struct Params {
 @group(0) @binding(3) var<storage, read> v: array<f32>;
 @group(0) @binding(4) var<storage, read> decay: array<f32>;
 @group(0) @binding(5) var<storage, read> bonus: array<f32>;
+@group(0) @binding(6) var<storage, read> gate: array<f32>;
 // [slot, 3, channel]: numerator, denominator, exponent.
-@group(0) @binding(6) var<storage, read_write> state: array<f32>;
-@group(0) @binding(7) var<storage, read_write> y: array<f32>;
+@group(0) @binding(7) var<storage, read_write> state: array<f32>;
+@group(0) @binding(8) var<storage, read_write> y: array<f32>;
+
+// Whether the average is multiplied by the gate.
+override HAS_GATE: bool = false;
 
 const SIZE: u32 = 64u;
 
@@ -56,7 +60,11 @@ fn main(at: Invocation) {
         var most = max(exponent, extra + key);
         let past = exp(exponent - most);
         let now = exp(extra + key - most);
-        y[i] = (past * numerator + now * value) / (past * denominator + now);
+        var average = (past * numerator + now * value) / (past * denominator + now);
+        if HAS_GATE {
+            average *= gate[i];
+        }
+        y[i] = average;
         let faded = exponent + fade;
         most = max(faded, key);
         let kept = exp(faded - most);

@@ -107,10 +107,22 @@ impl Kernels {
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when the kernel does not compile.
     pub fn wkv4(&self, op: &Wkv4<'_>) -> Result<Dispatch> {
+        self.wkv4_by(op, None)
+    }
+
+    /// The dispatch of `op`, with its result multiplied by `gate`, tokens × channels: the receptance after its function.
+    ///
+    /// # Errors
+    /// Those of [`Self::wkv4`].
+    pub fn wkv4_gated(&self, op: &Wkv4<'_>, gate: View<'_>) -> Result<Dispatch> {
+        self.wkv4_by(op, Some(gate))
+    }
+
+    fn wkv4_by(&self, op: &Wkv4<'_>, gate: Option<View<'_>>) -> Result<Dispatch> {
         let View { rows, width, .. } = op.k;
         let vectors = op.decay.len() == width && op.bonus.len() == width;
-        let views = [op.v, op.y];
-        if !vectors || views.iter().any(|v| v.rows != rows || v.width != width) {
+        let fits = |v: &View<'_>| v.rows == rows && v.width == width;
+        if !vectors || ![op.v, op.y].iter().chain(&gate).all(fits) {
             return Err(Error::shape("wkv4", format!("rows of {width} channels")));
         }
         let params = Params {
@@ -126,10 +138,12 @@ impl Kernels {
             op.v.binding(),
             op.decay.binding(),
             op.bonus.binding(),
+            gate.as_ref().map_or(self.unused(), View::binding),
             Binding::from(op.state),
             op.y.binding(),
         ];
-        let pipeline = self.pipeline("wkv4", &[])?;
+        let has_gate = f64::from(u8::from(gate.is_some()));
+        let pipeline = self.pipeline("wkv4", &[("HAS_GATE", has_gate)])?;
         self.dispatch(
             pipeline,
             &params,

@@ -102,6 +102,46 @@ impl<'g> Activation<'g> {
     }
 }
 
+/// Activations of several widths in one buffer, with poison in between.
+pub(crate) struct Together {
+    buffer: Buffer,
+    rows: usize,
+    /// First byte and width of each.
+    places: Vec<(u64, usize)>,
+}
+
+impl Together {
+    /// `parts`: the width of each and its values, `rows · width`.
+    pub(crate) fn new(setup: &Setup, rows: usize, parts: &[(usize, &[f32])]) -> Self {
+        let mut places = Vec::new();
+        let mut words = Vec::new();
+        for (width, values) in parts {
+            assert_eq!(values.len(), rows * width);
+            places.push(((words.len() * 4) as u64, *width));
+            for row in values.chunks_exact((*width).max(1)) {
+                words.extend(row.iter().map(|x| x.to_bits()));
+                words.resize(words.len() + View::stride(*width) - width, POISON);
+            }
+            words.resize(words.len().next_multiple_of(64), POISON);
+        }
+        Self {
+            buffer: filled(setup.gpu(), &words),
+            rows,
+            places,
+        }
+    }
+
+    pub(crate) fn views(&self) -> Vec<View<'_>> {
+        let view = |(offset, width): &(u64, usize)| View {
+            buffer: &self.buffer,
+            offset: *offset,
+            rows: self.rows,
+            width: *width,
+        };
+        self.places.iter().map(view).collect()
+    }
+}
+
 /// A page of state: `values`, then one more slot of `slot` elements that nobody may touch.
 pub(crate) struct State<'g> {
     gpu: &'g Gpu,

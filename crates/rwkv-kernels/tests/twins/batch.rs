@@ -6,7 +6,7 @@ use rwkv_gpu::{Binding, Buffer};
 use rwkv_kernels::{BatchTables, Page, Span, Token};
 
 /// Slots that spans may have; the state is cut into two pages.
-pub(crate) const SLOTS: u32 = 7;
+pub(crate) const SLOTS: u32 = 11;
 
 /// Spans, one after the other, and where the second page starts.
 #[derive(Clone, Debug)]
@@ -44,6 +44,23 @@ pub(crate) fn ragged(longest: u32) -> impl Strategy<Value = Ragged> {
                 cut,
             }
         })
+}
+
+/// One to nine spans of one token in random slots.
+pub(crate) fn singles() -> impl Strategy<Value = Ragged> {
+    let slots = Just((0..SLOTS).collect::<Vec<_>>()).prop_shuffle();
+    (1usize..=9, slots, 1..SLOTS).prop_map(|(count, slots, cut)| {
+        let spans = (0..).zip(slots).take(count).map(|(start, slot)| Span {
+            start,
+            length: 1,
+            slot,
+            padding: 0,
+        });
+        Ragged {
+            spans: spans.collect(),
+            cut,
+        }
+    })
 }
 
 impl Ragged {

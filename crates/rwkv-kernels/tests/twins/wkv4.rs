@@ -10,7 +10,7 @@ use crate::{
 use proptest::prelude::*;
 use rwkv_kernels::{
     GpuVector,
-    ops::{Wkv4, Wkv4Operands, wkv4},
+    ops::{Wkv4, Wkv4Operands, multiply, wkv4},
 };
 
 /// Four exponentials a token, of numbers that are themselves rounded: at an exponent of 100 by 8e-6.
@@ -21,13 +21,13 @@ proptest! {
 
     #[test]
     fn any_width(batch in ragged(7), width in 1usize..300, keys in prop::sample::select(vec![0.1f32, 1.0, 5.0]),
-                 scale in scale(), seed: u64) {
-        compare(&batch, width, keys, scale, seed);
+                 gated: bool, scale in scale(), seed: u64) {
+        compare(&batch, width, keys, gated, scale, seed);
     }
 
     #[test]
     fn long_spans(batch in ragged(300), width in 1usize..70, seed: u64) {
-        compare(&batch, width, 2.0, 1.0, seed);
+        compare(&batch, width, 2.0, false, 1.0, seed);
     }
 }
 
@@ -52,7 +52,7 @@ fn row_of(state: &[f32], width: usize, row: usize) -> Vec<f32> {
     rows.flatten().copied().collect()
 }
 
-fn compare(ragged: &Ragged, width: usize, keys: f32, scale: f32, seed: u64) {
+fn compare(ragged: &Ragged, width: usize, keys: f32, gated: bool, scale: f32, seed: u64) {
     let mut noise = Noise::new(seed);
     let tokens = ragged.tokens();
     let (k, v) = (
@@ -61,6 +61,7 @@ fn compare(ragged: &Ragged, width: usize, keys: f32, scale: f32, seed: u64) {
     );
     let decay: Vec<f32> = (0..width).map(|_| noise.unit() * 4.0 - 2.0).collect();
     let bonus = noise.values(width, 1.0);
+    let gate = noise.values(tokens * width, 1.0);
     // [slot, 3, width]
     let slot = 3 * width;
     let state = states(width, keys, scale, &mut noise);
@@ -78,10 +79,13 @@ fn compare(ragged: &Ragged, width: usize, keys: f32, scale: f32, seed: u64) {
         let kept = &mut next[span.slot as usize * slot..][..slot];
         wkv4(operands, kept, &mut want[at]).unwrap();
     }
+    if gated {
+        multiply(&want.clone(), &gate, &mut want);
+    }
 
     for setup in setups() {
         let batch = Tables::of(setup, ragged);
-        let [k, v] = [&k, &v].map(|x| Activation::new(setup, tokens, width, x));
+        let [k, v, gate] = [&k, &v, &gate].map(|x| Activation::new(setup, tokens, width, x));
         let mut upload = setup.upload();
         let [decay, bonus] =
             [&decay, &bonus].map(|v| GpuVector::new(setup.gpu(), "wkv", v, &mut upload).unwrap());
@@ -99,7 +103,11 @@ fn compare(ragged: &Ragged, width: usize, keys: f32, scale: f32, seed: u64) {
                 page: *page,
                 y: y.view(),
             };
-            setup.kernels.wkv4(&op).unwrap()
+            if gated {
+                setup.kernels.wkv4_gated(&op, gate.view()).unwrap()
+            } else {
+                setup.kernels.wkv4(&op).unwrap()
+            }
         });
         setup.run(&dispatches.collect::<Vec<_>>());
         check_rms(&format!("y, {}", setup.name), &y.read(), &want, BOUND);

@@ -1,0 +1,142 @@
+//! The time mix of RWKV-5 and RWKV-6 between its projections in one kernel, for steps in which every span is one token:
+//! what `linear` of the decay's second matrix, `wkv6`, `norm` and `multiply` do one after the other. Those are its twin.
+
+use super::{
+    heads::compiled_head,
+    step::{Pair, Pairs, StepTile, head_suits, one_buffer},
+};
+use crate::{BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View, kernels::u32_of};
+use bytemuck::NoUninit;
+use rwkv_gpu::{Binding, Buffer, Dispatch};
+
+/// A step of the time mix on the GPU; activations are tokens × channels unless said otherwise. `y` and the state must not
+/// share a buffer with anything else here.
+pub struct Wkv6Step<'a> {
+    /// The batch; every span has one token.
+    pub batch: BatchTables<'a>,
+    /// Receptance; in one buffer with key and value.
+    pub r: View<'a>,
+    /// Key.
+    pub k: View<'a>,
+    /// Value.
+    pub v: View<'a>,
+    /// RWKV-6: what the decay's second matrix multiplies (after tanh), tokens × rank, and that matrix. RWKV-5 has none.
+    pub decay: Option<(View<'a>, &'a LoraUp)>,
+    /// Rows of channels, one after the other: decay (RWKV-6: what is added to the pair's), the weight of the current
+    /// token, weight and bias of the norm.
+    pub vectors: &'a GpuVector,
+    /// What the result is multiplied by, after its function. RWKV-5.0 has none.
+    pub gate: Option<View<'a>>,
+    /// Channels a head, a multiple of 4 and at most 128.
+    pub head_size: usize,
+    /// What the norm of a head adds to the variance.
+    pub epsilon: f32,
+    /// WKV states `[slot, head, value, key]`.
+    pub state: &'a Buffer,
+    /// The slots in `state`.
+    pub page: Page,
+    /// What the output projection multiplies.
+    pub y: View<'a>,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct Params {
+    page: Page,
+    pairs: [Pair; 4],
+    units: u32,
+    spans: u32,
+    heads: u32,
+    head_size: u32,
+    stride: u32,
+    r: u32,
+    k: u32,
+    v: u32,
+    epsilon: f32,
+    // Uniform structs are as long as a multiple of their alignment.
+    padding: [u32; 3],
+}
+
+/// Rows of the vectors.
+const VECTORS: usize = 4;
+
+impl Wkv6Step<'_> {
+    /// Whether the kernel takes heads of this size; if not, the operations it is made of serve.
+    pub fn suits(head_size: usize) -> bool {
+        head_suits(head_size)
+    }
+}
+
+impl Kernels {
+    /// The dispatch of `op`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the sizes do not fit or [`Wkv6Step::suits`] says no, [`Error::Gpu`] when the kernel does not
+    /// compile.
+    pub fn wkv6_step(&self, op: &Wkv6Step<'_>) -> Result<Dispatch> {
+        let View { rows, width, .. } = op.r;
+        let whole = head_suits(op.head_size) && width.is_multiple_of(op.head_size);
+        let same = |v: &View<'_>| v.rows == rows && v.width == width;
+        let fit = [op.k, op.v, op.y].iter().chain(&op.gate).all(same)
+            && op.decay.is_none_or(|(_, up)| up.channels() == width)
+            && op.vectors.len() == VECTORS * width
+            && op.batch.span_count <= rows;
+        if !whole || !fit {
+            return Err(Error::shape(
+                "wkv6 step",
+                format!(
+                    "{} spans in {rows} rows of {width} channels, heads of {}, {} elements of vectors",
+                    op.batch.span_count,
+                    op.head_size,
+                    op.vectors.len()
+                ),
+            ));
+        }
+        let head = compiled_head("wkv6 step", op.head_size)?;
+        let heads = width / op.head_size;
+        let (rkv, places) = one_buffer("wkv6 step", &[op.r, op.k, op.v])?;
+        let place = |i: usize| places.get(i).copied().unwrap_or(0);
+        let (pairs, format) = match &op.decay {
+            Some((hidden, up)) => (Pairs::new("wkv6 step", up, &[*hidden], rows)?, up.format()),
+            None => (Pairs::none(self.unused()), crate::Format::F32),
+        };
+        let params = Params {
+            page: op.page,
+            pairs: pairs.table,
+            units: pairs.units,
+            spans: u32_of("spans", op.batch.span_count)?,
+            heads: u32_of("heads", heads)?,
+            head_size: u32_of("head size", op.head_size)?,
+            stride: u32_of("stride", View::stride(width))?,
+            r: place(0),
+            k: place(1),
+            v: place(2),
+            epsilon: op.epsilon,
+            padding: [0; 3],
+        };
+        let bindings = [
+            op.batch.spans,
+            rkv,
+            pairs.hidden,
+            op.vectors.binding(),
+            op.gate.as_ref().map_or(self.unused(), View::binding),
+            Binding::from(op.state),
+            op.y.binding(),
+        ];
+        let constants = [
+            ("HAS_GATE", f64::from(u8::from(op.gate.is_some()))),
+            ("RAGGED", f64::from(u8::from(pairs.ragged))),
+        ];
+        let wide = StepTile { share: 8, spans: 1 };
+        let share = if wide.fits(self, op.head_size) { 8 } else { 4 };
+        let name = format!("wkv6_step/{format}/{head}/{share}/1");
+        let pipeline = self.pipeline(&name, &constants)?;
+        let workgroups = op.batch.span_count * heads;
+        let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
+        dispatch.groups.push(match &op.decay {
+            Some((_, up)) => up.group(self.gpu(), &pipeline)?,
+            None => self.gpu().bind(&pipeline, 1, &[self.unused()])?,
+        });
+        Ok(dispatch)
+    }
+}

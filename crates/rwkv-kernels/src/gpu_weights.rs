@@ -1,14 +1,14 @@
 //! Weights in GPU memory.
 
 use crate::{
-    Error, Format, Matrix, Result,
-    formats::{GpuLayout, outside_f16},
-    kernels::u32_of,
+    Error, Format, Matrix, Result, formats::GpuLayout, kernels::u32_of, matrix_upload::MatrixUpload,
 };
-use rayon::prelude::*;
 use rwkv_gpu::{BindGroup, Binding, Buffer, BufferKind, Gpu, Pipeline};
-use rwkv_mem::{Shape, Upload};
-use std::sync::OnceLock;
+use rwkv_mem::{Rows, Shape, Upload};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 /// A vector (norm, bias, mix) in f32.
 #[derive(Debug)]
@@ -54,10 +54,10 @@ impl GpuVector {
 /// A matrix in one of the kernels' layouts, cut by rows where it passes the adapter's limits.
 #[derive(Debug)]
 pub struct GpuMatrix {
-    format: Format,
-    layout: &'static GpuLayout,
-    shape: Shape,
-    chunks: Vec<Chunk>,
+    pub(crate) format: Format,
+    pub(crate) layout: &'static GpuLayout,
+    pub(crate) shape: Shape,
+    pub(crate) chunks: Vec<Chunk>,
 }
 
 /// Rows of a matrix whose parts each fit one binding.
@@ -65,13 +65,12 @@ pub struct GpuMatrix {
 pub(crate) struct Chunk {
     pub(crate) first_row: u32,
     pub(crate) rows: u32,
-    parts: Vec<Buffer>,
-    /// Pipelines that read one format share the layout of group 1, and so this.
-    group: OnceLock<BindGroup>,
+    /// The row of `parts` that the first row is: more than 0 in a view.
+    pub(crate) base: u32,
+    pub(crate) parts: Vec<Buffer>,
+    /// Pipelines that read one format share the layout of this group, and views of one matrix its buffers.
+    pub(crate) group: Arc<OnceLock<BindGroup>>,
 }
-
-/// Bytes that are repacked on the host at a time.
-const SLAB: usize = 8 << 20;
 
 impl GpuMatrix {
     /// Uploads `matrix` in `format`, converting if it has another; `name` names it in errors. When it fails, nothing
@@ -104,94 +103,74 @@ impl GpuMatrix {
         upload: &mut Upload,
         most: u64,
     ) -> Result<Self> {
-        let shape = matrix.shape();
-        let layout = format.gpu_layout().ok_or_else(|| {
-            Error::shape(
-                name,
-                format!("the kernels do not read {format} directly; convert it to f16 or f32"),
-            )
-        })?;
-        let cols = shape.cols.0;
-        let Some(packed_row) = format.row_bytes(cols) else {
-            let block = format.spec().block();
-            return Err(Error::shape(
-                name,
-                format!(
-                    "{cols} columns are no whole number of {format}'s blocks of {block}; choose a format with \
-                     smaller blocks, or f16"
-                ),
-            ));
+        let mut made = MatrixUpload::new(gpu, name, matrix.shape(), format, most)?;
+        made.push(name, matrix, upload)?;
+        made.finish()
+    }
+
+    /// Uploads matrices of the same columns one below the other: what one dispatch can read all of. Its members on
+    /// their own are its [`view`](Self::view)s. ([`MatrixUpload`] takes them one at a time.)
+    ///
+    /// # Errors
+    /// Those of [`GpuMatrix::new`], and [`Error::Shape`] for none or other columns.
+    pub fn stack(
+        gpu: &Gpu,
+        name: &str,
+        members: &[Matrix<'_>],
+        format: Format,
+        upload: &mut Upload,
+    ) -> Result<Self> {
+        let Some(first) = members.first() else {
+            return Err(Error::shape(name, "a stack of no matrices"));
         };
-        let row_bytes = layout.row_bytes(cols);
-        let limits = &gpu.capabilities().limits;
-        let largest = limits.binding_bytes.min(limits.buffer_bytes).min(most);
-        let widest = row_bytes.iter().copied().max().unwrap_or(0).max(1) as u64;
-        let fit = usize::try_from(largest / widest).unwrap_or(usize::MAX);
-        if fit == 0 {
-            return Err(Error::shape(
-                name,
-                format!("a row of {widest} bytes passes the limit of {largest}"),
-            ));
+        let rows = members.iter().map(|m| m.shape().rows.0).sum();
+        let shape = Shape {
+            rows: Rows(rows),
+            cols: first.shape().cols,
+        };
+        let mut made = MatrixUpload::new(gpu, name, shape, format, u64::MAX)?;
+        for member in members {
+            made.push(name, member, upload)?;
         }
-        // As the file has it, row after row, if nothing moves: then no copy is made on this side.
-        let verbatim = matrix.format() == format && row_bytes == [packed_row];
-        let rows_per_slab = (SLAB / packed_row.max(1)).clamp(1, shape.rows.0.max(1));
-        let mut slabs: Vec<Vec<u8>> = row_bytes
-            .iter()
-            .map(|bytes| vec![0; if verbatim { 0 } else { bytes * rows_per_slab }])
-            .collect();
+        made.finish()
+    }
+
+    /// The matrix of these rows, in the same memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for rows that it does not have.
+    pub fn view(&self, rows: Range<usize>) -> Result<Self> {
+        if rows.start > rows.end || rows.end > self.shape.rows.0 {
+            let problem = format!("rows {} to {} of {}", rows.start, rows.end, self.shape);
+            return Err(Error::shape("a view of a matrix", problem));
+        }
         let mut chunks = Vec::new();
-        let mut first = 0;
-        while first < shape.rows.0 {
-            let rows = fit.min(shape.rows.0 - first);
-            let mut parts = (0..)
-                .zip(&row_bytes)
-                .map(|(part, bytes)| {
-                    gpu.buffer(
-                        BufferKind::Storage,
-                        &format!("{name}.{part}"),
-                        (rows * bytes) as u64,
-                    )
-                })
-                .collect::<rwkv_gpu::Result<Vec<_>>>()?;
-            for start in (0..rows).step_by(rows_per_slab) {
-                let count = rows_per_slab.min(rows - start);
-                if verbatim {
-                    let bytes = matrix.packed_rows(first + start, count);
-                    upload.write(&parts[0], (start * packed_row) as u64, bytes)?;
-                    continue;
-                }
-                let slab = Slab {
-                    first: first + start,
-                    rows: count,
-                    row_bytes: &row_bytes,
-                };
-                slab.pack(name, matrix, format, layout, &mut slabs)?;
-                for ((part, slab), bytes) in parts.iter().zip(&slabs).zip(&row_bytes) {
-                    upload.write(part, (start * bytes) as u64, &slab[..bytes * count])?;
-                }
+        for chunk in &self.chunks {
+            let (start, end) = (chunk.first().max(rows.start), chunk.end().min(rows.end));
+            if start < end {
+                chunks.push(Chunk {
+                    first_row: u32_of("rows", start - rows.start)?,
+                    rows: u32_of("rows", end - start)?,
+                    base: chunk.base + u32_of("rows", start - chunk.first())?,
+                    parts: chunk.parts.clone(),
+                    group: chunk.group.clone(),
+                });
             }
-            if let Some(table) = layout.table() {
-                let bytes: &[u8] = bytemuck::cast_slice(table);
-                let name = format!("{name}.table");
-                let buffer = gpu.buffer(BufferKind::Storage, &name, bytes.len() as u64)?;
-                upload.write(&buffer, 0, bytes)?;
-                parts.push(buffer);
-            }
-            chunks.push(Chunk {
-                first_row: u32_of(name, first)?,
-                rows: u32_of(name, rows)?,
-                parts,
-                group: OnceLock::new(),
-            });
-            first += rows;
         }
         Ok(Self {
-            format,
-            layout,
-            shape,
+            format: self.format,
+            layout: self.layout,
+            shape: Shape {
+                rows: Rows(rows.len()),
+                cols: self.shape.cols,
+            },
             chunks,
         })
+    }
+
+    /// Whether one binding reaches all of it; otherwise it passed a limit and was cut by rows.
+    pub fn is_whole(&self) -> bool {
+        self.chunks.len() == 1
     }
 
     /// A matrix of zeros in one of the formats whose layout is one part, for a kernel to write.
@@ -224,8 +203,9 @@ impl GpuMatrix {
             chunks.push(Chunk {
                 first_row: u32_of(name, first)?,
                 rows: u32_of(name, rows)?,
+                base: 0,
                 parts: vec![part],
-                group: OnceLock::new(),
+                group: Arc::default(),
             });
         }
         Ok(Self {
@@ -246,13 +226,11 @@ impl GpuMatrix {
         self.shape
     }
 
-    /// Bytes of GPU memory.
+    /// Bytes of GPU memory that its rows take: a view's are counted in what it is a view of, too.
     pub fn bytes(&self) -> u64 {
-        self.chunks
-            .iter()
-            .flat_map(|c| &c.parts)
-            .map(Buffer::size)
-            .sum()
+        let row: usize = self.layout.row_bytes(self.shape.cols.0).iter().sum();
+        let table = self.layout.table().map_or(0, size_of_val);
+        (self.shape.rows.0 * row + self.chunks.len() * table) as u64
     }
 
     pub(crate) fn chunks(&self) -> &[Chunk] {
@@ -281,8 +259,9 @@ impl Chunk {
         Self {
             first_row,
             rows,
+            base: 0,
             parts,
-            group: OnceLock::new(),
+            group: Arc::default(),
         }
     }
 
@@ -303,103 +282,16 @@ impl Chunk {
 
     /// The bind group of the weight's parts.
     pub(crate) fn group(&self, gpu: &Gpu, pipeline: &Pipeline) -> Result<BindGroup> {
+        self.group_at(gpu, pipeline, 1)
+    }
+
+    /// As [`group`](Self::group), where the pipeline has this format's slots in group `index`.
+    pub(crate) fn group_at(&self, gpu: &Gpu, pipeline: &Pipeline, index: u32) -> Result<BindGroup> {
         if let Some(group) = self.group.get() {
             return Ok(group.clone());
         }
         let parts: Vec<_> = self.parts.iter().map(Binding::from).collect();
-        let group = gpu.bind(pipeline, 1, &parts)?;
+        let group = gpu.bind(pipeline, index, &parts)?;
         Ok(self.group.get_or_init(|| group).clone())
-    }
-}
-
-/// Rows of a matrix that are repacked together.
-struct Slab<'a> {
-    first: usize,
-    rows: usize,
-    row_bytes: &'a [usize],
-}
-
-impl Slab<'_> {
-    /// Repacks the rows into the beginning of `slabs`, one a part, on all processors. Padding stays as it is.
-    fn pack(
-        &self,
-        name: &str,
-        matrix: &Matrix<'_>,
-        format: Format,
-        layout: &GpuLayout,
-        slabs: &mut [Vec<u8>],
-    ) -> Result<()> {
-        // A few runs of rows a thread, and their pieces of each part.
-        let run = self.rows.div_ceil(4 * rayon::current_num_threads()).max(1);
-        let mut runs: Vec<Vec<&mut [u8]>> =
-            (0..self.rows.div_ceil(run)).map(|_| Vec::new()).collect();
-        for (slab, bytes) in slabs.iter_mut().zip(self.row_bytes) {
-            let used = &mut slab[..bytes * self.rows];
-            for (pieces, piece) in runs.iter_mut().zip(used.chunks_mut((bytes * run).max(1))) {
-                pieces.push(piece);
-            }
-        }
-        let pack_run = |(number, pieces): (usize, Vec<&mut [u8]>)| -> Result<()> {
-            let mut rows_of: Vec<_> = pieces
-                .into_iter()
-                .zip(self.row_bytes)
-                .map(|(piece, bytes)| piece.chunks_exact_mut((*bytes).max(1)))
-                .collect();
-            let mut converter = Converter::new(name, matrix, format);
-            let start = number * run;
-            for row in start..(start + run).min(self.rows) {
-                let source = converter.row(self.first + row)?;
-                let mut targets: Vec<&mut [u8]> =
-                    rows_of.iter_mut().filter_map(Iterator::next).collect();
-                layout.pack_row(source, &mut targets);
-            }
-            Ok(())
-        };
-        runs.into_par_iter().enumerate().try_for_each(pack_run)
-    }
-}
-
-/// Rows of a matrix in a format, as they are or converted.
-struct Converter<'a> {
-    name: &'a str,
-    matrix: &'a Matrix<'a>,
-    format: Format,
-    values: Vec<f32>,
-    converted: Vec<u8>,
-}
-
-impl<'a> Converter<'a> {
-    fn new(name: &'a str, matrix: &'a Matrix<'a>, format: Format) -> Self {
-        let cols = matrix.shape().cols.0;
-        let (values, bytes) = if matrix.format() == format {
-            (0, 0)
-        } else {
-            (cols, format.row_bytes(cols).unwrap_or(0))
-        };
-        Self {
-            name,
-            matrix,
-            format,
-            values: vec![0.0; values],
-            converted: vec![0; bytes],
-        }
-    }
-
-    fn row(&mut self, index: usize) -> Result<&[u8]> {
-        if self.matrix.format() == self.format {
-            return Ok(self.matrix.packed_rows(index, 1));
-        }
-        self.matrix.expand_row(index, &mut self.values);
-        if self.format == Format::F16
-            && let Some(value) = outside_f16(&self.values)
-        {
-            return Err(Error::OutsideF16 {
-                tensor: self.name.to_owned(),
-                value,
-            });
-        }
-        let spec = self.format.spec();
-        spec.quantize(&self.values, &mut self.converted);
-        Ok(&self.converted)
     }
 }

@@ -12,6 +12,7 @@ mod gpu_weights;
 mod kernels;
 mod lora_up;
 mod matrix;
+mod matrix_upload;
 pub mod ops;
 pub mod sampling;
 pub mod shaders;
@@ -24,6 +25,7 @@ pub use gpu_weights::{GpuMatrix, GpuVector};
 pub use kernels::{BatchTables, Kernels, Page, Span, Token, View};
 pub use lora_up::LoraUp;
 pub use matrix::Matrix;
+pub use matrix_upload::MatrixUpload;
 
 /// What this crate's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -75,7 +75,8 @@ impl LoraUp {
                 };
                 let unit = u64::from(part.first) + chunk.first() as u64 * u64::from(part.units);
                 let bytes = u64::from(chunk.rows) * u64::from(part.units) * UNIT;
-                recorder.copy((rows, 0), (&buffer, unit * UNIT), bytes);
+                let from = u64::from(chunk.base) * u64::from(part.units) * UNIT;
+                recorder.copy((rows, from), (&buffer, unit * UNIT), bytes);
             }
         }
         recorder.submit()?;

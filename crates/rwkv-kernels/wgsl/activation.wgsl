@@ -1,4 +1,5 @@
-// Functions of one value. ACTIVATION is constant when the pipeline compiles, so only one branch remains.
+// Functions of one value. Where ACTIVATION says which, it is constant when the pipeline compiles, and only one branch
+// remains.
 #import decay6
 #import sigmoid
 
@@ -18,7 +19,11 @@ fn accurate_tanh(x: f32) -> f32 {
 }
 
 fn activate(x: f32) -> f32 {
-    switch ACTIVATION {
+    return apply_function(ACTIVATION, x);
+}
+
+fn apply_function(code: u32, x: f32) -> f32 {
+    switch code {
         case 1u: {
             return accurate_tanh(x);
         }

@@ -14,6 +14,8 @@ struct Params {
     tokens: u32,
     // Between rows of y, in elements.
     y_stride: u32,
+    // The row of the bound weights that this part's row 0 is.
+    base: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,7 +35,7 @@ fn main(at: Invocation) {
         return;
     }
     for (var unit = at.thread; unit < params.units; unit += SIZE) {
-        let weight = weight_unit(id - params.first_row, unit, params.units);
+        let weight = weight_unit(params.base + id - params.first_row, unit, params.units);
         for (var part = 0u; part < PARTS; part++) {
             let value = weight[part];
             for (var i = 0u; i < 4u; i++) {

@@ -16,6 +16,8 @@ struct Params {
     // Between rows of y, in elements.
     y_stride: u32,
     epsilon: f32,
+    // The row of the buffers that the first one is.
+    base: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -39,7 +41,7 @@ fn main(at: Invocation) {
     if id < params.first_row || id - params.first_row >= params.rows {
         return;
     }
-    let row = id - params.first_row;
+    let row = params.base + id - params.first_row;
     let count = f32(params.cols);
     var sum = vec4(0.0);
     for (var unit = at.thread; unit < params.units; unit += SIZE) {

@@ -13,6 +13,10 @@ struct Params {
     x_stride: u32,
     y_stride: u32,
     residual_stride: u32,
+    // The row of the bound weights that this part's row 0 is.
+    base: u32,
+    // Units of x that are staged at a time, or all of them.
+    chunk: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -17,7 +17,7 @@ fn load_w(first_row: u32, first_column: u32, thread: u32) {
     let source = first_column / UNIT + unit;
     var weight = array<vec4<f32>, PARTS>();
     if first_row + row < params.rows && source < params.units {
-        weight = weight_unit(first_row + row, source, params.units);
+        weight = weight_unit(params.base + first_row + row, source, params.units);
     }
     for (var part = 0u; part < PARTS; part++) {
         let column = unit * UNIT + part * 4u;

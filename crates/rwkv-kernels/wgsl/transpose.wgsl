@@ -12,6 +12,8 @@ struct Params {
     // Inputs whose columns y holds, and the number of the first one: a multiple of the tile.
     inputs: u32,
     first_input: u32,
+    // The row of the buffer that the first one is.
+    base: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -51,7 +53,7 @@ fn main(at: Invocation) {
         let row = output - params.first_output;
         var packed = vec4(0u);
         if output >= params.first_output && row < params.rows && unit < params.row_units {
-            packed = x[row * params.row_units + unit];
+            packed = x[(params.base + row) * params.row_units + unit];
         }
         let place = item / UNITS * PITCH + item % UNITS * 4u;
         tile[place] = packed.x;

@@ -186,8 +186,8 @@ impl Kernels {
                 };
                 let params = Params {
                     rows: u32_of("rows", rows)?,
-                    w_row: u32_of("rows", start - base.first())?,
-                    y_row: u32_of("rows", start - y.first())?,
+                    w_row: base.base + u32_of("rows", start - base.first())?,
+                    y_row: y.base + u32_of("rows", start - y.first())?,
                     own_row: u32_of("rows", start - op.first)?,
                     cols: u32_of("columns", cols)?,
                     units: u32_of("units", units)?,

@@ -51,6 +51,7 @@ struct Params {
     units: u32,
     tokens: u32,
     y_stride: u32,
+    base: u32,
 }
 
 impl Kernels {
@@ -80,6 +81,7 @@ impl Kernels {
                     units: u32_of("units", op.table.units())?,
                     tokens: u32_of("tokens", op.y.rows)?,
                     y_stride: u32_of("stride", View::stride(op.y.width))?,
+                    base: chunk.base,
                 };
                 let bindings = [op.batch.tokens, op.y.binding()];
                 let mut dispatch =

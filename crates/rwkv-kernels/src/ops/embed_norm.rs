@@ -30,6 +30,7 @@ struct Params {
     tokens: u32,
     y_stride: u32,
     epsilon: f32,
+    base: u32,
 }
 
 impl Kernels {
@@ -66,6 +67,7 @@ impl Kernels {
                     tokens: u32_of("tokens", op.y.rows)?,
                     y_stride: u32_of("stride", View::stride(width))?,
                     epsilon: op.epsilon,
+                    base: chunk.base,
                 };
                 let bindings = [
                     op.batch.tokens,

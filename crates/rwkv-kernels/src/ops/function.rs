@@ -40,15 +40,19 @@ impl Function {
 
     /// The kernels' constant ACTIVATION.
     pub(crate) fn constant(self) -> (&'static str, f64) {
-        let code = match self {
-            Self::Identity => 0.0,
-            Self::Tanh => 1.0,
-            Self::Sigmoid => 2.0,
-            Self::SquaredRelu => 3.0,
-            Self::Decay7 => 4.0,
-            Self::Decay6 => 5.0,
-            Self::Silu => 6.0,
-        };
-        ("ACTIVATION", code)
+        ("ACTIVATION", f64::from(self.code()))
+    }
+
+    /// Its number in `wgsl/activation.wgsl`.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::Identity => 0,
+            Self::Tanh => 1,
+            Self::Sigmoid => 2,
+            Self::SquaredRelu => 3,
+            Self::Decay7 => 4,
+            Self::Decay6 => 5,
+            Self::Silu => 6,
+        }
     }
 }

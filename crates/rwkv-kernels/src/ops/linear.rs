@@ -1,7 +1,9 @@
 //! Matrix products: `y = f(W x + bias) + residual`.
 
 use crate::{
-    Error, GpuMatrix, GpuVector, Kernels, Matrix, Result, View, kernels::u32_of, ops::Function,
+    Error, GpuMatrix, GpuVector, Kernels, Matrix, Result, View,
+    kernels::u32_of,
+    ops::{Function, MatvecShape, matvec::MATVEC_TOKENS},
 };
 use bytemuck::NoUninit;
 use rayon::prelude::*;
@@ -98,12 +100,11 @@ struct Params {
     x_stride: u32,
     y_stride: u32,
     residual_stride: u32,
+    base: u32,
+    chunk: u32,
 }
 
-/// Up to this many tokens the matrix-vector kernel reads each weight once for all of them.
-const MATVEC_TOKENS: usize = 8;
-/// Threads of a matvec workgroup, and the side of a matmul tile, as in the WGSL.
-const MATVEC_THREADS: u32 = 128;
+/// The side of a matmul tile, as in the WGSL.
 const TILE: usize = 64;
 
 impl Kernels {
@@ -112,6 +113,18 @@ impl Kernels {
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when a kernel does not compile.
     pub fn linear(&self, op: &Linear<'_>) -> Result<Vec<Dispatch>> {
+        self.linear_shaped(op, None)
+    }
+
+    /// As [`linear`](Self::linear), with the given shape of the matrix-vector kernel, which serves up to 8 tokens.
+    ///
+    /// # Errors
+    /// Those of [`linear`](Self::linear).
+    pub fn linear_shaped(
+        &self,
+        op: &Linear<'_>,
+        matvec_shape: Option<MatvecShape>,
+    ) -> Result<Vec<Dispatch>> {
         let shape = op.weight.shape();
         let tokens = op.x.rows;
         let fits = op.x.width == shape.cols.0
@@ -132,21 +145,21 @@ impl Kernels {
         }
         let layout = op.weight.layout();
         let shader = layout.shader();
-        let matvec = tokens <= MATVEC_TOKENS;
+        let units = op.weight.units();
+        let matvec = (tokens <= MATVEC_TOKENS).then(|| {
+            let chosen = matvec_shape.unwrap_or_else(|| self.matvec_shape(op.weight, tokens));
+            self.resolve(chosen, layout.unit(), units, tokens)
+        });
         let mut constants = vec![
             op.function.constant(),
             ("HAS_BIAS", f64::from(u8::from(op.bias.is_some()))),
             ("HAS_RESIDUAL", f64::from(u8::from(op.residual.is_some()))),
         ];
         constants.extend(layout.constants());
-        let pipeline = if matvec {
+        let pipeline = if let Some(matvec) = &matvec {
             constants.push(("RAGGED", f64::from(u8::from(op.weight.ragged()))));
-            let name = format!(
-                "matvec/{shader}/{}/{}",
-                self.lanes(),
-                tokens.next_power_of_two()
-            );
-            self.pipeline(&name, &constants)?
+            constants.extend(&matvec.constants);
+            self.pipeline(&format!("matvec/{shader}/{}", self.lanes()), &constants)?
         } else {
             self.pipeline(&format!("matmul/{shader}"), &constants)?
         };
@@ -157,11 +170,13 @@ impl Kernels {
                 rows: chunk.rows,
                 first_row: chunk.first_row,
                 cols: u32_of("columns", shape.cols.0)?,
-                units: u32_of("units", op.weight.units())?,
+                units: u32_of("units", units)?,
                 tokens: u32_of("tokens", tokens)?,
                 x_stride: u32_of("stride", View::stride(op.x.width) / 4)?,
                 y_stride: u32_of("stride", View::stride(op.y.width))?,
                 residual_stride: u32_of("stride", View::stride(shape.rows.0))?,
+                base: chunk.base,
+                chunk: u32_of("units", matvec.as_ref().map_or(units, |m| m.chunk))?,
             };
             let bindings = [
                 op.x.binding(),
@@ -169,9 +184,9 @@ impl Kernels {
                 op.residual.as_ref().map_or(self.unused(), View::binding),
                 op.y.binding(),
             ];
-            let workgroups = rows.div_ceil(self.rows_per_workgroup(MATVEC_THREADS));
+            let workgroups = matvec.as_ref().map_or(1, |m| m.workgroups(rows));
             let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
-            if !matvec {
+            if matvec.is_none() {
                 let limit = self.gpu().capabilities().limits.workgroups;
                 dispatch.grid = [
                     u32_of("rows", rows.div_ceil(TILE))?,

@@ -25,6 +25,7 @@ struct Params {
     column_units: u32,
     inputs: u32,
     first_input: u32,
+    base: u32,
 }
 
 /// The side of a tile, as in the WGSL.
@@ -64,6 +65,7 @@ impl Kernels {
                     column_units: u32_of("units", op.y.units())?,
                     inputs: columns.rows,
                     first_input: columns.first_row,
+                    base: rows.base,
                 };
                 let bindings = [Binding::from(x), Binding::from(y)];
                 let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, 1)?;

@@ -5,7 +5,7 @@ use rwkv_gpu::{Buffer, BufferKind, Gpu, Readback};
 use rwkv_kernels::View;
 
 /// A NaN that no kernel computes.
-const POISON: u32 = 0x7fc0_dead;
+pub(crate) const POISON: u32 = 0x7fc0_dead;
 
 /// Activations of one shape, [`View::block_bytes`] apart, with poison before, after and in the padding.
 pub(crate) struct Activation<'g> {

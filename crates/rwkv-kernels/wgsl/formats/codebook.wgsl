@@ -36,3 +36,35 @@ fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
         scale * look_up(packed.w >> 16u),
     );
 }
+
+// For dot products (rows.wgsl): a unit as it lies, its values before scaling, and what scales its two halves and is
+// added for each element of x.
+const SCALES: u32 = 1u;
+const MINIMA: bool = false;
+
+struct Unit {
+    codes: vec4<u32>,
+    scale: u32,
+}
+
+fn load_unit(row: u32, unit: u32, units: u32) -> Unit {
+    return Unit(weights[row * units + unit], scale_word(row, unit / SCALE_UNITS, units / SCALE_UNITS));
+}
+
+fn unit_values(raw: Unit) -> array<vec4<f32>, PARTS> {
+    return array<vec4<f32>, PARTS>(
+        look_up(raw.codes.x),
+        look_up(raw.codes.x >> 16u),
+        look_up(raw.codes.y),
+        look_up(raw.codes.y >> 16u),
+        look_up(raw.codes.z),
+        look_up(raw.codes.z >> 16u),
+        look_up(raw.codes.w),
+        look_up(raw.codes.w >> 16u),
+    );
+}
+
+fn unit_scales(raw: Unit, unit: u32) -> vec4<f32> {
+    let scale = scale_in(raw.scale, unit / SCALE_UNITS);
+    return vec4(scale, scale, 0.0, 0.0);
+}

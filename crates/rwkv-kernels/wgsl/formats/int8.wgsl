@@ -28,3 +28,31 @@ fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
         scale * signed_bytes(packed.w),
     );
 }
+
+// For dot products (rows.wgsl): a unit as it lies, its values before scaling, and what scales its two halves and is
+// added for each element of x.
+const SCALES: u32 = 1u;
+const MINIMA: bool = false;
+
+struct Unit {
+    codes: vec4<u32>,
+    scale: u32,
+}
+
+fn load_unit(row: u32, unit: u32, units: u32) -> Unit {
+    return Unit(weights[row * units + unit], scale_word(row, unit / SCALE_UNITS, units / SCALE_UNITS));
+}
+
+fn unit_values(raw: Unit) -> array<vec4<f32>, PARTS> {
+    return array<vec4<f32>, PARTS>(
+        signed_bytes(raw.codes.x),
+        signed_bytes(raw.codes.y),
+        signed_bytes(raw.codes.z),
+        signed_bytes(raw.codes.w),
+    );
+}
+
+fn unit_scales(raw: Unit, unit: u32) -> vec4<f32> {
+    let scale = scale_in(raw.scale, unit / SCALE_UNITS);
+    return vec4(scale, scale, 0.0, 0.0);
+}

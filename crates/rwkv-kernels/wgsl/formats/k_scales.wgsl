@@ -7,7 +7,15 @@
 
 // What `unit` of `row` multiplies its codes by, and what it adds.
 fn k_scale(row: u32, unit: u32, units: u32) -> vec2<f32> {
-    let block = scales[row * (units / 8u) + unit / 8u];
+    return k_scale_in(k_word(row, unit, units), unit);
+}
+
+// The block that holds it, as it lies.
+fn k_word(row: u32, unit: u32, units: u32) -> vec4<u32> {
+    return scales[row * (units / 8u) + unit / 8u];
+}
+
+fn k_scale_in(block: vec4<u32>, unit: u32) -> vec2<f32> {
     let at = unit % 8u;
     let low = (block.yz >> vec2(at * 4u)) & vec2(0xfu);
     let high = (vec2(block.w) >> vec2(at * 2u, at * 2u + 16u)) & vec2(3u);

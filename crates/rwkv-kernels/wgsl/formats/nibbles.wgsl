@@ -70,3 +70,54 @@ fn expand_6(low: vec4<u32>, high: vec2<u32>, scale: vec2<f32>, offset: vec2<f32>
         scale.y * codes_6(low.w >> 16u, high.y >> 14u) + offset.y,
     );
 }
+
+// The codes of a unit less `zero`: exact, since it is taken off the power along with what it stands above.
+fn integers_4(low: vec4<u32>, zero: f32) -> array<vec4<f32>, PARTS> {
+    let bottom = POWERS + zero;
+    return array<vec4<f32>, PARTS>(
+        bitcast<vec4<f32>>((vec4(low.x) & LOW) | POWERS_BITS) - bottom,
+        bitcast<vec4<f32>>((vec4(low.x >> 16u) & LOW) | POWERS_BITS) - bottom,
+        bitcast<vec4<f32>>((vec4(low.y) & LOW) | POWERS_BITS) - bottom,
+        bitcast<vec4<f32>>((vec4(low.y >> 16u) & LOW) | POWERS_BITS) - bottom,
+        bitcast<vec4<f32>>((vec4(low.z) & LOW) | POWERS_BITS) - bottom,
+        bitcast<vec4<f32>>((vec4(low.z >> 16u) & LOW) | POWERS_BITS) - bottom,
+        bitcast<vec4<f32>>((vec4(low.w) & LOW) | POWERS_BITS) - bottom,
+        bitcast<vec4<f32>>((vec4(low.w >> 16u) & LOW) | POWERS_BITS) - bottom,
+    );
+}
+
+fn above_5(low: u32, high: u32, bottom: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((vec4(low) & LOW) | POWERS_BITS | (vec4(high) & BIT_5)) - bottom;
+}
+
+fn integers_5(low: vec4<u32>, high: u32, zero: f32) -> array<vec4<f32>, PARTS> {
+    let bottom = POWERS + zero;
+    return array<vec4<f32>, PARTS>(
+        above_5(low.x, high << 4u, bottom),
+        above_5(low.x >> 16u, high << 3u, bottom),
+        above_5(low.y, high << 2u, bottom),
+        above_5(low.y >> 16u, high << 1u, bottom),
+        above_5(low.z, high >> 12u, bottom),
+        above_5(low.z >> 16u, high >> 13u, bottom),
+        above_5(low.w, high >> 14u, bottom),
+        above_5(low.w >> 16u, high >> 15u, bottom),
+    );
+}
+
+fn above_6(low: u32, high: u32, bottom: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((vec4(low) & LOW) | POWERS_BITS | (vec4(high) & BITS_5_6)) - bottom;
+}
+
+fn integers_6(low: vec4<u32>, high: vec2<u32>, zero: f32) -> array<vec4<f32>, PARTS> {
+    let bottom = POWERS + zero;
+    return array<vec4<f32>, PARTS>(
+        above_6(low.x, high.x << 4u, bottom),
+        above_6(low.x >> 16u, high.x << 2u, bottom),
+        above_6(low.y, high.x >> 12u, bottom),
+        above_6(low.y >> 16u, high.x >> 14u, bottom),
+        above_6(low.z, high.y << 4u, bottom),
+        above_6(low.z >> 16u, high.y << 2u, bottom),
+        above_6(low.w, high.y >> 12u, bottom),
+        above_6(low.w >> 16u, high.y >> 14u, bottom),
+    );
+}

@@ -46,3 +46,35 @@ fn expand_3(low: vec2<u32>, high: u32, scale: vec2<f32>, offset: vec2<f32>) -> a
         scale.y * codes_3(low.y >> 24u, high >> 23u) + offset.y,
     );
 }
+
+// The codes of a unit less `zero`, exact as in nibbles.wgsl.
+fn integers_2(low: vec2<u32>) -> array<vec4<f32>, PARTS> {
+    return array<vec4<f32>, PARTS>(
+        codes_2(low.x),
+        codes_2(low.x >> 8u),
+        codes_2(low.x >> 16u),
+        codes_2(low.x >> 24u),
+        codes_2(low.y),
+        codes_2(low.y >> 8u),
+        codes_2(low.y >> 16u),
+        codes_2(low.y >> 24u),
+    );
+}
+
+fn above_3(low: u32, high: u32, bottom: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((vec4(low) & LOW) | POWERS_BITS | (vec4(high) & BIT_3)) - bottom;
+}
+
+fn integers_3(low: vec2<u32>, high: u32, zero: f32) -> array<vec4<f32>, PARTS> {
+    let bottom = POWERS + zero;
+    return array<vec4<f32>, PARTS>(
+        above_3(low.x, high << 2u, bottom),
+        above_3(low.x >> 8u, high << 1u, bottom),
+        above_3(low.x >> 16u, high >> 6u, bottom),
+        above_3(low.x >> 24u, high >> 7u, bottom),
+        above_3(low.y, high >> 14u, bottom),
+        above_3(low.y >> 8u, high >> 15u, bottom),
+        above_3(low.y >> 16u, high >> 22u, bottom),
+        above_3(low.y >> 24u, high >> 23u, bottom),
+    );
+}

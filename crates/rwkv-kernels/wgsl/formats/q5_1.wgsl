@@ -8,3 +8,26 @@ fn weight_unit(row: u32, unit: u32, units: u32) -> array<vec4<f32>, PARTS> {
     let scale = scale_pair(row, unit, units);
     return expand_5(weights[row * units + unit], fifth_bits(row, unit, units), scale.x, scale.y);
 }
+
+// For dot products (rows.wgsl): a unit as it lies, its values before scaling, and what scales its two halves and is
+// added for each element of x.
+const SCALES: u32 = 1u;
+const MINIMA: bool = true;
+
+struct Unit {
+    codes: vec4<u32>,
+    scale: u32,
+    high: u32,
+}
+
+fn load_unit(row: u32, unit: u32, units: u32) -> Unit {
+    return Unit(weights[row * units + unit], pair_word(row, unit, units), fifth_bits(row, unit, units));
+}
+
+fn unit_values(raw: Unit) -> array<vec4<f32>, PARTS> {
+    return integers_5(raw.codes, raw.high, 0.0);
+}
+
+fn unit_scales(raw: Unit, unit: u32) -> vec4<f32> {
+    return vec4(vec2(half_float(raw.scale)), vec2(half_float(raw.scale >> 16u)));
+}

@@ -10,3 +10,8 @@ fn scale_pair(row: u32, block: u32, blocks: u32) -> vec2<f32> {
     let packed = scales[row * words + block];
     return vec2(half_float(packed), half_float(packed >> 16u));
 }
+
+// The word that holds them, as it lies.
+fn pair_word(row: u32, block: u32, blocks: u32) -> u32 {
+    return scales[row * ((blocks + 3u) / 4u * 4u) + block];
+}

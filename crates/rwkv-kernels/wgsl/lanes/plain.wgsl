@@ -1,5 +1,5 @@
 // Lanes that work on one row together, without subgroup operations: 32 threads and workgroup memory.
-const WORKGROUP: u32 = 128u;
+override WORKGROUP: u32 = 128u;
 const LANES: u32 = 32u;
 
 #import invocation

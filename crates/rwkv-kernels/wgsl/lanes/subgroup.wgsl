@@ -1,5 +1,5 @@
 // Lanes that work on one row together: a subgroup, whatever its size is here.
-const WORKGROUP: u32 = 128u;
+override WORKGROUP: u32 = 128u;
 
 struct Invocation {
     @builtin(workgroup_id) workgroup: vec3<u32>,

@@ -1,0 +1,195 @@
+//! Several products in one dispatch, against one product at a time.
+
+use crate::{
+    activation::{Activation, POISON, filled, read},
+    blocks::{native, weights},
+    linear::{FUNCTIONS, absolute_terms},
+    noise::Noise,
+    setup::{cases, setups},
+    tolerance::{self, check},
+};
+use proptest::prelude::*;
+use rwkv_kernels::{
+    Format, GpuMatrix, Matrix, View,
+    ops::{Function, MatvecShape, Projections, Segment, Stack, matmul},
+};
+use rwkv_mem::{Cols, Rows};
+
+#[derive(Clone, Debug)]
+struct Case {
+    format: Format,
+    tokens: usize,
+    cols: usize,
+    /// Rows of the members of the two stacks.
+    members: Vec<usize>,
+    pairs: Vec<usize>,
+    blocks: usize,
+    shape: Option<MatvecShape>,
+    seed: u64,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    (
+        prop::sample::select(native()),
+        (1usize..=8, 1usize..400),
+        prop::collection::vec(1usize..70, 1..=4),
+        prop::collection::vec(1usize..40, 0..=4),
+        1usize..=4,
+        prop::option::of(prop::sample::select(MatvecShape::candidates())),
+        any::<u64>(),
+    )
+        .prop_map(
+            |(format, (tokens, cols), members, pairs, blocks, shape, seed)| Case {
+                format,
+                tokens,
+                cols: cols.next_multiple_of(format.spec().block()),
+                members,
+                pairs,
+                blocks,
+                shape,
+                seed,
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(cases(5))]
+
+    #[test]
+    fn random(case in case()) {
+        compare(&case);
+    }
+}
+
+/// x in several pieces of workgroup memory, in a format whose rows end in half a unit of F16.
+#[test]
+fn long_rows() {
+    compare(&Case {
+        format: Format::F32,
+        tokens: 2,
+        cols: 5004,
+        members: vec![5, 3],
+        pairs: vec![7],
+        blocks: 2,
+        shape: Some(MatvecShape {
+            threads: 128,
+            split: 2,
+            rows: 2,
+            unroll: 2,
+            staged: true,
+            workgroups: 0,
+        }),
+        seed: 3,
+    });
+}
+
+/// What a segment is: its part of a stack, and what it should be.
+struct Wanted {
+    segment: Segment,
+    values: Vec<f32>,
+    tolerance: Vec<f64>,
+}
+
+fn compare(case: &Case) {
+    let mut noise = Noise::new(case.seed);
+    let (tokens, cols) = (case.tokens, case.cols);
+    let x = noise.values(case.blocks * tokens * cols, 1.0);
+    let size = 1.0 / (cols as f32).sqrt();
+    let mut files = Vec::new();
+    for (stack, format, members) in [
+        (Stack::Weights, case.format, &case.members),
+        (Stack::Pairs, Format::F16, &case.pairs),
+    ] {
+        for rows in members {
+            let bytes = weights(format, rows * cols, size, &mut noise);
+            files.push((stack, format, *rows, bytes));
+        }
+    }
+    let matrix = |(_, format, rows, bytes): &'_ (Stack, Format, usize, Vec<u8>)| {
+        (*format, *rows, bytes.clone())
+    };
+    let mut wanted = Vec::new();
+    let mut first = [0, 0];
+    // Some words before each result, as other activations would lie there.
+    let mut words = 64;
+    for file in &files {
+        let (format, rows, bytes) = matrix(file);
+        let weight = Matrix::new(format, Rows(rows), Cols(cols), &bytes).unwrap();
+        let block = noise.below(u32::try_from(case.blocks).unwrap()) as usize;
+        let input = &x[block * tokens * cols..][..tokens * cols];
+        let function = FUNCTIONS[noise.below(7) as usize];
+        let mut sums = vec![0.0; tokens * rows];
+        matmul(input, &weight, &mut sums).unwrap();
+        let terms = absolute_terms(input, &weight, tokens);
+        let values: Vec<f32> = sums.iter().map(|s| function.apply(*s)).collect();
+        let tolerance = (sums.iter().zip(&terms).zip(&values)).map(|((sum, terms), value)| {
+            let before = tolerance::SUM * f64::from(*terms);
+            let slope = match function {
+                Function::SquaredRelu => 2.0 * f64::from(sum.max(0.0)) + before,
+                Function::Silu => 1.1,
+                _ => 1.0,
+            };
+            slope * before + tolerance::function(function, f64::from(*value))
+        });
+        let start = &mut first[usize::from(file.0 == Stack::Pairs)];
+        let segment = Segment {
+            stack: file.0,
+            rows: *start..*start + rows,
+            x: block,
+            function,
+            y_offset: words as u64 * 4,
+        };
+        *start += rows;
+        words += tokens * View::stride(rows) + noise.below(9) as usize;
+        wanted.push(Wanted {
+            segment,
+            tolerance: tolerance.collect(),
+            values,
+        });
+    }
+    let segments: Vec<_> = wanted.iter().map(|w| w.segment.clone()).collect();
+    for setup in setups() {
+        let gpu = setup.gpu();
+        let mut upload = setup.upload();
+        let mut stack = |which: Stack, format| {
+            let members: Vec<_> = files
+                .iter()
+                .filter(|f| f.0 == which)
+                .map(|f| Matrix::new(f.1, Rows(f.2), Cols(cols), &f.3).unwrap())
+                .collect();
+            (!members.is_empty())
+                .then(|| GpuMatrix::stack(gpu, "stack", &members, format, &mut upload).unwrap())
+        };
+        let weights = stack(Stack::Weights, case.format).unwrap();
+        let pairs = stack(Stack::Pairs, Format::F16);
+        let x = Activation::new(setup, tokens, cols, &x);
+        let y = filled(gpu, &vec![POISON; words + 64]);
+        let op = Projections {
+            x: x.view(),
+            blocks: case.blocks,
+            weights: &weights,
+            pairs: pairs.as_ref(),
+            segments: &segments,
+            y: &y,
+        };
+        setup.run([&setup.kernels.projections(&op, case.shape).unwrap()]);
+        let got = read(gpu, &y);
+        let mut written = vec![false; got.len()];
+        for (number, want) in wanted.iter().enumerate() {
+            let rows = want.segment.rows.len();
+            let start = usize::try_from(want.segment.y_offset / 4).unwrap();
+            let places: Vec<_> = (0..tokens * rows)
+                .map(|i| start + i / rows * View::stride(rows) + i % rows)
+                .collect();
+            let values: Vec<_> = places.iter().map(|p| f32::from_bits(got[*p])).collect();
+            for place in places {
+                written[place] = true;
+            }
+            let what = format!("{}, {} segment {number}", setup.name, case.format);
+            check(&what, &values, &want.values, |i| want.tolerance[i]);
+        }
+        for (word, written) in got.iter().zip(written) {
+            assert!(written || *word == POISON, "a word between was written");
+        }
+    }
+}

@@ -1,7 +1,10 @@
 //! Matrix products with a pruned matrix in compressed sparse rows: `y = f(W x + bias) + residual`.
 
-use crate::{Csr, Error, GpuCsr, GpuVector, Kernels, Result, View, kernels::u32_of, ops::Function};
-use bytemuck::NoUninit;
+use crate::{
+    Csr, Error, GpuCsr, GpuVector, Kernels, Result, View,
+    kernels::u32_of,
+    ops::{Function, linear::LinearParams},
+};
 use rayon::prelude::*;
 use rwkv_gpu::Dispatch;
 
@@ -70,19 +73,6 @@ pub struct CsrLinear<'a> {
     pub y: View<'a>,
 }
 
-#[derive(Clone, Copy, NoUninit)]
-#[repr(C)]
-struct Params {
-    rows: u32,
-    first_row: u32,
-    cols: u32,
-    units: u32,
-    tokens: u32,
-    x_stride: u32,
-    y_stride: u32,
-    residual_stride: u32,
-}
-
 /// Up to this many tokens the matrix-vector kernel reads each entry once for all of them.
 const MATVEC_TOKENS: usize = 8;
 /// Threads of a matvec workgroup, and the side of a matmul tile, as in the WGSL.
@@ -134,7 +124,7 @@ impl Kernels {
         let mut dispatches = Vec::new();
         for chunk in op.weight.chunks() {
             let rows = chunk.rows as usize;
-            let params = Params {
+            let params = LinearParams {
                 rows: chunk.rows,
                 first_row: chunk.first_row,
                 cols: u32_of("columns", shape.cols.0)?,
@@ -143,6 +133,8 @@ impl Kernels {
                 x_stride: u32_of("stride", View::stride(op.x.width) / 4)?,
                 y_stride: u32_of("stride", View::stride(op.y.width))?,
                 residual_stride: u32_of("stride", View::stride(shape.rows.0))?,
+                base: 0,
+                chunk: 0,
             };
             let bindings = [
                 op.x.binding(),

@@ -89,19 +89,20 @@ pub struct Linear<'a> {
     pub y: View<'a>,
 }
 
+/// The uniform of every kernel that ends as a product does (`wgsl/linear.wgsl`).
 #[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
-struct Params {
-    rows: u32,
-    first_row: u32,
-    cols: u32,
-    units: u32,
-    tokens: u32,
-    x_stride: u32,
-    y_stride: u32,
-    residual_stride: u32,
-    base: u32,
-    chunk: u32,
+pub(crate) struct LinearParams {
+    pub(crate) rows: u32,
+    pub(crate) first_row: u32,
+    pub(crate) cols: u32,
+    pub(crate) units: u32,
+    pub(crate) tokens: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) residual_stride: u32,
+    pub(crate) base: u32,
+    pub(crate) chunk: u32,
 }
 
 /// The side of a matmul tile, as in the WGSL.
@@ -166,7 +167,7 @@ impl Kernels {
         let mut dispatches = Vec::new();
         for chunk in op.weight.chunks() {
             let rows = chunk.rows as usize;
-            let params = Params {
+            let params = LinearParams {
                 rows: chunk.rows,
                 first_row: chunk.first_row,
                 cols: u32_of("columns", shape.cols.0)?,

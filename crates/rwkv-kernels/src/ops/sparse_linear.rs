@@ -11,8 +11,10 @@
 //! together, and on nothing else. With [`SparseLinear::dense`] and the same [`SparseTuning`] it is always the same.
 
 use crate::{
-    Error, GpuColumns, Kernels, Page, Result, View, gpu_weights::Chunk, kernels::u32_of,
-    ops::StoreShift,
+    Error, GpuColumns, Kernels, Page, Result, View,
+    gpu_weights::Chunk,
+    kernels::u32_of,
+    ops::{StoreShift, linear::LinearParams},
 };
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Dispatch};
@@ -61,19 +63,6 @@ struct Params {
     which: u32,
     has_residual: u32,
     adds: u32,
-}
-
-#[derive(Clone, Copy, NoUninit)]
-#[repr(C)]
-struct TiledParams {
-    rows: u32,
-    first_row: u32,
-    cols: u32,
-    units: u32,
-    tokens: u32,
-    x_stride: u32,
-    y_stride: u32,
-    residual_stride: u32,
 }
 
 /// Up to this many tokens, columns are skipped.
@@ -258,7 +247,7 @@ impl Kernels {
                 ("ADDS", f64::from(u8::from(!first))),
             ];
             let pipeline = self.pipeline("matmul_columns", &constants)?;
-            let params = TiledParams {
+            let params = LinearParams {
                 rows: u32_of("rows", rows)?,
                 first_row: 0,
                 cols: chunk.rows,
@@ -267,6 +256,8 @@ impl Kernels {
                 x_stride: u32_of("stride", View::stride(op.x.width) / 4)?,
                 y_stride: u32_of("stride", View::stride(rows))?,
                 residual_stride: u32_of("stride", View::stride(rows))?,
+                base: 0,
+                chunk: 0,
             };
             let bindings = [
                 inputs_of(&op.x, chunk),

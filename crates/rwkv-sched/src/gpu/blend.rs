@@ -1,12 +1,14 @@
 //! Blends on the GPU: the changed matrices and vectors in device memory, made from the resident ones.
 
-use super::resident::{ResidentWeights, vector_groups};
+use super::resident::{ResidentWeights, WeightStack};
 use crate::{
     Model, Result, Weight, WeightsDType,
     adapter::{Blender, Held, Recipe},
 };
 use rwkv_gpu::{Buffer, BufferKind, Readback};
-use rwkv_kernels::{Format, GpuMatrix, GpuVector, Kernels, View, formats::F16_MAX, ops::Blend};
+use rwkv_kernels::{
+    Format, GpuColumns, GpuMatrix, GpuVector, Kernels, View, formats::F16_MAX, ops::Blend,
+};
 use rwkv_mem::{Pool, Pooled, Upload};
 use std::collections::HashMap;
 
@@ -54,6 +56,23 @@ impl<'a> ActiveWeights<'a> {
         blended.or_else(|| self.base.matrix(weight))
     }
 
+    /// A matrix that lies input by input, unless it is blended.
+    pub(super) fn columns(&self, weight: Weight) -> Option<&'a GpuColumns> {
+        self.base
+            .columns(weight)
+            .filter(|_| !self.is_blended(weight))
+    }
+
+    /// The base model's stack that `weight` is in.
+    pub(super) fn stack(&self, weight: Weight) -> Option<&'a WeightStack> {
+        self.base.stack(weight)
+    }
+
+    /// Whether a matrix is not the base model's.
+    pub(super) fn is_blended(&self, weight: Weight) -> bool {
+        self.blend.is_some_and(|b| b.matrices.contains_key(&weight))
+    }
+
     /// The vectors `group`, one after the other.
     pub(super) fn vectors(&self, group: &[Weight]) -> Option<&'a GpuVector> {
         let blended = self.blend.and_then(|b| b.vectors.get(group));
@@ -93,27 +112,25 @@ impl Blender for GpuBlender<'_> {
     }
 
     fn blend(&self, recipe: &Recipe, weight: Weight, partial: &mut PartialBlend) -> Result<()> {
-        if let Some(base) = self.weights.matrix(weight) {
+        if let Some(base) = self.base(weight, &mut partial.upload)? {
             let format = match base.format() {
                 Format::F32 => Format::F32,
                 _ => Format::F16,
             };
-            let matrix = self.matrix(recipe, weight, base, format, partial)?;
+            let matrix = self.matrix(recipe, weight, &base, format, partial)?;
             partial.blend.matrices.insert(weight, matrix);
         }
-        for node in self.model.graph().nodes() {
-            for group in vector_groups(&node.op) {
-                if !group.contains(&weight) || partial.blend.vectors.contains_key(&group) {
-                    continue;
-                }
-                let mut values = Vec::new();
-                for &part in &group {
-                    values.extend(recipe.vector(self.model, part)?);
-                }
-                let (gpu, name) = (self.kernels.gpu(), self.model.weights().name(weight));
-                let vector = GpuVector::new(gpu, &name, &values, &mut partial.upload)?;
-                partial.blend.vectors.insert(group, vector);
+        for group in self.weights.vector_groups() {
+            if !group.contains(&weight) || partial.blend.vectors.contains_key(group) {
+                continue;
             }
+            let mut values = Vec::new();
+            for &part in group {
+                values.extend(recipe.vector(self.model, part)?);
+            }
+            let (gpu, name) = (self.kernels.gpu(), self.model.weights().name(weight));
+            let vector = GpuVector::new(gpu, &name, &values, &mut partial.upload)?;
+            partial.blend.vectors.insert(group.clone(), vector);
         }
         Ok(())
     }
@@ -137,9 +154,9 @@ impl Blender for GpuBlender<'_> {
                 let tensor = format!("{} with its adapters", self.model.weights().name(weight));
                 return Err(rwkv_kernels::Error::OutsideF16 { tensor, value }.into());
             }
-            if let Some(base) = self.weights.matrix(weight) {
+            if let Some(base) = self.base(weight, &mut partial.upload)? {
                 partial.blend.matrices.remove(&weight);
-                let matrix = self.matrix(recipe, weight, base, Format::F32, &mut partial)?;
+                let matrix = self.matrix(recipe, weight, &base, Format::F32, &mut partial)?;
                 partial.blend.matrices.insert(weight, matrix);
             }
         }
@@ -148,7 +165,26 @@ impl Blender for GpuBlender<'_> {
     }
 }
 
-impl GpuBlender<'_> {
+impl<'a> GpuBlender<'a> {
+    /// The base model's matrix, row by row: resident, or for one that lies input by input from its file once more.
+    fn base(&self, weight: Weight, upload: &mut Upload) -> Result<Option<Base<'a>>> {
+        if let Some(matrix) = self.weights.matrix(weight) {
+            return Ok(Some(Base::Resident(matrix)));
+        }
+        if self.weights.columns(weight).is_none() {
+            return Ok(None);
+        }
+        let weights = self.model.weights();
+        let (name, shape) = (weights.name(weight), weights.describe(weight)?.1);
+        let mut loaded = None;
+        weights.with_rows(weight, 0..shape.rows.0, &mut |matrix| {
+            let gpu = self.kernels.gpu();
+            loaded = Some(GpuMatrix::new(gpu, &name, matrix, Format::F16, upload)?);
+            Ok(())
+        })?;
+        Ok(loaded.map(Base::Loaded))
+    }
+
     /// The blend of `base` in `format`.
     fn matrix(
         &self,
@@ -219,6 +255,23 @@ impl GpuBlender<'_> {
             rows,
             width,
         }))
+    }
+}
+
+/// A matrix of the base model.
+enum Base<'a> {
+    Resident(&'a GpuMatrix),
+    Loaded(GpuMatrix),
+}
+
+impl std::ops::Deref for Base<'_> {
+    type Target = GpuMatrix;
+
+    fn deref(&self) -> &GpuMatrix {
+        match self {
+            Self::Resident(matrix) => matrix,
+            Self::Loaded(matrix) => matrix,
+        }
     }
 }
 

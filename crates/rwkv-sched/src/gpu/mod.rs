@@ -1,11 +1,13 @@
 //! The GPU executor: fuses the graph, plans its buffers for each batch shape, and replays the resolved dispatches.
 
 mod blend;
+mod choose;
 mod memory;
 mod meter;
 mod plan;
 mod resident;
 mod resolve;
+mod resolve_group;
 mod states;
 
 use crate::{
@@ -14,7 +16,7 @@ use crate::{
     WeightReads, WeightsDType,
     adapter::{Blends, Recipe},
     batch::Tables,
-    fuse::{Step, fuse},
+    fuse::{Step, fuse, fuse_decode},
 };
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
 pub use memory::DeviceMemory;
@@ -23,7 +25,7 @@ use plan::{BatchShape, Plan};
 use quick_cache::unsync::Cache;
 use resident::ResidentWeights;
 use rwkv_gpu::{CacheCounts, Gpu, Readback, Timing};
-use rwkv_kernels::{GpuMatrix, GpuVector, Kernels};
+use rwkv_kernels::{GpuVector, Kernels};
 use rwkv_mem::{Interned, Interner, Pool, Upload};
 use states::States;
 use std::sync::Arc;
@@ -37,6 +39,7 @@ pub struct GpuExecutor {
     weights: ResidentWeights,
     states: States,
     steps: Vec<Step>,
+    decode_steps: Vec<Step>,
     shapes: Interner<PlanKey>,
     plans: Cache<Interned<PlanKey>, Plan>,
     readback: Option<Readback>,
@@ -74,7 +77,8 @@ impl GpuExecutor {
             });
         }
         let kernels = Kernels::new(gpu)?;
-        let weights = ResidentWeights::upload(model, gpu, options, progress)?;
+        let decode_steps = fuse_decode(model.graph());
+        let weights = ResidentWeights::upload(model, &kernels, &decode_steps, options, progress)?;
         let states = States::new(gpu, model.state_layout(), options.slots)?;
         let mut executor = Self {
             name: gpu.name().to_owned(),
@@ -83,6 +87,7 @@ impl GpuExecutor {
             weights,
             states,
             steps: fuse(model.graph()),
+            decode_steps,
             shapes: Interner::default(),
             plans: Cache::new(PLANS),
             readback: None,
@@ -118,6 +123,7 @@ impl GpuExecutor {
                 },
                 states: &self.states,
                 steps: &self.steps,
+                decode_steps: &self.decode_steps,
             };
             let plan = Plan::new(&context, shape)?;
             self.plans.insert(key.clone(), plan);
@@ -301,9 +307,12 @@ impl Executor for GpuExecutor {
             base: &self.weights,
             blend: self.blends.active(),
         };
-        let matrix = |weight: Weight| weights.matrix(weight).map_or(0, GpuMatrix::bytes);
+        let matrix = |weight: Weight| match weights.matrix(weight) {
+            Some(blended) if weights.is_blended(weight) => blended.bytes(),
+            _ => self.weights.matrix_bytes(weight),
+        };
         let vectors = |op: &Op| {
-            let groups = resident::vector_groups(op).into_iter();
+            let groups = resident::operation_vectors(op).into_iter();
             groups
                 .map(|group| weights.vectors(&group).map_or(0, GpuVector::bytes))
                 .sum()

@@ -1,6 +1,6 @@
 //! A plan: for one batch shape, a buffer for each value, and every dispatch resolved.
 
-use super::{blend::ActiveWeights, resolve::Resolver, states::States};
+use super::{blend::ActiveWeights, choose, resolve::Resolver, states::States};
 use crate::{Domain, Error, Model, Result, ValueId, batch::Tables, fuse::Step};
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu};
 use rwkv_kernels::{BatchTables, Kernels, View};
@@ -23,6 +23,8 @@ pub(super) struct Context<'a> {
     pub(super) weights: ActiveWeights<'a>,
     pub(super) states: &'a States,
     pub(super) steps: &'a [Step],
+    /// The same for batches in which every span is one token, in groups.
+    pub(super) decode_steps: &'a [Step],
 }
 
 /// Everything that a step of one batch shape does.
@@ -38,14 +40,19 @@ impl Plan {
     /// Resolves the steps for batches of `shape`.
     pub(super) fn new(context: &Context<'_>, shape: BatchShape) -> Result<Self> {
         let tables = TableBuffer::new(context.kernels.gpu(), context.pool, shape)?;
-        let activations = Activations::assign(context, shape)?;
+        let steps = if shape.tokens == shape.spans {
+            choose::decode_steps(context, shape.tokens)?
+        } else {
+            context.steps.to_vec()
+        };
+        let activations = Activations::assign(context, shape, &steps)?;
         let resolver = Resolver {
             context,
             activations: &activations,
             batch: tables.bindings(shape),
         };
         let mut dispatches = Vec::new();
-        for step in context.steps {
+        for step in &steps {
             if !skipped(context, shape, step) {
                 resolver.resolve(step, &mut dispatches)?;
             }
@@ -151,10 +158,10 @@ struct Place {
 }
 
 impl Activations {
-    fn assign(context: &Context<'_>, shape: BatchShape) -> Result<Self> {
+    fn assign(context: &Context<'_>, shape: BatchShape, steps: &[Step]) -> Result<Self> {
         let graph = context.model.graph();
         let mut last_use: HashMap<ValueId, usize> = HashMap::new();
-        for (index, step) in context.steps.iter().enumerate() {
+        for (index, step) in steps.iter().enumerate() {
             for id in step.inputs(graph).into_iter().chain(step.outputs(graph)) {
                 last_use.insert(id, index);
             }
@@ -169,16 +176,17 @@ impl Activations {
         let mut free: HashMap<u64, VecDeque<usize>> = HashMap::new();
         // How many values of a buffer are still to be read, and its size.
         let mut live: Vec<(usize, u64)> = Vec::new();
-        for (index, step) in context.steps.iter().enumerate() {
+        for (index, step) in steps.iter().enumerate() {
             if skipped(context, shape, step) {
                 continue;
             }
             let outputs = step.outputs(graph);
-            if let Some(first) = outputs.first() {
-                let value = graph.value(*first);
-                let rows = shape.rows(value.domain);
-                let block = View::block_bytes(rows, value.width);
-                let bytes = block * outputs.len() as u64;
+            for together in step.buffers(graph) {
+                let block = |id: &ValueId| {
+                    let value = graph.value(*id);
+                    View::block_bytes(shape.rows(value.domain), value.width)
+                };
+                let bytes: u64 = together.iter().map(block).sum();
                 let shelf = free.entry(bytes).or_default();
                 let buffer = if let Some(buffer) = shelf.pop_front() {
                     buffer
@@ -191,15 +199,18 @@ impl Activations {
                     live.push((0, bytes));
                     live.len() - 1
                 };
-                live[buffer].0 = outputs.len();
-                for (i, id) in (0u64..).zip(&outputs) {
+                live[buffer].0 = together.len();
+                let mut offset = 0;
+                for id in &together {
+                    let value = graph.value(*id);
                     let place = Place {
                         buffer,
-                        offset: i * block,
-                        rows,
+                        offset,
+                        rows: shape.rows(value.domain),
                         width: value.width,
                     };
                     activations.places.insert(*id, place);
+                    offset += block(id);
                 }
             }
             let mut done = step.inputs(graph);

@@ -1,25 +1,51 @@
 //! A model's weights in GPU memory.
 
 use crate::{
-    Chosen, LoadOptions, LoadProgress, Model, Op, Result, Weight, Weights, WeightsDType,
+    BlockWeight as B, Chosen, LoadOptions, LoadProgress, Model, Op, Result, Weight, Weights,
+    WeightsDType,
+    fuse::{Group, Kernel, Step},
     quantization::packed_bytes,
 };
-use rwkv_gpu::Gpu;
-use rwkv_kernels::{Format, GpuMatrix, GpuVector};
-use rwkv_mem::Upload;
-use std::collections::HashMap;
+use rwkv_kernels::{Format, GpuColumns, GpuMatrix, GpuVector, Kernels, LoraUp, MatrixUpload};
+use rwkv_mem::{Cols, Rows, Shape, Upload};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
-/// Matrices and vectors by name; vectors that a kernel reads together lie one after the other.
+/// Matrices and vectors by name. What a kernel reads together lies together: vectors one after the other, matrices of
+/// one stack one below the other.
 pub(super) struct ResidentWeights {
+    /// Those of stacks are views of them.
     matrices: HashMap<Weight, GpuMatrix>,
+    stacks: Vec<WeightStack>,
+    /// Matrices whose inputs are mostly zeros, input by input.
+    columns: HashMap<Weight, GpuColumns>,
+    /// The second halves of low-rank pairs once more, for the kernels that read those of a layer together.
+    pairs: HashMap<Vec<Weight>, LoraUp>,
     vectors: HashMap<Vec<Weight>, GpuVector>,
+    groups: Vec<Vec<Weight>>,
+}
+
+/// Matrices one below the other.
+pub(super) struct WeightStack {
+    pub(super) matrix: GpuMatrix,
+    members: HashMap<Weight, Range<usize>>,
+}
+
+impl WeightStack {
+    /// The rows of `weight`, if it is in this stack.
+    pub(super) fn rows(&self, weight: Weight) -> Option<Range<usize>> {
+        self.members.get(&weight).cloned()
+    }
 }
 
 impl ResidentWeights {
-    /// Uploads every tensor of `model`'s graph.
+    /// Uploads every tensor of `model`'s graph; `steps` says what is read together.
     pub(super) fn upload(
         model: &Model,
-        gpu: &Gpu,
+        kernels: &Kernels,
+        steps: &[Step],
         options: &LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
@@ -31,59 +57,69 @@ impl ResidentWeights {
         for weight in model.tensors() {
             total += packed_bytes(weights.describe(weight)?);
         }
-        let mut upload = Upload::new(gpu);
-        let (mut matrices, mut vectors) = (HashMap::new(), HashMap::new());
+        let mut loader = Loader {
+            weights,
+            kernels,
+            options,
+            upload: Upload::new(kernels.gpu()),
+            resident: Self {
+                matrices: HashMap::new(),
+                stacks: Vec::new(),
+                columns: HashMap::new(),
+                pairs: HashMap::new(),
+                vectors: HashMap::new(),
+                groups: vector_groups(model, steps),
+            },
+        };
+        let stacks = stacks(steps);
         let mut done = 0;
         for node in model.graph().nodes() {
             if let Some(weight) = node.op.matrix()
-                && !matrices.contains_key(&weight)
+                && !loader.has(weight)
             {
-                let name = weights.name(weight);
-                let chosen = match &options.quantization {
-                    Some(quantization) => quantization.choose(weights, weight)?,
-                    None => None,
+                let stack = stacks.iter().find(|stack| stack.contains(&weight));
+                let members = match stack {
+                    Some(stack) if loader.stack(stack)? => stack.clone(),
+                    _ => {
+                        loader.single(weight)?;
+                        vec![weight]
+                    }
                 };
-                let format = resident_format(weights, weight, chosen, options.weights_dtype)?;
-                let (packed, shape) = weights.describe(weight)?;
-                weights.with_rows(weight, 0..shape.rows.0, &mut |matrix| {
-                    let mut load = |format| GpuMatrix::new(gpu, &name, matrix, format, &mut upload);
-                    let resident = match load(format) {
-                        Err(rwkv_kernels::Error::OutsideF16 { .. })
-                            if options.weights_dtype == WeightsDType::Auto =>
-                        {
-                            load(Format::F32)?
-                        }
-                        other => other?,
-                    };
-                    matrices.insert(weight, resident);
-                    Ok(())
-                })?;
-                done += packed_bytes((packed, shape));
+                for member in members {
+                    done += packed_bytes(weights.describe(member)?);
+                }
             }
-            for group in vector_groups(&node.op) {
-                if vectors.contains_key(&group) {
-                    continue;
-                }
-                let mut values = Vec::new();
-                for &weight in &group {
-                    let matrix = weights.matrix(weight)?;
-                    values.extend(weights.vector(weight, matrix.shape().elements().unwrap_or(0))?);
-                    done += matrix.bytes().len() as u64;
-                }
-                let name = group.first().map(|w| weights.name(*w)).unwrap_or_default();
-                vectors.insert(group, GpuVector::new(gpu, &name, &values, &mut upload)?);
+            for weight in node.op.vectors() {
+                done += packed_bytes(weights.describe(weight)?);
             }
             progress(LoadProgress {
                 done: done.min(total),
                 total,
             });
         }
-        upload.flush()?;
-        Ok(Self { matrices, vectors })
+        loader.vectors()?;
+        loader.upload.flush()?;
+        loader.pairs(steps)?;
+        Ok(loader.resident)
     }
 
     pub(super) fn matrix(&self, weight: Weight) -> Option<&GpuMatrix> {
         self.matrices.get(&weight)
+    }
+
+    /// A matrix that lies input by input.
+    pub(super) fn columns(&self, weight: Weight) -> Option<&GpuColumns> {
+        self.columns.get(&weight)
+    }
+
+    /// The stack that `weight` is in.
+    pub(super) fn stack(&self, weight: Weight) -> Option<&WeightStack> {
+        self.stacks.iter().find(|s| s.members.contains_key(&weight))
+    }
+
+    /// The second halves `group` of low-rank pairs, one after the other.
+    pub(super) fn pairs(&self, group: &[Weight]) -> Option<&LoraUp> {
+        self.pairs.get(group)
     }
 
     /// The vectors `group`, one after the other.
@@ -91,15 +127,237 @@ impl ResidentWeights {
         self.vectors.get(group)
     }
 
+    /// The groups of vectors that kernels read together.
+    pub(super) fn vector_groups(&self) -> &[Vec<Weight>] {
+        &self.groups
+    }
+
+    /// Bytes of one matrix, wherever it lies.
+    pub(super) fn matrix_bytes(&self, weight: Weight) -> u64 {
+        let columns = self.columns(weight).map(GpuColumns::bytes);
+        let alone = || self.matrix(weight).map(GpuMatrix::bytes);
+        let stacked = || {
+            let stack = self.stack(weight)?;
+            let rows = stack.rows(weight)?.len() as u64;
+            Some(stack.matrix.bytes() / stack.matrix.shape().rows.0.max(1) as u64 * rows)
+        };
+        columns.or_else(stacked).or_else(alone).unwrap_or(0)
+    }
+
     pub(super) fn bytes(&self) -> u64 {
-        let matrices: u64 = self.matrices.values().map(GpuMatrix::bytes).sum();
+        let stacked: HashSet<Weight> = self
+            .stacks
+            .iter()
+            .flat_map(|s| s.members.keys())
+            .copied()
+            .collect();
+        let alone = self.matrices.iter().filter(|(w, _)| !stacked.contains(w));
+        let matrices: u64 = alone.map(|(_, m)| m.bytes()).sum();
+        let stacks: u64 = self.stacks.iter().map(|s| s.matrix.bytes()).sum();
+        let columns: u64 = self.columns.values().map(GpuColumns::bytes).sum();
+        let pairs: u64 = self.pairs.values().map(LoraUp::bytes).sum();
         let vectors: u64 = self.vectors.values().map(GpuVector::bytes).sum();
-        matrices + vectors
+        matrices + stacks + columns + pairs + vectors
     }
 }
 
+/// Uploads tensor by tensor.
+struct Loader<'a> {
+    weights: &'a dyn Weights,
+    kernels: &'a Kernels,
+    options: &'a LoadOptions,
+    upload: Upload,
+    resident: ResidentWeights,
+}
+
+impl Loader<'_> {
+    fn has(&self, weight: Weight) -> bool {
+        self.resident.matrices.contains_key(&weight) || self.resident.columns.contains_key(&weight)
+    }
+
+    fn format(&self, weight: Weight) -> Result<Format> {
+        let chosen = match &self.options.quantization {
+            Some(quantization) => quantization.choose(self.weights, weight)?,
+            None => None,
+        };
+        resident_format(self.weights, weight, chosen, self.options.weights_dtype)
+    }
+
+    /// Whether a failure is one that F32 helps against, and F32 is allowed.
+    fn widens<T>(&self, result: &Result<T>) -> bool {
+        use crate::Error::Kernel;
+        self.options.weights_dtype == WeightsDType::Auto
+            && matches!(result, Err(Kernel(rwkv_kernels::Error::OutsideF16 { .. })))
+    }
+
+    /// One matrix on its own.
+    fn single(&mut self, weight: Weight) -> Result<()> {
+        let format = self.format(weight)?;
+        let by_columns = format == Format::F16 && matches!(weight, Weight::Block(_, B::FfnValue));
+        let result = if by_columns {
+            self.by_columns(weight)
+        } else {
+            self.by_rows(weight, format)
+        };
+        if self.widens(&result) {
+            return self.by_rows(weight, Format::F32);
+        }
+        result
+    }
+
+    fn by_rows(&mut self, weight: Weight, format: Format) -> Result<()> {
+        let (name, shape) = (self.weights.name(weight), self.weights.describe(weight)?.1);
+        let Self {
+            upload, resident, ..
+        } = self;
+        let gpu = self.kernels.gpu();
+        self.weights
+            .with_rows(weight, 0..shape.rows.0, &mut |matrix| {
+                let matrix = GpuMatrix::new(gpu, &name, matrix, format, upload)?;
+                resident.matrices.insert(weight, matrix);
+                Ok(())
+            })
+    }
+
+    fn by_columns(&mut self, weight: Weight) -> Result<()> {
+        let (name, shape) = (self.weights.name(weight), self.weights.describe(weight)?.1);
+        let Self {
+            upload, resident, ..
+        } = self;
+        self.weights
+            .with_rows(weight, 0..shape.rows.0, &mut |matrix| {
+                let columns = GpuColumns::new(self.kernels, &name, matrix, upload)?;
+                resident.columns.insert(weight, columns);
+                Ok(())
+            })
+    }
+
+    /// All of `members` in one stack, unless they differ in format or width; says whether.
+    fn stack(&mut self, members: &[Weight]) -> Result<bool> {
+        let mut rows = 0;
+        let mut same = HashSet::new();
+        let mut places = HashMap::new();
+        for &member in members {
+            let shape = self.weights.describe(member)?.1;
+            same.insert((self.format(member)?, shape.cols.0));
+            places.insert(member, rows..rows + shape.rows.0);
+            rows += shape.rows.0;
+        }
+        let mut same = same.into_iter();
+        let (Some((format, cols)), None) = (same.next(), same.next()) else {
+            return Ok(false);
+        };
+        let shape = Shape {
+            rows: Rows(rows),
+            cols: Cols(cols),
+        };
+        let made = self.fill(members, shape, format);
+        if self.widens(&made) {
+            return Ok(false);
+        }
+        let matrix = made?;
+        for (member, rows) in &places {
+            let view = matrix.view(rows.clone())?;
+            self.resident.matrices.insert(*member, view);
+        }
+        let members = places;
+        self.resident.stacks.push(WeightStack { matrix, members });
+        Ok(true)
+    }
+
+    fn fill(&mut self, members: &[Weight], shape: Shape, format: Format) -> Result<GpuMatrix> {
+        let gpu = self.kernels.gpu();
+        let name = members
+            .first()
+            .map(|w| self.weights.name(*w))
+            .unwrap_or_default();
+        let mut stack = MatrixUpload::new(gpu, &name, shape, format, u64::MAX)?;
+        for &member in members {
+            let rows = 0..self.weights.describe(member)?.1.rows.0;
+            let (name, upload) = (self.weights.name(member), &mut self.upload);
+            self.weights.with_rows(member, rows, &mut |matrix| {
+                Ok(stack.push(&name, matrix, upload)?)
+            })?;
+        }
+        Ok(stack.finish()?)
+    }
+
+    fn vectors(&mut self) -> Result<()> {
+        for group in self.resident.groups.clone() {
+            let mut values = Vec::new();
+            for &weight in &group {
+                let len = self.weights.describe(weight)?.1.elements().unwrap_or(0);
+                values.extend(self.weights.vector(weight, len)?);
+            }
+            let name = group
+                .first()
+                .map(|w| self.weights.name(*w))
+                .unwrap_or_default();
+            let vector = GpuVector::new(self.kernels.gpu(), &name, &values, &mut self.upload)?;
+            self.resident.vectors.insert(group, vector);
+        }
+        Ok(())
+    }
+
+    /// Copies what recurrences read together; the matrices are there.
+    fn pairs(&mut self, steps: &[Step]) -> Result<()> {
+        for group in groups(steps) {
+            let Kernel::Recurrence7(what) = &group.kernel else {
+                continue;
+            };
+            let ups: Vec<Weight> = what.pairs().map(|pair| pair.up).collect();
+            let matrices = ups.iter().map(|up| self.resident.matrix(*up));
+            if let Some(matrices) = matrices.collect::<Option<Vec<_>>>() {
+                let name = ups
+                    .first()
+                    .map(|w| self.weights.name(*w))
+                    .unwrap_or_default();
+                let packed = LoraUp::pack(self.kernels.gpu(), &name, &matrices)?;
+                self.resident
+                    .pairs
+                    .extend(packed.map(|packed| (ups, packed)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn groups(steps: &[Step]) -> impl Iterator<Item = &Group> {
+    steps.iter().filter_map(|step| match step {
+        Step::Group(group) => Some(&**group),
+        _ => None,
+    })
+}
+
+/// What projections read together: their large matrices, and the first halves of low-rank pairs.
+fn stacks(steps: &[Step]) -> Vec<Vec<Weight>> {
+    let projections = groups(steps).filter(|group| group.kernel == Kernel::Project);
+    let split = |group: &Group| {
+        let weights = group.products().map(|product| product.weight);
+        let (pairs, large): (Vec<_>, Vec<_>) = weights.partition(|w| is_pair(*w));
+        [large, pairs]
+    };
+    let all = projections.flat_map(split);
+    all.filter(|stack| !stack.is_empty()).collect()
+}
+
+/// Whether a matrix is the first half of a low-rank pair.
+pub(super) fn is_pair(weight: Weight) -> bool {
+    matches!(weight, Weight::Block(_, B::LoraDown(_)))
+}
+
+/// The vectors of each operation, as its kernel binds them, and those of the groups of `steps`.
+fn vector_groups(model: &Model, steps: &[Step]) -> Vec<Vec<Weight>> {
+    let graph = model.graph();
+    let operations = graph.nodes().iter().flat_map(|n| operation_vectors(&n.op));
+    let fused = groups(steps).filter_map(|group| group.vectors(graph));
+    let mut seen = HashSet::new();
+    let all = operations.chain(fused);
+    all.filter(|group| seen.insert(group.clone())).collect()
+}
+
 /// The vectors of an operation, as its kernel binds them.
-pub(super) fn vector_groups(op: &Op) -> Vec<Vec<Weight>> {
+pub(super) fn operation_vectors(op: &Op) -> Vec<Vec<Weight>> {
     match op {
         Op::TokenShift { mixes, .. } => vec![mixes.clone()],
         other => other.vectors().into_iter().map(|w| vec![w]).collect(),

@@ -1,16 +1,19 @@
 //! Steps to dispatches: which kernel does what on which buffers.
 
-use super::plan::{Activations, Context};
+use super::{
+    plan::{Activations, Context},
+    states::StatePage,
+};
 use crate::{
     Error, Op, Result, ShiftHalf, Weight,
-    fuse::{LinearStep, Step},
+    fuse::{LinearStep, Step, StoredShift},
 };
 use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     BatchTables, GpuMatrix, GpuVector, View,
     ops::{
-        Bonus, Decay, Embed, Keys7, Linear, Map, Norm, Previous, Select, StoreShift, TokenMatMul,
-        TokenShift, Weighs, Wkv4, Wkv6, Wkv7,
+        Bonus, Decay, Embed, Function, Keys7, Linear, Map, Norm, Previous, Select, SparseLinear,
+        SparseTuning, StoreShift, TokenMatMul, TokenShift, Weighs, Wkv4, Wkv6, Wkv7,
     },
 };
 
@@ -22,7 +25,7 @@ pub(super) struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn matrix(&self, weight: Weight) -> Result<&GpuMatrix> {
+    pub(super) fn matrix(&self, weight: Weight) -> Result<&GpuMatrix> {
         self.context
             .weights
             .matrix(weight)
@@ -30,23 +33,25 @@ impl Resolver<'_> {
     }
 
     fn vector(&self, weight: Weight) -> Result<&GpuVector> {
-        self.context
-            .weights
-            .vectors(&[weight])
-            .ok_or_else(|| self.missing(weight))
+        self.vectors(&[weight])
+    }
+
+    /// Vectors that lie one after the other.
+    pub(super) fn vectors(&self, group: &[Weight]) -> Result<&GpuVector> {
+        let first = group.first().copied().unwrap_or(Weight::Head);
+        let vectors = self.context.weights.vectors(group);
+        vectors.ok_or_else(|| self.missing(first))
     }
 
     fn missing(&self, weight: Weight) -> Error {
-        Error::Weight {
-            name: self.context.model.weights().name(weight),
-            problem: "not on the GPU".to_owned(),
-        }
+        missing(self.context, weight)
     }
 
     /// Adds the dispatches of `step` to `out`.
     pub(super) fn resolve(&self, step: &Step, out: &mut Vec<Dispatch>) -> Result<()> {
         match step {
             Step::Linear(step) => self.linear(step, out),
+            Step::Group(group) => self.group(group, out),
             Step::Node(index) => {
                 let node = &self.context.model.graph().nodes()[*index];
                 let inputs = node
@@ -61,19 +66,66 @@ impl Resolver<'_> {
     }
 
     fn linear(&self, step: &LinearStep, out: &mut Vec<Dispatch>) -> Result<()> {
+        let x = self.activations.view(step.x)?;
+        let y = self.activations.view(step.y)?;
+        let residual = step.residual.map(|r| self.activations.view(r));
+        let residual = residual.transpose()?;
+        let columns = self.context.weights.columns(step.weight);
+        if let Some(weight) = columns
+            && step.bias.is_none()
+            && step.function == Function::Identity
+        {
+            // One dispatch stores the shift of one page.
+            let pages = self.context.states.pages();
+            let mut pages = step
+                .stores
+                .iter()
+                .flat_map(|stored| pages.iter().map(move |page| (stored, page)));
+            let first = match pages.next() {
+                Some((stored, page)) => Some(self.stored(stored, page)?),
+                None => None,
+            };
+            out.extend(self.context.kernels.sparse_linear(&SparseLinear {
+                x,
+                weight,
+                residual,
+                y,
+                store: first,
+                dense: false,
+                tuning: SparseTuning::default(),
+            })?);
+            for (stored, page) in pages {
+                let store = self.stored(stored, page)?;
+                out.push(self.context.kernels.store_shift(&store)?);
+            }
+            return Ok(());
+        }
         let op = Linear {
-            x: self.activations.view(step.x)?,
+            x,
             weight: self.matrix(step.weight)?,
             bias: step.bias.map(|b| self.vector(b)).transpose()?,
             function: step.function,
-            residual: step
-                .residual
-                .map(|r| self.activations.view(r))
-                .transpose()?,
-            y: self.activations.view(step.y)?,
+            residual,
+            y,
         };
         out.extend(self.context.kernels.linear(&op)?);
+        if let Some(stored) = &step.stores {
+            for page in self.context.states.pages() {
+                let store = self.stored(stored, page)?;
+                out.push(self.context.kernels.store_shift(&store)?);
+            }
+        }
         Ok(())
+    }
+
+    fn stored<'s>(&'s self, stored: &StoredShift, page: &'s StatePage) -> Result<StoreShift<'s>> {
+        Ok(StoreShift {
+            batch: self.batch,
+            x: self.activations.view(stored.x)?,
+            state: page.shift(stored.layer),
+            page: page.page(),
+            which: half_index(stored.half),
+        })
     }
 
     fn node(&self, op: &Op, x: &[View<'_>], y: View<'_>, out: &mut Vec<Dispatch>) -> Result<()> {
@@ -291,9 +343,17 @@ impl Resolver<'_> {
 }
 
 /// The place of a shift vector in the state.
-fn half_index(half: ShiftHalf) -> u32 {
+pub(super) fn half_index(half: ShiftHalf) -> u32 {
     match half {
         ShiftHalf::Att => 0,
         ShiftHalf::Ffn => 1,
+    }
+}
+
+/// A tensor that should be there and is not.
+pub(super) fn missing(context: &Context<'_>, weight: Weight) -> Error {
+    Error::Weight {
+        name: context.model.weights().name(weight),
+        problem: "not on the GPU".to_owned(),
     }
 }

@@ -1,50 +1,12 @@
-//! From the logical graph to a shorter list of steps, each one kernel's work.
-//!
-//! A matrix product takes what follows it element by element along: `W x`, `+ bias`, `f(…)`, `+ residual`.
+//! Matrix products take what follows them element by element along: `W x`, `+ bias`, `f(…)`, `+ residual`.
 
-use crate::{Graph, Op, ValueId, Weight};
+use super::{LinearStep, Step};
+use crate::{Graph, Op, ValueId};
 use rwkv_kernels::ops::Function;
 
-/// What one kernel does.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Step {
-    /// A node as it stands, by its index.
-    Node(usize),
-    /// `y = function(W x + bias) + residual`.
-    Linear(LinearStep),
-}
-
-/// A matrix product with its epilogue.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct LinearStep {
-    pub(crate) x: ValueId,
-    pub(crate) weight: Weight,
-    pub(crate) bias: Option<Weight>,
-    pub(crate) function: Function,
-    pub(crate) residual: Option<ValueId>,
-    pub(crate) y: ValueId,
-}
-
-impl Step {
-    /// The values that it reads.
-    pub(crate) fn inputs(&self, graph: &Graph) -> Vec<ValueId> {
-        match self {
-            Self::Node(index) => graph.nodes()[*index].inputs.clone(),
-            Self::Linear(step) => [step.x].into_iter().chain(step.residual).collect(),
-        }
-    }
-
-    /// The values that it makes.
-    pub(crate) fn outputs(&self, graph: &Graph) -> Vec<ValueId> {
-        match self {
-            Self::Node(index) => graph.nodes()[*index].outputs.clone(),
-            Self::Linear(step) => vec![step.y],
-        }
-    }
-}
-
-/// The steps that compute `graph`, in an order that respects it.
-pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
+/// The steps that compute `graph`, in an order that respects it: products with their epilogues, and all else as it
+/// stands.
+pub(super) fn steps(graph: &Graph) -> Vec<Step> {
     let uses = graph.uses();
     let mut taken = vec![false; graph.nodes().len()];
     let mut steps = Vec::new();
@@ -63,6 +25,7 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
             function: Function::Identity,
             residual: None,
             y: node.outputs[0],
+            stores: None,
         };
         // The one node that uses the product so far, if there is only one.
         let next = |y: ValueId| {
@@ -108,7 +71,7 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockWeight as B, Lora};
+    use crate::{BlockWeight as B, Lora, Weight};
 
     const WIDTH: usize = 8;
 
@@ -123,6 +86,7 @@ mod tests {
                 let op = format!("{:?}", graph.nodes()[index].op);
                 op.split([' ', '(']).next().unwrap_or_default().to_owned()
             }
+            Step::Group(group) => panic!("{group:?} before there are groups"),
             Step::Linear(step) => {
                 let mut text = "W x".to_owned();
                 if step.bias.is_some() {
@@ -137,13 +101,13 @@ mod tests {
                 }
             }
         };
-        fuse(graph).into_iter().map(name).collect()
+        super::steps(graph).into_iter().map(name).collect()
     }
 
     /// Every value is made once, by a step before those that read it, and the result is among them.
     fn respects(graph: &Graph) -> bool {
         let mut made = Vec::new();
-        for step in fuse(graph) {
+        for step in super::steps(graph) {
             let ready = step.inputs(graph).iter().all(|x| made.contains(x));
             let again = step.outputs(graph).iter().any(|y| made.contains(y));
             if !ready || again {

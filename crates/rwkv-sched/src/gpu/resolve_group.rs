@@ -1,0 +1,241 @@
+//! Groups of steps to dispatches: which kernel does all of a group.
+
+use super::{
+    resident::is_pair,
+    resolve::{Resolver, half_index, missing},
+};
+use crate::{
+    Error, Op, Result,
+    fuse::{Group, Kernel, Recurrence7},
+};
+use rwkv_gpu::Dispatch;
+use rwkv_kernels::{
+    View,
+    ops::{
+        EmbedNorm, NormShift, NormShiftLinear, Projections, Segment, ShiftRows, Stack, Wkv7Step,
+    },
+};
+
+impl Resolver<'_> {
+    /// Adds the dispatches of `group` to `out`.
+    pub(super) fn group(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+        match &group.kernel {
+            Kernel::EmbedNorm => self.embed_norm(group, out),
+            Kernel::NormShift => self.norm_shift(group, out),
+            Kernel::Project => self.project(group, out),
+            Kernel::NormProject => self.norm_project(group, out),
+            Kernel::Recurrence7(what) => self.recurrence7(group, what, out),
+        }
+    }
+
+    /// The operations of `group` that stand in it as they are, two of them.
+    fn operations(&self, group: &Group) -> Result<[&Op; 2]> {
+        let nodes: Vec<&Op> = group
+            .nodes(self.context.model.graph())
+            .map(|n| &n.op)
+            .collect();
+        nodes.try_into().map_err(|_| mistake())
+    }
+
+    fn input(&self, group: &Group) -> Result<View<'_>> {
+        let x = group.inputs.first().ok_or_else(mistake)?;
+        self.activations.view(*x)
+    }
+
+    fn output(&self, group: &Group) -> Result<View<'_>> {
+        let y = group.outputs.first().ok_or_else(mistake)?;
+        self.activations.view(*y)
+    }
+
+    fn embed_norm(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+        let [
+            Op::Embed { table },
+            Op::Norm {
+                weight,
+                bias,
+                epsilon,
+                ..
+            },
+        ] = self.operations(group)?
+        else {
+            return Err(mistake());
+        };
+        out.extend(self.context.kernels.embed_norm(&EmbedNorm {
+            batch: self.batch,
+            table: self.matrix(*table)?,
+            weight: self.vectors(&[*weight])?,
+            bias: self.vectors(&[*bias])?,
+            epsilon: *epsilon,
+            y: self.output(group)?,
+        })?);
+        Ok(())
+    }
+
+    fn norm_shift(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+        let [
+            Op::Norm {
+                weight,
+                bias,
+                epsilon,
+                ..
+            },
+            Op::TokenShift {
+                layer,
+                half,
+                weighs,
+                mixes,
+            },
+        ] = self.operations(group)?
+        else {
+            return Err(mistake());
+        };
+        for page in self.context.states.pages() {
+            out.push(self.context.kernels.norm_shift(&NormShift {
+                batch: self.batch,
+                x: self.input(group)?,
+                weight: self.vectors(&[*weight])?,
+                bias: self.vectors(&[*bias])?,
+                epsilon: *epsilon,
+                mix: Some(self.vectors(mixes)?),
+                mixes: mixes.len(),
+                weighs: *weighs,
+                rows: ShiftRows::None,
+                state: page.shift(*layer),
+                page: page.page(),
+                which: half_index(*half),
+                y: self.output(group)?,
+            })?);
+        }
+        Ok(())
+    }
+
+    /// The products of one token shift; its results lie one after the other, and so do theirs.
+    fn project(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+        let places = group.products().map(|p| self.activations.view(p.x));
+        let places = places.collect::<Result<Vec<_>>>()?;
+        let first = places
+            .iter()
+            .min_by_key(|p| p.offset)
+            .copied()
+            .ok_or_else(mistake)?;
+        let block = View::block_bytes(first.rows, first.width);
+        let (mut weights, mut pairs) = (None, None);
+        let mut segments = Vec::new();
+        let mut blocks = 0;
+        for (product, place) in group.products().zip(&places) {
+            let lacks = || missing(self.context, product.weight);
+            let stack = self
+                .context
+                .weights
+                .stack(product.weight)
+                .ok_or_else(lacks)?;
+            let kind = if is_pair(product.weight) {
+                pairs = Some(&stack.matrix);
+                Stack::Pairs
+            } else {
+                weights = Some(&stack.matrix);
+                Stack::Weights
+            };
+            let x = usize::try_from((place.offset - first.offset) / block).unwrap_or(usize::MAX);
+            blocks = blocks.max(x.saturating_add(1));
+            segments.push(Segment {
+                stack: kind,
+                rows: stack.rows(product.weight).ok_or_else(lacks)?,
+                x,
+                function: product.function,
+                y_offset: self.activations.view(product.y)?.offset,
+            });
+        }
+        let projections = Projections {
+            x: first,
+            blocks,
+            weights: weights.ok_or_else(mistake)?,
+            pairs,
+            segments: &segments,
+            y: self.output(group)?.buffer,
+        };
+        out.push(self.context.kernels.projections(&projections, None)?);
+        Ok(())
+    }
+
+    fn norm_project(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+        let [
+            Op::Norm { epsilon, .. },
+            Op::TokenShift {
+                layer,
+                half,
+                weighs,
+                ..
+            },
+        ] = self.operations(group)?
+        else {
+            return Err(mistake());
+        };
+        let (Some(product), [y, shifted]) = (group.products().next(), &group.outputs[..]) else {
+            return Err(mistake());
+        };
+        let vectors = group
+            .vectors(self.context.model.graph())
+            .unwrap_or_default();
+        for page in self.context.states.pages() {
+            let op = NormShiftLinear {
+                batch: self.batch,
+                x: self.input(group)?,
+                vectors: self.vectors(&vectors)?,
+                epsilon: *epsilon,
+                weighs: *weighs,
+                state: page.shift(*layer),
+                page: page.page(),
+                which: half_index(*half),
+                weight: self.matrix(product.weight)?,
+                function: product.function,
+                shifted: self.activations.view(*shifted)?,
+                y: self.activations.view(*y)?,
+            };
+            out.extend(self.context.kernels.norm_shift_linear(&op, None)?);
+        }
+        Ok(())
+    }
+
+    fn recurrence7(
+        &self,
+        group: &Group,
+        what: &Recurrence7,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        let ups: Vec<_> = what.pairs().map(|pair| pair.up).collect();
+        let up = self.context.weights.base.pairs(&ups).ok_or_else(mistake)?;
+        let hidden = what.pairs().map(|pair| self.activations.view(pair.hidden));
+        let hidden = hidden.collect::<Result<Vec<_>>>()?;
+        let v_first = what
+            .value
+            .as_ref()
+            .map(|(_, first)| self.activations.view(*first));
+        let v_first = v_first.transpose()?;
+        for page in self.context.states.pages() {
+            out.push(self.context.kernels.wkv7_step(&Wkv7Step {
+                batch: self.batch,
+                r: self.activations.view(what.r)?,
+                k: self.activations.view(what.k)?,
+                v: self.activations.view(what.v)?,
+                hidden: &hidden,
+                up,
+                vectors: self.vectors(&what.vectors)?,
+                v_first,
+                head_size: what.head_size,
+                epsilon: what.epsilon,
+                state: page.wkv(what.layer),
+                page: page.page(),
+                y: self.output(group)?,
+            })?);
+        }
+        Ok(())
+    }
+}
+
+fn mistake() -> Error {
+    Error::Config {
+        problem: "a group of steps that is not what it says: this is a mistake in this program"
+            .to_owned(),
+    }
+}

@@ -12,7 +12,6 @@
 mod adapter;
 mod buffer;
 mod capabilities;
-mod copy_bandwidth;
 mod counters;
 mod device;
 mod error;
@@ -25,7 +24,6 @@ mod timing;
 pub use adapter::{AdapterSummary, Kind, Selector, list_adapters};
 pub use buffer::BufferKind;
 pub use capabilities::{Capabilities, CooperativeMatrix, Hidden, Limits, SubgroupSizes};
-pub use copy_bandwidth::CopyBandwidth;
 pub use counters::{CacheCounter, CacheCounts, GpuCounts};
 pub use device::{Gpu, OpenOptions};
 pub use error::Error;

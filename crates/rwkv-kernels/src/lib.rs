@@ -4,6 +4,7 @@
 //! Each file of [`ops`] holds one operation: its equation, its plain Rust twin, and the dispatch of its kernel. The
 //! twins are the oracle that the kernels are tested against, and what runs where there is no GPU.
 
+mod copy_bandwidth;
 mod error;
 pub mod formats;
 mod gpu_columns;
@@ -17,6 +18,7 @@ pub mod ops;
 pub mod sampling;
 pub mod shaders;
 
+pub use copy_bandwidth::CopyBandwidth;
 pub use error::Error;
 pub use formats::{Csr, CsrColumns, Format, GpuLayout};
 pub use gpu_columns::GpuColumns;

@@ -30,8 +30,10 @@ pub(crate) const MATVEC_TOKENS: usize = 8;
 /// Workgroup memory for x is kept below this, so that several workgroups fit a core at once.
 const STAGED_BYTES: usize = 32 << 10;
 
-/// Subgroups that keep the largest GPUs busy: 16 for each of 132 cores.
-const BUSY_SUBGROUPS: usize = 2048;
+/// Subgroups that keep the largest GPUs busy, of plain weights and of packed ones, which are slower to expand: as
+/// measured on an H200.
+const BUSY_SUBGROUPS: usize = 16_384;
+const BUSY_PACKED: usize = 4096;
 
 impl MatvecShape {
     /// The shapes that are worth measuring.
@@ -107,24 +109,25 @@ impl Kernels {
                 workgroups: 0,
             };
         }
-        // Codes of 8 bits and less: x costs more to read than the weights.
+        // As measured on an H200 (docs/performance.md): several rows share x, which costs more to read than codes of 8
+        // bits and less do.
         let packed = weight.layout().unit() > 8;
         let rows: u32 = match tokens {
-            0 | 1 => 1 + u32::from(packed),
-            2 => 2,
+            0..=2 if !packed => 2,
             _ => 4,
         };
-        let staged = packed || tokens > 2;
+        let staged = tokens > 2;
         let threads = if staged { 256 } else { 128 };
+        let busy = if packed { BUSY_PACKED } else { BUSY_SUBGROUPS };
         let mut split = 1;
         while split < threads / lanes.min(threads)
-            && (total / rows as usize) * (split as usize) < BUSY_SUBGROUPS
+            && (total / rows as usize) * (split as usize) < busy
             && units > (lanes * split) as usize
         {
             split *= 2;
         }
         let turns = units.div_ceil((lanes * split) as usize);
-        let most = if tokens > 2 { 1 } else { 4 / rows };
+        let most = if tokens > 2 || packed { 1 } else { 4 / rows };
         let unroll = u32::try_from(turns).unwrap_or(most).clamp(1, most);
         MatvecShape {
             threads,

@@ -58,8 +58,10 @@ struct Params {
     padding: u32,
 }
 
-/// Workgroups, unless a shape says otherwise: two for each core of the largest GPUs. All of them make x.
+/// Workgroups, unless a shape says otherwise: two for each core of the largest GPUs, and four where rows are short. All
+/// of them make x.
 const WORKGROUPS: u32 = 264;
+const SHORT_ROW: usize = 4096;
 
 /// Storage buffers of group 0.
 const OWN_BUFFERS: u32 = 6;
@@ -67,11 +69,14 @@ const OWN_BUFFERS: u32 = 6;
 impl Kernels {
     /// The shape that [`norm_shift_linear`](Self::norm_shift_linear) uses.
     pub fn norm_shift_shape(&self, weight: &GpuMatrix, tokens: usize) -> MatvecShape {
+        let shape = self.matvec_shape(weight, tokens);
+        let short = weight.shape().cols.0 < SHORT_ROW;
         MatvecShape {
             threads: 256,
+            split: shape.split.min(4 / shape.rows.max(1)),
             staged: true,
-            workgroups: WORKGROUPS,
-            ..self.matvec_shape(weight, tokens)
+            workgroups: WORKGROUPS * if short { 2 } else { 1 },
+            ..shape
         }
     }
 

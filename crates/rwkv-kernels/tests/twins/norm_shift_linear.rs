@@ -41,7 +41,7 @@ fn case() -> impl Strategy<Value = Case> {
         prop::sample::select(native()),
         (1usize..150, 1usize..400),
         Just((0..SLOTS).collect::<Vec<_>>()).prop_shuffle(),
-        (1..=SLOTS as usize, 1..SLOTS, 0u32..2),
+        (1..=8usize, 1..SLOTS, 0u32..2),
         prop::sample::select(vec![Weighs::Previous, Weighs::Current]),
         prop::sample::select(vec![Function::Identity, Function::SquaredRelu]),
         prop::option::of(prop::sample::select(shapes.collect::<Vec<_>>())),

@@ -1,6 +1,7 @@
 //! How fast the device that ran the model copies memory, measured in the same run.
 
 use rwkv_gpu::Kind;
+use rwkv_kernels::Kernels;
 use rwkv_sched::Device;
 use serde::Serialize;
 use std::time::Instant;
@@ -32,7 +33,7 @@ pub(super) fn measure(device: &Device) -> Option<Copy> {
                 Kind::Software => BYTES_IN_SOFTWARE,
                 _ => BYTES,
             };
-            match gpu.copy_bandwidth(bytes) {
+            match Kernels::new(gpu).and_then(|kernels| kernels.copy_bandwidth(bytes)) {
                 Ok(copied) => Some(Copy {
                     bytes_per_second: copied.bytes_per_second,
                     buffer_bytes: copied.buffer_bytes,

@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release --example copy_bandwidth [-- MIB]`
 
-use rwkv_gpu::{Gpu, OpenOptions, Result, Selector, list_adapters};
+use rwkv_gpu::{Gpu, OpenOptions, Selector, list_adapters};
+use rwkv_kernels::{Kernels, Result};
 
 fn main() -> Result<()> {
     let mebibytes = std::env::args().nth(1).and_then(|n| n.parse().ok());
@@ -21,7 +22,7 @@ fn main() -> Result<()> {
             continue;
         }
         let gpu = Gpu::open(&Selector::Index(adapter.index), &OpenOptions::from_env()?)?;
-        let copied = gpu.copy_bandwidth(bytes)?;
+        let copied = Kernels::new(&gpu)?.copy_bandwidth(bytes)?;
         let clock = if copied.timestamps { "GPU" } else { "host" };
         println!(
             "{title}: {:.1} GB/s, read and written together, by the {clock}'s clock",

@@ -1,8 +1,9 @@
 //! What an executor is, and choosing one for a device.
 
 use crate::{
-    Adapter, Batch, BlendProgress, CpuExecutor, Device, ExecutorStats, GpuExecutor, Logits, Model,
-    ModelConfig, Quantization, Result, SlotId, State, StepTimes, WeightReads,
+    Adapter, Batch, BlendProgress, CpuExecutor, Decoding, Device, ExecutorStats, GpuExecutor,
+    Logits, Model, ModelConfig, OnTokens, Quantization, Result, SlotId, State, StepTimes, TokenId,
+    WeightReads, decode::on_the_host,
 };
 use rwkv_gpu::Timing;
 use std::sync::Arc;
@@ -34,6 +35,23 @@ pub trait Executor: Send {
     /// What [`Batch::tables`] says of a batch that cannot run (nothing has changed then), or a GPU's failure, after
     /// which the states of the batch's slots are undefined.
     fn run(&mut self, batch: &Batch) -> Result<Logits>;
+
+    /// Feeds every sequence its token and samples the next one, `steps` times or until `take`, which is told of every
+    /// step's tokens, breaks off. `counted` says which tokens the samplers' penalties count. Afterwards each sequence's
+    /// token and sampler are those after the last step that `take` was told of, and its state is that before its token:
+    /// what was computed ahead is undone.
+    ///
+    /// # Errors
+    /// What [`run`](Self::run) says, [`crate::Error::Sampling`] for logits that nothing can be chosen from.
+    fn decode(
+        &mut self,
+        sequences: &mut [Decoding],
+        steps: usize,
+        counted: &dyn Fn(TokenId) -> bool,
+        take: OnTokens<'_>,
+    ) -> Result<()> {
+        on_the_host(self, sequences, steps, counted, take)
+    }
 
     /// Makes `slot` a sequence that has seen nothing: it holds the initial state, which is the model's
     /// ([`Model::initial_state`]) unless another one was set.

@@ -211,27 +211,39 @@ fn stream(
     let mut decoder = TextDecoder::new();
     let mut written = Continuation::default();
     let decode_start = Instant::now();
-    for token in generation.take(max_tokens) {
-        let token = token?;
+    let mut matched = false;
+    let mut failed = None;
+    let mut take = |token: u32| {
         summary.decoded = (summary.decoded.0 + 1, decode_start.elapsed());
         summary.first.get_or_insert_with(|| start.elapsed());
         if Some(token) == tokenizer.end_of_text() {
-            break;
+            return ControlFlow::Break(());
         }
         let text = decoder.push(tokenizer.token(token).unwrap_or_default());
         written.made += text.len();
         written.tokens.push(token);
         written.ends.push(written.made);
         let shown = stops.push(text);
-        out.write_all(shown.text.as_bytes())?;
-        out.flush()?;
+        let shows = out
+            .write_all(shown.text.as_bytes())
+            .and_then(|()| out.flush());
+        if let Err(error) = shows {
+            failed = Some(error);
+            return ControlFlow::Break(());
+        }
         written.printed += shown.text.len();
-        if shown.matched.is_some() {
-            return Ok(written);
+        matched = shown.matched.is_some();
+        if matched || interrupt.pressed() {
+            return ControlFlow::Break(());
         }
-        if interrupt.pressed() {
-            break;
-        }
+        ControlFlow::Continue(())
+    };
+    generation.run(max_tokens, &mut take)?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    if matched {
+        return Ok(written);
     }
     let last = stops.push(decoder.finish());
     out.write_all(last.text.as_bytes())?;

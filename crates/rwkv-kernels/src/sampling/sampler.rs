@@ -101,6 +101,13 @@ impl Sampler {
         );
     }
 
+    /// Notes a token that was chosen elsewhere with this sampler's next random number: what [`sample`](Self::sample) and
+    /// [`accept`](Self::accept) would leave behind.
+    pub fn drawn(&mut self, token: u32, counted: bool) {
+        self.step = self.step.wrapping_add(1);
+        self.accept(token, counted);
+    }
+
     /// The tokens that [`sample`](Self::sample) could choose now, by ascending id, and their probabilities.
     ///
     /// # Errors

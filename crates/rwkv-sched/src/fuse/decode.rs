@@ -447,14 +447,14 @@ mod tests {
                 Weight::Embedding | Weight::Head => (32, WIDTH),
                 Weight::Block(_, block) => match block {
                     B::FfnEmbedding => (32, 16),
-                    B::FfnEmbeddingUp => (WIDTH, WIDTH),
                     B::LoraUp(Lora::DeepEmbed) => (4 * WIDTH, 4),
                     B::LoraBias(Lora::DeepEmbed) => (1, 4 * WIDTH),
                     B::LoraDown(_) => (4, WIDTH),
                     B::LoraUp(_) => (WIDTH, 4),
                     B::FfnKey => (4 * WIDTH, WIDTH),
                     B::FfnValue => (WIDTH, 4 * WIDTH),
-                    B::AttReceptance
+                    B::FfnEmbeddingUp
+                    | B::AttReceptance
                     | B::AttKey
                     | B::AttValue
                     | B::AttGate

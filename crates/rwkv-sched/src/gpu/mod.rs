@@ -2,6 +2,7 @@
 
 mod blend;
 mod choose;
+mod decode;
 mod memory;
 mod meter;
 mod plan;
@@ -11,11 +12,12 @@ mod resolve_group;
 mod states;
 
 use crate::{
-    Adapter, Batch, BlendProgress, Error, Executor, ExecutorStats, LoadOptions, LoadProgress,
-    Logits, Model, ModelConfig, Op, Result, SlotId, State, StateLayout, StepTimes, Weight,
-    WeightReads, WeightsDType,
+    Adapter, Batch, BlendProgress, Decoding, Error, Executor, ExecutorStats, LoadOptions,
+    LoadProgress, Logits, Model, ModelConfig, OnTokens, Op, Result, SlotId, State, StateLayout,
+    StepTimes, TokenId, Weight, WeightReads, WeightsDType,
     adapter::{Blends, Recipe},
     batch::Tables,
+    decode::on_the_host,
     fuse::{Step, fuse, fuse_decode},
 };
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
@@ -258,6 +260,19 @@ impl Executor for GpuExecutor {
         };
         self.meter.finished(tables.tokens.len());
         Ok(Logits::new(vocab, values))
+    }
+
+    fn decode(
+        &mut self,
+        sequences: &mut [Decoding],
+        steps: usize,
+        counted: &dyn Fn(TokenId) -> bool,
+        take: OnTokens<'_>,
+    ) -> Result<()> {
+        if steps == 0 || self.decode_ahead(sequences, steps, counted, take)? {
+            return Ok(());
+        }
+        on_the_host(self, sequences, steps, counted, take)
     }
 
     fn reset(&mut self, slot: SlotId) -> Result<()> {

@@ -29,6 +29,7 @@ pub(super) struct Context<'a> {
 
 /// Everything that a step of one batch shape does.
 pub(super) struct Plan {
+    shape: BatchShape,
     dispatches: Vec<Dispatch>,
     tables: TableBuffer,
     logits: Option<(Buffer, u64)>,
@@ -65,6 +66,7 @@ impl Plan {
             _ => None,
         };
         Ok(Self {
+            shape,
             dispatches,
             logits,
             _buffers: activations.buffers,
@@ -74,6 +76,11 @@ impl Plan {
 
     pub(super) fn dispatches(&self) -> &[Dispatch] {
         &self.dispatches
+    }
+
+    /// The table of tokens: what the next step's embedding looks up.
+    pub(super) fn tokens(&self) -> Binding<'_> {
+        self.tables.bindings(self.shape).tokens
     }
 
     /// Where the logits come out, if any are wanted.

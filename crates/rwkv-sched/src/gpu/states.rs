@@ -3,7 +3,7 @@
 //! limit. What a sequence begins with lies beside them once, and is copied from there.
 
 use crate::{Error, Result, SlotId, State, StateLayout};
-use rwkv_gpu::{Buffer, BufferKind, Gpu, Readback};
+use rwkv_gpu::{Buffer, BufferKind, Gpu, Readback, Recorder};
 use rwkv_kernels::Page;
 use rwkv_mem::Upload;
 
@@ -178,6 +178,36 @@ impl States {
             at += bytes;
         }
         recorder.submit()?;
+        Ok(())
+    }
+
+    /// Records copying the state of `slot` to the start of `to`.
+    pub(super) fn copy_out(
+        &self,
+        recorder: &mut Recorder,
+        slot: SlotId,
+        to: &Buffer,
+    ) -> Result<()> {
+        let mut at = 0;
+        for (buffer, offset, bytes) in self.blocks(slot)? {
+            recorder.copy((buffer, offset), (to, at), bytes);
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// Records copying it back.
+    pub(super) fn copy_in(
+        &self,
+        recorder: &mut Recorder,
+        slot: SlotId,
+        from: &Buffer,
+    ) -> Result<()> {
+        let mut at = 0;
+        for (buffer, offset, bytes) in self.blocks(slot)? {
+            recorder.copy((from, at), (buffer, offset), bytes);
+            at += bytes;
+        }
         Ok(())
     }
 

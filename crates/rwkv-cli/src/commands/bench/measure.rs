@@ -6,7 +6,8 @@
 use anyhow::Result;
 use rwkv_gpu::Timing;
 use rwkv_sched::{
-    Batch, BatchSpan, Executor, ExecutorStats, SlotId, StepTimes, TokenId, Wanted, prefill,
+    Decoding, Executor, ExecutorStats, SlotId, StepTimes, TokenId, Wanted, prefill,
+    sampling::{Sampler, SamplerParams},
 };
 use std::{
     ops::ControlFlow,
@@ -136,66 +137,35 @@ impl Workload {
             }
             Self::Decode { tokens, batch } => {
                 let vocab = executor.config().vocab;
-                let mut decoder = Decoder::new(executor, batch)?;
-                for (slot, span) in (0..batch).zip(&mut decoder.batch.spans) {
-                    span.tokens = tokens_of(slot, vocab, 1);
+                let greedy = SamplerParams {
+                    temperature: 0.0,
+                    ..SamplerParams::default()
+                };
+                let mut sequences = Vec::new();
+                for slot in 0..batch {
+                    executor.reset(SlotId(slot))?;
+                    let first = tokens_of(slot, vocab, 1).first().copied();
+                    sequences.push(Decoding {
+                        slot: SlotId(slot),
+                        token: first.unwrap_or(0),
+                        sampler: Sampler::new(greedy.clone())?,
+                    });
                 }
+                let mut go = |executor: &mut dyn Executor, steps: usize| -> Result<()> {
+                    executor.decode(&mut sequences, steps, &|_| false, &mut |_| {
+                        if stop() {
+                            return ControlFlow::Break(());
+                        }
+                        ControlFlow::Continue(())
+                    })?;
+                    check(stop)
+                };
                 // Not timed: what resetting has left for the GPU to do is done after it.
-                decoder.step(executor)?;
-                clock(executor, |executor| {
-                    for _ in 0..tokens {
-                        decoder.step(executor)?;
-                        check(stop)?;
-                    }
-                    Ok(())
-                })
+                go(executor, 1)?;
+                clock(executor, |executor| go(executor, tokens as usize))
             }
         }
     }
-}
-
-/// Sequences that go on from step to step.
-struct Decoder {
-    batch: Batch,
-}
-
-impl Decoder {
-    /// New sequences in the first slots; their first tokens are still to be set.
-    fn new(executor: &mut dyn Executor, batch: u32) -> Result<Self> {
-        let mut spans = Vec::new();
-        for slot in (0..batch).map(SlotId) {
-            executor.reset(slot)?;
-            spans.push(BatchSpan {
-                slot,
-                tokens: vec![0],
-                wanted: Wanted::Last,
-            });
-        }
-        Ok(Self {
-            batch: Batch { spans },
-        })
-    }
-
-    /// Feeds every sequence its token, and chooses the next ones.
-    fn step(&mut self, executor: &mut dyn Executor) -> Result<()> {
-        let logits = executor.run(&self.batch)?;
-        for (span, row) in self.batch.spans.iter_mut().zip(logits.rows()) {
-            span.tokens.clear();
-            span.tokens.push(next_token(row));
-        }
-        Ok(())
-    }
-}
-
-/// The token that a sequence goes on with: the most probable one, the first of equals.
-fn next_token(logits: &[f32]) -> TokenId {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (token, &logit) in (0u32..).zip(logits) {
-        if logit > best.1 {
-            best = (token, logit);
-        }
-    }
-    best.0
 }
 
 /// `count` tokens that look random and are the same every time, others for each sequence.
@@ -239,19 +209,6 @@ fn check(stop: &dyn Fn() -> bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_most_probable_token() {
-        #[track_caller]
-        fn check(logits: &[f32], want: TokenId) {
-            assert_eq!(next_token(logits), want, "{logits:?}");
-        }
-        check(&[], 0);
-        check(&[1.0, 3.0, 2.0], 1);
-        check(&[1.0, 3.0, 3.0], 1);
-        check(&[f32::NAN, -1.0, -2.0], 1);
-        check(&[f32::NEG_INFINITY, f32::NEG_INFINITY], 0);
-    }
 
     #[test]
     fn tokens_are_in_the_vocabulary_and_differ() {

@@ -1,0 +1,319 @@
+//! Decoding with the sampler on the GPU: steps are submitted before the tokens of those before them are known to the host.
+//!
+//! The sampling kernel writes each token where the next step's embedding reads it, so nothing waits for the host, which
+//! reads the tokens a few steps behind. When the caller stops, the states have run ahead of it: they go back to a copy
+//! that was made on the way, and the few tokens since are fed again, by the same kernels.
+
+use super::{BatchShape, GpuExecutor, meter::Meter, plan::Plan};
+use crate::{
+    Decoding, Error, Executor, OnTokens, Result, SlotId, TokenId, Wanted, batch::Tables,
+    decode::batch,
+};
+use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Readback, Submission};
+use rwkv_kernels::{
+    View,
+    ops::Sample,
+    sampling::{
+        Chosen, Draw, DrawSettings, SamplingError, bias_words, counted_words, memory_words,
+    },
+};
+use std::{collections::VecDeque, ops::ControlFlow};
+
+/// Steps that are submitted before the first of them is read.
+const AHEAD: usize = 3;
+
+/// Steps between copies of the states.
+const BETWEEN_COPIES: usize = 64;
+
+/// Rows of the ring of tokens: more than are on their way.
+const RING: usize = 8;
+
+/// What the sampling kernel reads and keeps.
+struct Samplers {
+    sample: Dispatch,
+    ids: Buffer,
+    readbacks: Vec<Readback>,
+    /// Held for as long as the dispatch may run.
+    _buffers: Vec<Buffer>,
+}
+
+impl Samplers {
+    /// None where a sampler's memory does not fit the kernel's.
+    fn new(
+        executor: &GpuExecutor,
+        plan: &Plan,
+        sequences: &[Decoding],
+        steps: usize,
+        counted: &dyn Fn(TokenId) -> bool,
+    ) -> Result<Option<Self>> {
+        let (kernels, vocab) = (&executor.kernels, executor.model.config().vocab);
+        let gpu = kernels.gpu();
+        let Some((logits, offset)) = plan.logits() else {
+            return Ok(None);
+        };
+        let said = sequences.iter().map(|s| s.sampler.counts().len()).max();
+        let capacity = said.unwrap_or(0).saturating_add(steps).min(vocab).max(1);
+        let (mut draws, mut settings, mut biases, mut memory) = (vec![], vec![], vec![], vec![]);
+        for (index, sequence) in (0u32..).zip(sequences) {
+            let params = sequence.sampler.params();
+            let first = u32::try_from(biases.len()).unwrap_or(u32::MAX);
+            draws.push(Draw {
+                slot: index,
+                token: index,
+                column: index,
+                padding: 0,
+            });
+            settings.push(DrawSettings::new(params, vocab, first)?);
+            biases.extend(bias_words(params));
+            let Some(words) = sequence.sampler.to_memory(capacity) else {
+                return Ok(None);
+            };
+            memory.extend(words);
+            memory.resize((index as usize + 1) * memory_words(capacity), 0);
+        }
+        biases.push([0; 2]);
+        let made = |label: &str, bytes: &[u8]| -> Result<Buffer> {
+            let buffer = gpu.buffer(BufferKind::Storage, label, bytes.len() as u64)?;
+            gpu.write(&buffer, 0, bytes)?;
+            Ok(buffer)
+        };
+        let counted = counted_words(vocab, counted);
+        let buffers = vec![
+            made("draws", bytemuck::cast_slice(&draws))?,
+            made("sampler settings", bytemuck::cast_slice(&settings))?,
+            made("logit biases", bytemuck::cast_slice(&biases))?,
+            made("counted tokens", bytemuck::cast_slice(&counted))?,
+            made("sampler memory", bytemuck::cast_slice(&memory))?,
+        ];
+        let row = (sequences.len() * 4) as u64;
+        let ids = gpu.buffer(BufferKind::Storage, "sampled tokens", row * RING as u64)?;
+        let [draws, settings, biases, counted, memory] = &buffers[..] else {
+            return Ok(None);
+        };
+        let sample = kernels.sample(&Sample {
+            logits: View {
+                buffer: logits,
+                offset,
+                rows: sequences.len(),
+                width: vocab,
+            },
+            draws: draws.into(),
+            settings: settings.into(),
+            biases: biases.into(),
+            counted: counted.into(),
+            memory: memory.into(),
+            capacity,
+            tokens: plan.tokens(),
+            ids: Binding::from(&ids),
+            steps: RING,
+            columns: sequences.len(),
+        })?;
+        let readback = |_| Readback::new(gpu, "sampled tokens", row);
+        let readbacks = (0..=AHEAD).map(readback).collect::<rwkv_gpu::Result<_>>()?;
+        Ok(Some(Self {
+            sample,
+            ids,
+            readbacks,
+            _buffers: buffers,
+        }))
+    }
+}
+
+/// Copies of the slots' states, the two newest.
+struct Copies {
+    /// By sequence.
+    buffers: [Vec<Buffer>; 2],
+    /// The step that each was made before.
+    made: [Option<usize>; 2],
+}
+
+impl Copies {
+    fn new(gpu: &Gpu, bytes: u64, sequences: usize) -> Result<Self> {
+        let all = || -> Result<Vec<Buffer>> {
+            let one = |_| Ok(gpu.buffer(BufferKind::Storage, "copy of a state", bytes)?);
+            (0..sequences).map(one).collect()
+        };
+        Ok(Self {
+            buffers: [all()?, all()?],
+            made: [None; 2],
+        })
+    }
+}
+
+/// A decoding on its way.
+struct Run<'a> {
+    executor: &'a GpuExecutor,
+    meter: &'a mut Meter,
+    /// The plan's, and the sampler's.
+    dispatches: Vec<Dispatch>,
+    samplers: Samplers,
+    slots: Vec<SlotId>,
+    /// Draws before the first one here.
+    first_draw: Vec<u64>,
+    copies: Copies,
+    /// Submitted, not read.
+    waiting: VecDeque<Submission>,
+    submitted: usize,
+    read: usize,
+}
+
+impl Run<'_> {
+    fn submit(&mut self) -> Result<()> {
+        let gpu = self.executor.kernels.gpu();
+        let mut recorder = gpu.recorder("step");
+        let step = self.submitted;
+        if step.is_multiple_of(BETWEEN_COPIES) {
+            let which = step / BETWEEN_COPIES % 2;
+            for (slot, buffer) in self.slots.iter().zip(&self.copies.buffers[which]) {
+                self.executor
+                    .states
+                    .copy_out(&mut recorder, *slot, buffer)?;
+            }
+            self.copies.made[which] = Some(step);
+        }
+        self.meter.begin();
+        self.meter.dispatch(&mut recorder, &self.dispatches)?;
+        let readback = &self.samplers.readbacks[step % (AHEAD + 1)];
+        for (column, first) in self.first_draw.iter().enumerate() {
+            let row = usize::try_from((first + step as u64) % RING as u64).unwrap_or(0);
+            let from = ((row * self.slots.len() + column) * 4) as u64;
+            recorder.read_to(&self.samplers.ids, from, 4, readback, (column * 4) as u64);
+        }
+        self.meter.recorded();
+        self.waiting.push_back(recorder.submit()?);
+        self.meter.submitted()?;
+        self.submitted += 1;
+        Ok(())
+    }
+
+    /// The tokens of the oldest step that was not read.
+    fn tokens(&mut self) -> Result<Vec<TokenId>> {
+        let Some(submission) = self.waiting.pop_front() else {
+            return Err(Error::EmptyPrompt);
+        };
+        let gpu = self.executor.kernels.gpu();
+        let readback = &self.samplers.readbacks[self.read % (AHEAD + 1)];
+        let bytes = (self.slots.len() * 4) as u64;
+        self.meter.begin();
+        let words: Vec<u32> =
+            readback.view(gpu, &submission, bytes, bytemuck::pod_collect_to_vec)?;
+        self.meter.finished(self.slots.len());
+        self.read += 1;
+        let vocab = self.executor.model.config().vocab;
+        let token = |word| match Chosen::from(word) {
+            Chosen::Token(token) => Ok(token),
+            Chosen::NothingPossible => Err(SamplingError::NothingPossible(vocab).into()),
+            other => Err(Error::Config {
+                problem: format!("the sampler on the GPU failed ({other:?}): a logit is no number"),
+            }),
+        };
+        words.into_iter().map(token).collect()
+    }
+}
+
+impl GpuExecutor {
+    /// As [`Executor::decode`]; says whether it did, or left everything as it was for the host to do.
+    pub(super) fn decode_ahead(
+        &mut self,
+        sequences: &mut [Decoding],
+        steps: usize,
+        counted: &dyn Fn(TokenId) -> bool,
+        take: OnTokens<'_>,
+    ) -> Result<bool> {
+        let tables =
+            batch(sequences, Wanted::Last).tables(self.model.config().vocab, self.slots())?;
+        let key = self.plan(BatchShape::of(&tables))?;
+        let Some(plan) = self.plans.remove(&key).map(|(_, plan)| plan) else {
+            return Ok(false);
+        };
+        let mut meter = std::mem::take(&mut self.meter);
+        let done = self.run_ahead(
+            &mut meter,
+            &plan,
+            (sequences, steps),
+            counted,
+            take,
+            &tables,
+        );
+        self.meter = meter;
+        self.plans.insert(key, plan);
+        let Some(replay) = done? else {
+            return Ok(false);
+        };
+        // What the caller has not seen is undone; what it has seen since the copy is fed again.
+        for tokens in replay {
+            let mut again = sequences.to_vec();
+            for (sequence, token) in again.iter_mut().zip(tokens) {
+                sequence.token = token;
+            }
+            self.run(&batch(&again, Wanted::None))?;
+        }
+        Ok(true)
+    }
+
+    /// The tokens that are to be fed once more, step by step; none where the sampler's kernel does not serve.
+    fn run_ahead(
+        &self,
+        meter: &mut Meter,
+        plan: &Plan,
+        (sequences, steps): (&mut [Decoding], usize),
+        counted: &dyn Fn(TokenId) -> bool,
+        take: OnTokens<'_>,
+        tables: &Tables,
+    ) -> Result<Option<Vec<Vec<TokenId>>>> {
+        let gpu = self.kernels.gpu();
+        let Some(samplers) = Samplers::new(self, plan, sequences, steps, counted)? else {
+            return Ok(None);
+        };
+        plan.write_tables(gpu, tables)?;
+        let mut run = Run {
+            executor: self,
+            meter,
+            dispatches: plan
+                .dispatches()
+                .iter()
+                .chain([&samplers.sample])
+                .cloned()
+                .collect(),
+            samplers,
+            slots: sequences.iter().map(|s| s.slot).collect(),
+            first_draw: sequences.iter().map(|s| s.sampler.step()).collect(),
+            copies: Copies::new(gpu, self.model.state_layout().bytes(), sequences.len())?,
+            waiting: VecDeque::new(),
+            submitted: 0,
+            read: 0,
+        };
+        // What was fed at each step.
+        let mut fed: Vec<Vec<TokenId>> = Vec::new();
+        while run.read < steps {
+            while run.submitted < steps && run.submitted - run.read <= AHEAD {
+                run.submit()?;
+            }
+            fed.push(sequences.iter().map(|s| s.token).collect());
+            let tokens = run.tokens()?;
+            for (sequence, token) in sequences.iter_mut().zip(&tokens) {
+                sequence.sampler.drawn(*token, counted(*token));
+                sequence.token = *token;
+            }
+            if take(&tokens) == ControlFlow::Break(()) {
+                break;
+            }
+        }
+        if run.submitted == run.read {
+            return Ok(Some(Vec::new()));
+        }
+        // The newest copy that is not ahead of the caller.
+        let made = run.copies.made.iter().zip(&run.copies.buffers);
+        let made = made.filter_map(|(step, buffers)| Some(((*step)?, buffers)));
+        let seen = made.filter(|(step, _)| *step <= run.read);
+        let Some((step, buffers)) = seen.max_by_key(|(step, _)| *step) else {
+            return Err(Error::EmptyPrompt);
+        };
+        let mut recorder = gpu.recorder("states go back");
+        for (slot, buffer) in run.slots.iter().zip(buffers) {
+            self.states.copy_in(&mut recorder, *slot, buffer)?;
+        }
+        recorder.submit()?;
+        Ok(Some(fed.split_off(step)))
+    }
+}

@@ -150,10 +150,10 @@ fn counts_and_times() {
         let caches = &report["caches"];
         assert_eq!(caches.is_object(), on_gpu);
         if on_gpu {
-            // A plan each for the prompt and the two batches; a warm-up, two rounds and two with timestamps, and an
-            // untimed first step in each round of decoding.
+            // A plan each for the prompt and the two batches, looked up once for all of a decoding's steps; a warm-up,
+            // two rounds and two with timestamps, and an untimed first step in each round of decoding.
             assert_eq!(caches["plans"]["misses"], 3);
-            assert_eq!(caches["plans"]["hits"], 5 * (1 + 5 + 5) - 3);
+            assert_eq!(caches["plans"]["hits"], 5 * (1 + 2 + 2) - 3);
             for name in ["parameters", "pipelines"] {
                 let rate = positive(&caches[name]["hit_rate"]);
                 assert!(rate < 1.0, "{name}: {rate}");

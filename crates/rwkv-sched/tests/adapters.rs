@@ -436,7 +436,9 @@ fn replaced_tensors() {
     for ((name, mut executor), (_, mut oracle)) in pairs {
         executor.set_adapters(&[(adapter.clone(), 1.0)]).unwrap();
         let want = logits(oracle.as_mut(), &tokens);
-        assert_eq!(logits(executor.as_mut(), &tokens), want, "{name}");
+        // Blended matrices lie apart, and go through other kernels than those that lie together.
+        let error = relative_error(&logits(executor.as_mut(), &tokens), &want);
+        assert!(error < 1e-5, "{name}: {error:.1e}");
         let state = executor.state(SlotId(0)).unwrap();
         executor.set_adapters(&[]).unwrap();
         assert_eq!(executor.state(SlotId(0)).unwrap(), state, "{name}");

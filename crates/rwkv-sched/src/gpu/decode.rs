@@ -9,7 +9,7 @@ use crate::{
     Decoding, Error, Executor, OnTokens, Result, SlotId, TokenId, Wanted, batch::Tables,
     decode::batch,
 };
-use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Readback, Submission};
+use rwkv_gpu::{Binding, BufferKind, Dispatch, Readback, Submission};
 use rwkv_kernels::{
     View,
     ops::Sample,
@@ -17,6 +17,7 @@ use rwkv_kernels::{
         Chosen, Draw, DrawSettings, SamplingError, bias_words, counted_words, memory_words,
     },
 };
+use rwkv_mem::{Pool, Pooled};
 use std::{collections::VecDeque, ops::ControlFlow};
 
 /// Steps that are submitted before the first of them is read.
@@ -31,10 +32,8 @@ const RING: usize = 8;
 /// What the sampling kernel reads and keeps.
 struct Samplers {
     sample: Dispatch,
-    ids: Buffer,
-    readbacks: Vec<Readback>,
-    /// Held for as long as the dispatch may run.
-    _buffers: Vec<Buffer>,
+    /// With their sizes; the last one is the ring of tokens.
+    buffers: Vec<(Pooled, u64)>,
 }
 
 impl Samplers {
@@ -72,22 +71,27 @@ impl Samplers {
             memory.resize((index as usize + 1) * memory_words(capacity), 0);
         }
         biases.push([0; 2]);
-        let made = |label: &str, bytes: &[u8]| -> Result<Buffer> {
-            let buffer = gpu.buffer(BufferKind::Storage, label, bytes.len() as u64)?;
-            gpu.write(&buffer, 0, bytes)?;
-            Ok(buffer)
-        };
         let counted = counted_words(vocab, counted);
-        let buffers = vec![
-            made("draws", bytemuck::cast_slice(&draws))?,
-            made("sampler settings", bytemuck::cast_slice(&settings))?,
-            made("logit biases", bytemuck::cast_slice(&biases))?,
-            made("counted tokens", bytemuck::cast_slice(&counted))?,
-            made("sampler memory", bytemuck::cast_slice(&memory))?,
+        let contents: [(&str, &[u8]); 5] = [
+            ("draws", bytemuck::cast_slice(&draws)),
+            ("sampler settings", bytemuck::cast_slice(&settings)),
+            ("logit biases", bytemuck::cast_slice(&biases)),
+            ("counted tokens", bytemuck::cast_slice(&counted)),
+            ("sampler memory", bytemuck::cast_slice(&memory)),
         ];
-        let row = (sequences.len() * 4) as u64;
-        let ids = gpu.buffer(BufferKind::Storage, "sampled tokens", row * RING as u64)?;
-        let [draws, settings, biases, counted, memory] = &buffers[..] else {
+        let mut buffers = Vec::new();
+        for (label, bytes) in contents {
+            let size = bytes.len() as u64;
+            let buffer = executor.pool.take(BufferKind::Storage, label, size)?;
+            gpu.write(&buffer, 0, bytes)?;
+            buffers.push((buffer, size));
+        }
+        let row = (sequences.len() * 4) as u64 * RING as u64;
+        let ids = executor
+            .pool
+            .take(BufferKind::Storage, "sampled tokens", row)?;
+        buffers.push((ids, row));
+        let [draws, settings, biases, counted, memory, ids] = &buffers[..] else {
             return Ok(None);
         };
         let sample = kernels.sample(&Sample {
@@ -97,40 +101,41 @@ impl Samplers {
                 rows: sequences.len(),
                 width: vocab,
             },
-            draws: draws.into(),
-            settings: settings.into(),
-            biases: biases.into(),
-            counted: counted.into(),
-            memory: memory.into(),
+            draws: part(draws),
+            settings: part(settings),
+            biases: part(biases),
+            counted: part(counted),
+            memory: part(memory),
             capacity,
             tokens: plan.tokens(),
-            ids: Binding::from(&ids),
+            ids: part(ids),
             steps: RING,
             columns: sequences.len(),
         })?;
-        let readback = |_| Readback::new(gpu, "sampled tokens", row);
-        let readbacks = (0..=AHEAD).map(readback).collect::<rwkv_gpu::Result<_>>()?;
-        Ok(Some(Self {
-            sample,
-            ids,
-            readbacks,
-            _buffers: buffers,
-        }))
+        Ok(Some(Self { sample, buffers }))
+    }
+}
+
+fn part((buffer, size): &(Pooled, u64)) -> Binding<'_> {
+    Binding {
+        buffer,
+        offset: 0,
+        size: Some(*size),
     }
 }
 
 /// Copies of the slots' states, the two newest.
 struct Copies {
     /// By sequence.
-    buffers: [Vec<Buffer>; 2],
+    buffers: [Vec<Pooled>; 2],
     /// The step that each was made before.
     made: [Option<usize>; 2],
 }
 
 impl Copies {
-    fn new(gpu: &Gpu, bytes: u64, sequences: usize) -> Result<Self> {
-        let all = || -> Result<Vec<Buffer>> {
-            let one = |_| Ok(gpu.buffer(BufferKind::Storage, "copy of a state", bytes)?);
+    fn new(pool: &Pool, bytes: u64, sequences: usize) -> Result<Self> {
+        let all = || -> Result<Vec<Pooled>> {
+            let one = |_| Ok(pool.take(BufferKind::Storage, "copy of a state", bytes)?);
             (0..sequences).map(one).collect()
         };
         Ok(Self {
@@ -147,6 +152,7 @@ struct Run<'a> {
     /// The plan's, and the sampler's.
     dispatches: Vec<Dispatch>,
     samplers: Samplers,
+    readbacks: &'a [Readback],
     slots: Vec<SlotId>,
     /// Draws before the first one here.
     first_draw: Vec<u64>,
@@ -173,11 +179,16 @@ impl Run<'_> {
         }
         self.meter.begin();
         self.meter.dispatch(&mut recorder, &self.dispatches)?;
-        let readback = &self.samplers.readbacks[step % (AHEAD + 1)];
+        let (Some((ids, _)), Some(readback)) = (
+            self.samplers.buffers.last(),
+            self.readbacks.get(step % (AHEAD + 1)),
+        ) else {
+            return Err(Error::EmptyPrompt);
+        };
         for (column, first) in self.first_draw.iter().enumerate() {
             let row = usize::try_from((first + step as u64) % RING as u64).unwrap_or(0);
             let from = ((row * self.slots.len() + column) * 4) as u64;
-            recorder.read_to(&self.samplers.ids, from, 4, readback, (column * 4) as u64);
+            recorder.read_to(ids, from, 4, readback, (column * 4) as u64);
         }
         self.meter.recorded();
         self.waiting.push_back(recorder.submit()?);
@@ -192,7 +203,9 @@ impl Run<'_> {
             return Err(Error::EmptyPrompt);
         };
         let gpu = self.executor.kernels.gpu();
-        let readback = &self.samplers.readbacks[self.read % (AHEAD + 1)];
+        let Some(readback) = self.readbacks.get(self.read % (AHEAD + 1)) else {
+            return Err(Error::EmptyPrompt);
+        };
         let bytes = (self.slots.len() * 4) as u64;
         self.meter.begin();
         let words: Vec<u32> =
@@ -226,9 +239,16 @@ impl GpuExecutor {
         let Some(plan) = self.plans.remove(&key).map(|(_, plan)| plan) else {
             return Ok(false);
         };
+        let mut readbacks = std::mem::take(&mut self.token_readbacks);
+        let bytes = (sequences.len() * 4) as u64;
+        if readbacks.len() <= AHEAD || readbacks.iter().any(|r| r.capacity() < bytes) {
+            let gpu = self.kernels.gpu();
+            let one = |_| Readback::new(gpu, "sampled tokens", bytes.next_power_of_two().max(64));
+            readbacks = (0..=AHEAD).map(one).collect::<rwkv_gpu::Result<_>>()?;
+        }
         let mut meter = std::mem::take(&mut self.meter);
         let done = self.run_ahead(
-            &mut meter,
+            (&mut meter, &readbacks),
             &plan,
             (sequences, steps),
             counted,
@@ -236,6 +256,7 @@ impl GpuExecutor {
             &tables,
         );
         self.meter = meter;
+        self.token_readbacks = readbacks;
         self.plans.insert(key, plan);
         let Some(replay) = done? else {
             return Ok(false);
@@ -254,7 +275,7 @@ impl GpuExecutor {
     /// The tokens that are to be fed once more, step by step; none where the sampler's kernel does not serve.
     fn run_ahead(
         &self,
-        meter: &mut Meter,
+        (meter, readbacks): (&mut Meter, &[Readback]),
         plan: &Plan,
         (sequences, steps): (&mut [Decoding], usize),
         counted: &dyn Fn(TokenId) -> bool,
@@ -276,9 +297,14 @@ impl GpuExecutor {
                 .cloned()
                 .collect(),
             samplers,
+            readbacks,
             slots: sequences.iter().map(|s| s.slot).collect(),
             first_draw: sequences.iter().map(|s| s.sampler.step()).collect(),
-            copies: Copies::new(gpu, self.model.state_layout().bytes(), sequences.len())?,
+            copies: Copies::new(
+                &self.pool,
+                self.model.state_layout().bytes(),
+                sequences.len(),
+            )?,
             waiting: VecDeque::new(),
             submitted: 0,
             read: 0,

@@ -4,8 +4,8 @@ use crate::{ExecutorStats, Result, StepTimes};
 use rwkv_gpu::{Dispatch, Gpu, Recorder, Timer, Timing};
 use std::time::{Duration, Instant};
 
-/// What a step tells of itself, in this order: `begin`, `dispatch`, `recorded`, `submitted`, `finished`. One that failed
-/// on the way is not counted.
+/// What a step tells of itself, in this order: `begin`, `dispatch`, `recorded`, `submitted`, and, where others were
+/// submitted in between after another `begin`, `finished`.
 #[derive(Default)]
 pub(super) struct Meter {
     stats: ExecutorStats,
@@ -58,6 +58,9 @@ impl Meter {
             timer.submitted()?;
         }
         self.submit = self.lap();
+        self.stats.dispatches += self.dispatches;
+        self.stats.record += self.record;
+        self.stats.submit += self.submit;
         Ok(())
     }
 
@@ -73,9 +76,6 @@ impl Meter {
             "step"
         );
         self.stats.steps += 1;
-        self.stats.dispatches += self.dispatches;
-        self.stats.record += self.record;
-        self.stats.submit += self.submit;
         self.stats.wait += wait;
         self.collect();
     }

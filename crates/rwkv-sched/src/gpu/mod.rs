@@ -45,6 +45,8 @@ pub struct GpuExecutor {
     shapes: Interner<PlanKey>,
     plans: Cache<Interned<PlanKey>, Plan>,
     readback: Option<Readback>,
+    /// For the tokens of steps that are on their way.
+    token_readbacks: Vec<Readback>,
     /// Of states: what is on its way is bounded.
     upload: Upload,
     weights_dtype: WeightsDType,
@@ -93,6 +95,7 @@ impl GpuExecutor {
             shapes: Interner::default(),
             plans: Cache::new(PLANS),
             readback: None,
+            token_readbacks: Vec::new(),
             upload: Upload::new(gpu),
             weights_dtype: options.weights_dtype,
             blends: Blends::new(options.blend_bytes),

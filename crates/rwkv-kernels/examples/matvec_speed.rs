@@ -6,7 +6,9 @@
 //! `--chained` makes each dispatch wait for the one before, as in a model; `--all` tries every candidate shape and
 //! prints the fastest three after the default one; `--only` keeps rows whose name contains TEXT.
 
-use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, OpenOptions, Selector, list_adapters};
+use rwkv_gpu::{
+    Binding, Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Selector, list_adapters,
+};
 use rwkv_kernels::{
     BatchTables, Error, Format, GpuMatrix, GpuVector, Kernels, Matrix, Page, Result, Span, View,
     ops::{Function, Linear, MatvecShape, NormShiftLinear, Projections, Segment, Stack, Weighs},
@@ -72,12 +74,16 @@ fn main() -> Result<()> {
     let adapters = list_adapters();
     let selector = match (
         env::var("RWKV_DEVICE"),
-        adapters.iter().find(|a| a.refused.is_none()),
+        adapters
+            .iter()
+            .find(|a| a.refused.is_none() && a.kind != Kind::Software),
     ) {
         (Ok(device), _) => device.parse()?,
         (Err(_), Some(adapter)) => Selector::Index(adapter.index),
         (Err(_), None) => {
-            println!("there is no usable GPU adapter here");
+            println!(
+                "there is no GPU adapter here, or a software one, whose speed says nothing: name it in RWKV_DEVICE"
+            );
             return Ok(());
         }
     };

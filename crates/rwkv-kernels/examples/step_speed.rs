@@ -4,7 +4,10 @@
 //! `cargo run --release --example step_speed [MODEL…]`; `RWKV_DEVICE` picks an adapter by index. The embedding's rows alone
 //! stay in the caches.
 
-use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, OpenOptions, Selector, list_adapters};
+use rwkv_gpu::{
+    AdapterSummary, Binding, Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Selector,
+    list_adapters,
+};
 use rwkv_kernels::{
     BatchTables, Format, GpuMatrix, GpuVector, Kernels, LoraUp, Matrix, Page, Result, Span, Token,
     View,
@@ -54,12 +57,15 @@ const SHAPES: [Shape; 3] = [
 
 fn main() -> Result<()> {
     let adapters = list_adapters();
-    let Some(adapter) = adapters.iter().find(|a| a.refused.is_none()) else {
-        println!("there is no usable GPU adapter here");
+    let chosen = std::env::var("RWKV_DEVICE").ok();
+    let fast = |a: &&AdapterSummary| a.refused.is_none() && a.kind != Kind::Software;
+    let found = adapters.iter().find(fast).map(|a| a.index);
+    let Some(index) = chosen.and_then(|d| d.parse().ok()).or(found) else {
+        println!(
+            "there is no GPU adapter here, or a software one, whose speed says nothing: name it in RWKV_DEVICE"
+        );
         return Ok(());
     };
-    let chosen = std::env::var("RWKV_DEVICE").ok();
-    let index = chosen.and_then(|d| d.parse().ok()).unwrap_or(adapter.index);
     let gpu = Gpu::open(&Selector::Index(index), &OpenOptions::from_env()?)?;
     println!("{}", gpu.name());
     println!("kernel                        model  spans  µs a dispatch    GB/s");

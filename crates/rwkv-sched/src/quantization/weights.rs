@@ -119,7 +119,7 @@ impl Model {
     /// uploads ([`crate::LoadOptions::quantization`]).
     ///
     /// # Errors
-    /// [`Error::Quantization`] for layers that the model does not have, or a tensor that cannot be packed.
+    /// [`crate::Error::Quantization`] for layers that the model does not have, or a tensor that cannot be packed.
     pub fn quantized(
         &self,
         quantization: &Quantization,

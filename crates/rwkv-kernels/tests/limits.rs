@@ -23,17 +23,11 @@ fn bindings() {
             let all = module.global_variables.iter();
             all.filter(|(_, variable)| kind(variable.space)).count()
         };
-        // Chosen only where the adapter binds as many (`Kernels::norm_shift_linear_suits`): the three kernels that it
-        // stands for are within the limits.
-        let allowed = match name.split('/').next() {
-            Some("norm_shift_linear") => STORAGE_BUFFERS + 2,
-            _ => STORAGE_BUFFERS,
-        };
         let storage = count(|space| matches!(space, AddressSpace::Storage { .. }));
         let uniform = count(|space| space == AddressSpace::Uniform);
         assert!(
-            storage <= allowed,
-            "{name} binds {storage} storage buffers, where {allowed} are allowed"
+            storage <= STORAGE_BUFFERS,
+            "{name} binds {storage} storage buffers, where {STORAGE_BUFFERS} are guaranteed"
         );
         assert!(
             uniform <= UNIFORM_BUFFERS,

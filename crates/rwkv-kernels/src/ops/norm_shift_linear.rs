@@ -63,8 +63,9 @@ struct Params {
 const WORKGROUPS: u32 = 264;
 const SHORT_ROW: usize = 4096;
 
-/// Storage buffers of group 0.
-const OWN_BUFFERS: u32 = 6;
+/// Storage buffers of group 0, and how many WebGPU's default limits allow.
+const OWN_BUFFERS: usize = 6;
+const MOST_BUFFERS: usize = 8;
 
 impl Kernels {
     /// The shape that [`norm_shift_linear`](Self::norm_shift_linear) uses.
@@ -81,7 +82,7 @@ impl Kernels {
     }
 
     /// Whether [`norm_shift_linear`](Self::norm_shift_linear) can multiply `weight` by the x of `tokens` tokens: they
-    /// must fit workgroup memory, and the kernel's buffers the adapter's limit. Otherwise run the three operations.
+    /// must fit workgroup memory, and the format have two buffers at most. Otherwise run the three operations.
     pub fn norm_shift_linear_suits(&self, weight: &GpuMatrix, tokens: usize) -> bool {
         self.norm_shift_resolved(weight, tokens, None).is_some()
     }
@@ -96,10 +97,9 @@ impl Kernels {
         if !(1..=MATVEC_TOKENS).contains(&tokens) {
             return None;
         }
-        let limits = self.gpu().device().limits();
         let parts = weight.layout().row_bytes(weight.shape().cols.0).len()
             + usize::from(weight.layout().table().is_some());
-        if OWN_BUFFERS as usize + parts > limits.max_storage_buffers_per_shader_stage as usize {
+        if OWN_BUFFERS + parts > MOST_BUFFERS {
             return None;
         }
         let shape = MatvecShape {

@@ -83,14 +83,20 @@ impl Seen {
     }
 }
 
-/// `base^n` by squaring, for a base from 0 to 1; the order of the products is that of the kernel.
+/// `base^n` by squaring, for a base from 0 to 1; the order of the products is that of the kernel. Squaring numbers near 1
+/// would double their error each time: those are squared as what they lack to 1, 1 − (1 − c)² = c (2 − c).
 fn power(base: f32, n: u32) -> f32 {
-    let (mut result, mut square, mut rest) = (1.0, base, n);
+    let (mut result, mut square, mut lacks, mut rest) = (1.0, base, 1.0 - base, n);
     while rest > 0 {
         if rest & 1 == 1 {
             result = flush(result * square);
         }
-        square = flush(square * square);
+        lacks = flush(lacks * (2.0 - lacks));
+        square = if lacks < 0.5 {
+            1.0 - lacks
+        } else {
+            flush(square * square)
+        };
         rest >>= 1;
     }
     result

@@ -19,16 +19,18 @@ fn product(a: f32, b: f32, zero: u32) -> f32 {
     return bitcast<f32>(bitcast<u32>(a * b) ^ zero);
 }
 
-// `base^n` for a base from 0 to 1.
+// `base^n` for a base from 0 to 1. Flushing keeps compilers from fusing a product with a difference.
 fn power(base: f32, n: u32) -> f32 {
     var result = 1.0;
     var square = base;
+    var lacks = 1.0 - base;
     var rest = n;
     while rest > 0u {
         if (rest & 1u) == 1u {
             result = bitcast<f32>(flush(bitcast<u32>(result * square)));
         }
-        square = bitcast<f32>(flush(bitcast<u32>(square * square)));
+        lacks = bitcast<f32>(flush(bitcast<u32>(lacks * (2.0 - lacks))));
+        square = select(bitcast<f32>(flush(bitcast<u32>(square * square))), 1.0 - lacks, lacks < 0.5);
         rest >>= 1u;
     }
     return result;

@@ -13,7 +13,13 @@ pub struct Kernels {
     params: ParamCache,
     /// Bound where a kernel variant has a slot that an operation does not use.
     unused: Buffer,
+    /// What workgroups of one dispatch leave for each other: zeros between two dispatches where it counts, anything
+    /// elsewhere. A queue runs those that use it one after the other.
+    scratch: Buffer,
 }
+
+/// Words of the scratch buffer.
+pub(crate) const SCRATCH_WORDS: usize = 1 << 18;
 
 /// An activation on the GPU: `rows × width` f32, rows at [`View::stride`].
 #[derive(Clone, Copy, Debug)]
@@ -120,10 +126,12 @@ impl Kernels {
     /// [`Error::Gpu`] when the first small buffer does not fit.
     pub fn new(gpu: &Gpu) -> Result<Self> {
         let unused = gpu.buffer(BufferKind::Storage, "unused slot", 256)?;
+        let scratch = gpu.buffer(BufferKind::Storage, "scratch", 4 * SCRATCH_WORDS as u64)?;
         Ok(Self {
             gpu: gpu.clone(),
             params: ParamCache::new(gpu),
             unused,
+            scratch,
         })
     }
 
@@ -154,6 +162,11 @@ impl Kernels {
 
     pub(crate) fn unused(&self) -> Binding<'_> {
         Binding::from(&self.unused)
+    }
+
+    /// Between workgroups of a dispatch.
+    pub(crate) fn scratch(&self) -> Binding<'_> {
+        Binding::from(&self.scratch)
     }
 
     pub(crate) fn pipeline(

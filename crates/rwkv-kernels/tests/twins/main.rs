@@ -30,6 +30,7 @@ mod sampling;
 mod setup;
 mod shift;
 mod sparse;
+mod stream;
 mod token_matmul;
 mod tolerance;
 mod wkv4;

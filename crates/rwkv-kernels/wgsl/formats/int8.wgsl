@@ -56,3 +56,13 @@ fn unit_scales(raw: Unit, unit: u32) -> vec4<f32> {
     let scale = scale_in(raw.scale, unit / SCALE_UNITS);
     return vec4(scale, scale, 0.0, 0.0);
 }
+
+// For integer dot products (stream/integer.wgsl): the codes as bytes, those of 8 elements in two words, and what is taken
+// off each.
+const ZERO: i32 = 0;
+const NEIGHBOURS: bool = true;
+
+fn unit_bytes(raw: Unit) -> array<vec2<u32>, UNIT / 8u> {
+    let signed = raw.codes ^ vec4(0x80808080u);
+    return array<vec2<u32>, UNIT / 8u>(signed.xy, signed.zw);
+}

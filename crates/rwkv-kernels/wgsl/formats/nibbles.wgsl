@@ -121,3 +121,51 @@ fn integers_6(low: vec4<u32>, high: vec2<u32>, zero: f32) -> array<vec4<f32>, PA
         above_6(low.w >> 16u, high.y >> 14u, bottom),
     );
 }
+
+// Codes as bytes: of the 8 elements of a word those of even number, then those of odd number.
+fn bytes_4(low: vec4<u32>) -> array<vec2<u32>, 4> {
+    let even = low & vec4(0x0f0f0f0fu);
+    let odd = (low >> vec4(4u)) & vec4(0x0f0f0f0fu);
+    return array<vec2<u32>, 4>(
+        vec2(even.x, odd.x),
+        vec2(even.y, odd.y),
+        vec2(even.z, odd.z),
+        vec2(even.w, odd.w),
+    );
+}
+
+// With a fifth bit, of which `high` has those of a word's 8 elements from bit 0 on, as `expand_5` says.
+fn with_bit_5(bytes: vec2<u32>, high: u32) -> vec2<u32> {
+    return bytes | vec2(
+        ((high & 0x0101u) << 4u) | ((high & 0x0202u) << 19u),
+        (high & 0x1010u) | ((high & 0x2020u) << 15u),
+    );
+}
+
+fn bytes_5(low: vec4<u32>, high: u32) -> array<vec2<u32>, 4> {
+    let four = bytes_4(low);
+    return array<vec2<u32>, 4>(
+        with_bit_5(four[0], high),
+        with_bit_5(four[1], high >> 2u),
+        with_bit_5(four[2], high >> 16u),
+        with_bit_5(four[3], high >> 18u),
+    );
+}
+
+// With two more bits, of which `high` has those of a word's 8 elements from bit 0 on, as `expand_6` says.
+fn with_bits_5_6(bytes: vec2<u32>, high: u32) -> vec2<u32> {
+    return bytes | vec2(
+        ((high & 0x0303u) << 4u) | ((high & 0x0c0cu) << 18u),
+        (high & 0x3030u) | ((high & 0xc0c0u) << 14u),
+    );
+}
+
+fn bytes_6(low: vec4<u32>, high: vec2<u32>) -> array<vec2<u32>, 4> {
+    let four = bytes_4(low);
+    return array<vec2<u32>, 4>(
+        with_bits_5_6(four[0], high.x),
+        with_bits_5_6(four[1], high.x >> 16u),
+        with_bits_5_6(four[2], high.y),
+        with_bits_5_6(four[3], high.y >> 16u),
+    );
+}

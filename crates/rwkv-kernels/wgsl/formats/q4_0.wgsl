@@ -30,3 +30,12 @@ fn unit_scales(raw: Unit, unit: u32) -> vec4<f32> {
     let scale = scale_in(raw.scale, unit);
     return vec4(scale, scale, 0.0, 0.0);
 }
+
+// For integer dot products (stream/integer.wgsl): the codes as bytes, those of 8 elements in two words, and what is taken
+// off each.
+const ZERO: i32 = 8;
+const NEIGHBOURS: bool = false;
+
+fn unit_bytes(raw: Unit) -> array<vec2<u32>, UNIT / 8u> {
+    return bytes_4(raw.codes);
+}

@@ -29,3 +29,12 @@ fn unit_values(raw: Unit) -> array<vec4<f32>, PARTS> {
 fn unit_scales(raw: Unit, unit: u32) -> vec4<f32> {
     return k_scale_in(raw.scale, unit).xxyy;
 }
+
+// For integer dot products (stream/integer.wgsl): the codes as bytes, those of 8 elements in two words, and what is taken
+// off each.
+const ZERO: i32 = 0;
+const NEIGHBOURS: bool = false;
+
+fn unit_bytes(raw: Unit) -> array<vec2<u32>, UNIT / 8u> {
+    return bytes_4(raw.codes);
+}

@@ -31,3 +31,12 @@ fn unit_values(raw: Unit) -> array<vec4<f32>, PARTS> {
 fn unit_scales(raw: Unit, unit: u32) -> vec4<f32> {
     return vec4(vec2(half_float(raw.scale)), vec2(half_float(raw.scale >> 16u)));
 }
+
+// For integer dot products (stream/integer.wgsl): the codes as bytes, those of 8 elements in two words, and what is taken
+// off each.
+const ZERO: i32 = 0;
+const NEIGHBOURS: bool = false;
+
+fn unit_bytes(raw: Unit) -> array<vec2<u32>, UNIT / 8u> {
+    return bytes_5(raw.codes, raw.high);
+}

@@ -43,3 +43,12 @@ fn unit_scales(raw: Unit, unit: u32) -> vec4<f32> {
     let signed = vec2<i32>(vec2(groups << 24u, groups << 16u)) >> vec2(24u);
     return vec4(scale_in(raw.scale, unit / 8u) * vec2<f32>(signed), 0.0, 0.0);
 }
+
+// For integer dot products (stream/integer.wgsl): the codes as bytes, those of 8 elements in two words, and what is taken
+// off each.
+const ZERO: i32 = 32;
+const NEIGHBOURS: bool = false;
+
+fn unit_bytes(raw: Unit) -> array<vec2<u32>, UNIT / 8u> {
+    return bytes_6(raw.codes, raw.high);
+}

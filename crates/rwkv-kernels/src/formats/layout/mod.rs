@@ -70,6 +70,11 @@ impl GpuLayout {
             .into_iter()
     }
 
+    /// Whether codes are integers of at most 8 bits, which the kernels of a single token multiply as such.
+    pub(crate) fn codes_are_integers(&self) -> bool {
+        self.table.is_none() && !matches!(self.shader, "f32" | "f16" | "q2_k" | "q3_k")
+    }
+
     /// Elements of a unit: what the kernels step in.
     pub fn unit(&self) -> usize {
         self.unit

@@ -1,0 +1,297 @@
+//! A layer norm, a token shift and the products of its mixes in one dispatch, for one token:
+//! `y_i = f_i(W_i mix_i(norm(x), previous))`.
+
+use super::stream::{Stream, StreamShape, has_stream_kernel};
+use crate::{
+    BatchTables, Error, Format, GpuMatrix, GpuVector, Kernels, Page, Result, View,
+    kernels::u32_of,
+    ops::{Function, MAX_SEGMENTS, Stack, Weighs},
+};
+use bytemuck::{NoUninit, Pod, Zeroable};
+use rwkv_gpu::{Binding, Buffer, Dispatch};
+use std::ops::Range;
+
+/// One product: `y = function(W mix(norm(x), previous))`.
+#[derive(Clone, Debug)]
+pub struct MixedProduct {
+    /// Where the rows of W are.
+    pub stack: Stack,
+    /// Which they are.
+    pub rows: Range<usize>,
+    /// The number of its mix.
+    pub mix: usize,
+    /// Applied to each element.
+    pub function: Function,
+    /// Where its results go: the first byte in [`NormProject::y`], a multiple of 4.
+    pub y_offset: u64,
+}
+
+/// Norm, shift and products of one token on the GPU. Codes of up to 8 bits multiply the mixes rounded to 16 bits
+/// ([`round_to_16_bits`](super::round_to_16_bits)).
+pub struct NormProject<'a> {
+    /// The batch: one span of one token.
+    pub batch: BatchTables<'a>,
+    /// The residual stream: 1 × columns of the matrices.
+    pub x: View<'a>,
+    /// The norm's weight, its bias, and the mixes, one after the other.
+    pub vectors: &'a GpuVector,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// What the mixes weigh.
+    pub weighs: Weighs,
+    /// Shift states `[slot, 2, channels]`.
+    pub state: &'a Buffer,
+    /// The slots in `state`; a token of another slot is left alone.
+    pub page: Page,
+    /// Which of the two.
+    pub which: u32,
+    /// Matrices of one format below each other, in one part.
+    pub weights: &'a GpuMatrix,
+    /// F16 matrices of the same columns below each other, in one part: the first halves of low-rank pairs.
+    pub pairs: Option<&'a GpuMatrix>,
+    /// Up to [`MAX_SEGMENTS`].
+    pub products: &'a [MixedProduct],
+    /// Where in `y` the normed x goes, which is the next shift vector: the first byte, a multiple of 4. Other workgroups
+    /// still read the state here, so a later dispatch stores it.
+    pub shifted_offset: u64,
+    /// Where the results go: not the buffer of x.
+    pub y: &'a Buffer,
+}
+
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+struct SegmentParams {
+    stack: u32,
+    first_row: u32,
+    rows: u32,
+    mix: u32,
+    y: u32,
+    function_code: u32,
+    first_workgroup: u32,
+    workgroups: u32,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct Params {
+    page: Page,
+    which: u32,
+    epsilon: f32,
+    count: u32,
+    shifted: u32,
+    segments: [SegmentParams; MAX_SEGMENTS],
+}
+
+/// Eights of x that a thread has at most, as in the WGSL.
+const MOST_OWN: usize = 4;
+
+const KERNEL: &str = "norm_project";
+
+impl Kernels {
+    /// Whether [`norm_project`](Self::norm_project) can do products with `weights` and `pairs`: both in one part, the
+    /// pairs in F16, formats of few buffers, and x fitting a workgroup.
+    pub fn norm_project_suits(&self, weights: &GpuMatrix, pairs: Option<&GpuMatrix>) -> bool {
+        weights.is_whole()
+            && pairs.is_none_or(|p| {
+                p.is_whole()
+                    && p.format() == Format::F16
+                    && p.shape().cols == weights.shape().cols
+                    && !p.ragged()
+            })
+            && has_stream_kernel(KERNEL, weights, axis(pairs))
+            && self
+                .norm_project_resolved(weights, pairs.is_some(), None)
+                .is_some()
+    }
+
+    /// `shape`, or the default one, with all of x in workgroup memory, if it fits.
+    fn norm_project_resolved(
+        &self,
+        weights: &GpuMatrix,
+        pairs: bool,
+        shape: Option<StreamShape>,
+    ) -> Option<Stream> {
+        let cols = weights.shape().cols.0;
+        let shape = StreamShape {
+            slices: 1,
+            ..shape.unwrap_or_else(|| self.stream_shape(weights, true))
+        };
+        let slots = if pairs { cols / 4 } else { 0 };
+        let stream = self.stream(weights, shape, slots)?;
+        (stream.slices == 1 && cols / 8 <= stream.threads as usize * MOST_OWN).then_some(stream)
+    }
+
+    /// The dispatch of `op`, of a chosen shape or the default one.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the sizes do not fit or the kernel does not suit, [`Error::Gpu`] when it does not compile.
+    pub fn norm_project(
+        &self,
+        op: &NormProject<'_>,
+        shape: Option<StreamShape>,
+    ) -> Result<Dispatch> {
+        let refused = |problem: String| Error::shape("norm, shift and products", problem);
+        let cols = op.weights.shape().cols.0;
+        let mixes = (op.vectors.len() / cols.max(1)).saturating_sub(2);
+        let fits = op.x.rows == 1
+            && op.x.width == cols
+            && op.batch.span_count == 1
+            && op.vectors.len() == (2 + mixes) * cols
+            && (1..=MAX_SEGMENTS).contains(&op.products.len())
+            && op.shifted_offset.is_multiple_of(4);
+        let suits = self.norm_project_suits(op.weights, op.pairs);
+        let stream = self.norm_project_resolved(op.weights, op.pairs.is_some(), shape);
+        let (true, true, Some(stream), [weights]) = (fits, suits, stream, op.weights.chunks())
+        else {
+            return Err(refused(format!(
+                "{}×{} in {} spans, {} vector elements, {} products of a {} stack; use one operation a dispatch",
+                op.x.rows,
+                op.x.width,
+                op.batch.span_count,
+                op.vectors.len(),
+                op.products.len(),
+                op.weights.shape(),
+            )));
+        };
+        let pairs = op.pairs.and_then(|p| p.chunks().first());
+        let alignment = self.gpu().capabilities().limits.offset_alignment.max(4);
+        let offsets = op.products.iter().map(|p| p.y_offset);
+        let start = offsets.chain([op.shifted_offset]).min().unwrap_or(0) / alignment * alignment;
+        let words = |offset: u64| {
+            u32_of(
+                "results",
+                usize::try_from((offset - start) / 4).unwrap_or(usize::MAX),
+            )
+        };
+        let mut end = op.shifted_offset.saturating_add(View::bytes(1, cols));
+        let mut segments = [SegmentParams::default(); MAX_SEGMENTS];
+        for (params, product) in segments.iter_mut().zip(op.products) {
+            let (code, stack, chunk) = match product.stack {
+                Stack::Weights => (0, Some(op.weights), Some(weights)),
+                Stack::Pairs => (1, op.pairs, pairs),
+            };
+            let (rows, have) = (&product.rows, stack.map_or(0, |s| s.shape().rows.0));
+            let count = rows.end.saturating_sub(rows.start);
+            let last = product.y_offset.saturating_add(View::bytes(1, count));
+            if count == 0
+                || rows.end > have
+                || product.mix >= mixes
+                || !product.y_offset.is_multiple_of(4)
+                || last > op.y.size()
+            {
+                return Err(refused(format!(
+                    "rows {} to {} of {have} by mix {} of {mixes} to byte {} of {}",
+                    rows.start,
+                    rows.end,
+                    product.mix,
+                    product.y_offset,
+                    op.y.size()
+                )));
+            }
+            end = end.max(last);
+            *params = SegmentParams {
+                stack: code,
+                first_row: chunk.map_or(0, |c| c.base) + u32_of("rows", rows.start)?,
+                rows: u32_of("rows", count)?,
+                mix: u32_of("mixes", product.mix)?,
+                y: words(product.y_offset)?,
+                function_code: product.function.code(),
+                first_workgroup: 0,
+                workgroups: 0,
+            };
+        }
+        if end > op.y.size() {
+            return Err(refused(format!(
+                "the normed row ends at byte {end} of {}",
+                op.y.size()
+            )));
+        }
+        let workgroups = self.share_out(&stream, op, &mut segments)?;
+        let mut constants = vec![
+            (
+                "WEIGHS",
+                match op.weighs {
+                    Weighs::Previous => 0.0,
+                    Weighs::Current => 1.0,
+                },
+            ),
+            ("EIGHTS_OF_X", (cols / 8) as f64),
+            (
+                "SUBGROUPS",
+                f64::from(stream.threads / self.lane_counts().0),
+            ),
+            ("OWN", (cols / 8).div_ceil(stream.threads as usize) as f64),
+        ];
+        if op.pairs.is_some() {
+            constants.push(("PAIR_UNITS", (cols / 8) as f64));
+        }
+        constants.extend(&stream.constants);
+        let pipeline = self.stream_pipeline(KERNEL, op.weights, axis(op.pairs), &constants)?;
+        let params = Params {
+            page: op.page,
+            which: op.which,
+            epsilon: op.epsilon,
+            count: u32_of("products", op.products.len())?,
+            shifted: words(op.shifted_offset)?,
+            segments,
+        };
+        let bindings = [
+            op.batch.spans,
+            op.x.binding(),
+            op.vectors.binding(),
+            Binding::from(op.state),
+            Binding {
+                buffer: op.y,
+                offset: start,
+                size: Some(end - start),
+            },
+        ];
+        let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
+        dispatch.groups.push(weights.group(self.gpu(), &pipeline)?);
+        if let Some(pairs) = pairs {
+            dispatch
+                .groups
+                .push(pairs.group_at(self.gpu(), &pipeline, 2)?);
+        }
+        Ok(dispatch)
+    }
+
+    /// Gives each product a share of the workgroups, by the bytes that it reads; the number of all.
+    fn share_out(
+        &self,
+        stream: &Stream,
+        op: &NormProject<'_>,
+        segments: &mut [SegmentParams; MAX_SEGMENTS],
+    ) -> Result<usize> {
+        let row_bytes = |stack: Stack| -> usize {
+            let layout = match stack {
+                Stack::Weights => op.weights.layout(),
+                Stack::Pairs => op.pairs.unwrap_or(op.weights).layout(),
+            };
+            layout.row_bytes(op.x.width).iter().sum()
+        };
+        let bytes = |product: &MixedProduct| product.rows.len() * row_bytes(product.stack);
+        let all: usize = op.products.iter().map(bytes).sum();
+        let most = stream.most_workgroups();
+        let mut first = 0;
+        for (segment, product) in segments.iter_mut().zip(op.products) {
+            let rows = product.rows.len();
+            // A subgroup makes one row of a pair at a time.
+            let blocks = match product.stack {
+                Stack::Weights => stream.workgroups(rows),
+                Stack::Pairs => rows.div_ceil(self.rows_per_workgroup(stream.threads)),
+            };
+            // Rounded: a workgroup more or less keeps some cores busy for longer than others.
+            let share = (most * bytes(product) + all / 2) / all.max(1);
+            let count = share.clamp(1, blocks.max(1));
+            segment.first_workgroup = u32_of("workgroups", first)?;
+            segment.workgroups = u32_of("workgroups", count)?;
+            first += count;
+        }
+        Ok(first)
+    }
+}
+
+fn axis(pairs: Option<&GpuMatrix>) -> &'static str {
+    if pairs.is_some() { "f16" } else { "none" }
+}

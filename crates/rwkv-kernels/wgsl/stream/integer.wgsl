@@ -1,0 +1,112 @@
+// x rounded to 16 bits, in blocks of 32 elements with a scale each, for integer dot products with codes of 8 bits and
+// less: a code meets the upper and the lower byte of x in two instructions for four elements, and needs no expanding.
+// Rounding is within 1/65278 of the largest element of the block; everything after it is exact but for the scales.
+
+// Units of x, all of a row's or a slice of them.
+override SLICE: u32 = 1u;
+// vec4s of workgroup memory, and blocks of x.
+override X_VECTORS: u32 = 1u;
+override X_BLOCKS: u32 = 1u;
+
+const BLOCK: u32 = 32u;
+// Elements 8 i .. of x are a vec4: two words of upper bytes, two of lower ones.
+const EIGHTS: u32 = UNIT / 8u;
+// 127 · 256 + 127: both bytes have a sign.
+const LARGEST_X: f32 = 32639.0;
+
+// What the integers are multiplied by, and their sums: of the block, or where scales differ of its two halves.
+struct BlockX {
+    scale: f32,
+    near: i32,
+    far: i32,
+}
+
+var<workgroup> staged: array<vec4<u32>, X_VECTORS>;
+var<workgroup> staged_blocks: array<BlockX, X_BLOCKS>;
+
+// Elements `8 * index ..` of the slice. The threads of four neighbouring indices are neighbours in one subgroup.
+fn stage_eight(index: u32, low: vec4<f32>, high: vec4<f32>) {
+    let most = max(abs(low), abs(high));
+    var largest = max(max(most.x, most.y), max(most.z, most.w));
+    largest = max(largest, subgroupShuffleXor(largest, 1u));
+    largest = max(largest, subgroupShuffleXor(largest, 2u));
+    // Of blocks of next to nothing nothing is left.
+    let inverse = select(0.0, LARGEST_X / largest, largest > 1e-30);
+    let a = vec4<i32>(round(low * inverse));
+    let b = vec4<i32>(round(high * inverse));
+    let upper_a = (a + vec4(128)) >> vec4(8u);
+    let upper_b = (b + vec4(128)) >> vec4(8u);
+    let lower_a = a - (upper_a << vec4(8u));
+    let lower_b = b - (upper_b << vec4(8u));
+    var words: vec4<u32>;
+    if NEIGHBOURS {
+        words = vec4(pack4xI8(upper_a), pack4xI8(upper_b), pack4xI8(lower_a), pack4xI8(lower_b));
+    } else {
+        words = vec4(
+            pack4xI8(vec4(upper_a.xz, upper_b.xz)),
+            pack4xI8(vec4(upper_a.yw, upper_b.yw)),
+            pack4xI8(vec4(lower_a.xz, lower_b.xz)),
+            pack4xI8(vec4(lower_a.yw, lower_b.yw)),
+        );
+    }
+    staged[index % EIGHTS * SLICE + index / EIGHTS] = words;
+    let both = a + b;
+    var sum = both.x + both.y + both.z + both.w;
+    sum += subgroupShuffleXor(sum, 1u);
+    let other = subgroupShuffleXor(sum, 2u);
+    if index % 4u == 0u {
+        // A scale of NaN or infinity makes the products NaN, as x would.
+        let scale = largest / LARGEST_X;
+        if SCALES == 2u {
+            staged_blocks[index / 4u] = BlockX(scale, sum, other);
+        } else {
+            staged_blocks[index / 4u] = BlockX(scale, sum + other, 0);
+        }
+    }
+}
+
+struct UnitX {
+    eights: array<vec4<u32>, EIGHTS>,
+    block: BlockX,
+}
+
+fn unit_x(unit: u32) -> UnitX {
+    var x: UnitX;
+    for (var i = 0u; i < EIGHTS; i++) {
+        x.eights[i] = staged[i * SLICE + unit];
+    }
+    x.block = staged_blocks[unit * UNIT / BLOCK];
+    return x;
+}
+
+fn unit_product(raw: Unit, x: UnitX, unit: u32) -> f32 {
+    var inputs = x;
+    var codes = unit_bytes(raw);
+    var upper = vec2(0);
+    var lower = vec2(0);
+    for (var i = 0u; i < EIGHTS; i++) {
+        let words = inputs.eights[i];
+        let high = dot4I8Packed(codes[i].x, words.x) + dot4I8Packed(codes[i].y, words.y);
+        let low = dot4I8Packed(codes[i].x, words.z) + dot4I8Packed(codes[i].y, words.w);
+        if SCALES == 2u && i >= EIGHTS / 2u {
+            upper.y += high;
+            lower.y += low;
+        } else {
+            upper.x += high;
+            lower.x += low;
+        }
+    }
+    let scales = unit_scales(raw, unit);
+    var near = upper.x * 256 + lower.x;
+    if ZERO != 0 {
+        near -= ZERO * x.block.near;
+    }
+    var sum = scales.x * f32(near);
+    if SCALES == 2u {
+        sum += scales.y * f32(upper.y * 256 + lower.y - ZERO * x.block.far);
+    }
+    if MINIMA {
+        sum += scales.z * f32(x.block.near);
+    }
+    return sum * x.block.scale;
+}

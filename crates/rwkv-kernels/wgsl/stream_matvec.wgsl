@@ -1,0 +1,116 @@
+// y = f(W x) + residual for one token, the columns cut into SLICES of which each workgroup multiplies one. The slices of
+// a row are summed by whichever workgroup is the last to have written its part: nobody waits for another.
+#import stream/rows
+#import activation
+#import grid
+#import batch
+
+struct Params {
+    page: Page,
+    // Rows, the place of the first in y and the residual, and in the bound weights.
+    rows: u32,
+    first_row: u32,
+    base: u32,
+    // Where x begins, in vec4s, and the row that becomes a shift vector, in elements.
+    x: u32,
+    shifted: u32,
+    // Which of the two vectors of a slot, and their width.
+    which: u32,
+    width: u32,
+    padding: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> residual: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+// How many slices are done, for each group of rows; then the slices' sums. Both are read by other workgroups than wrote
+// them, and atomics reach them all. Between two dispatches the counters are 0.
+@group(0) @binding(4) var<storage, read_write> scratch: array<atomic<u32>>;
+#ifdef EPILOGUE_SHIFT
+@group(0) @binding(5) var<storage, read> spans: array<Span>;
+@group(0) @binding(6) var<storage, read_write> state: array<f32>;
+#endif
+
+override HAS_RESIDUAL: bool = false;
+override SLICES: u32 = 1u;
+// Counters in front of the sums.
+override COUNTERS: u32 = 1u;
+
+var<workgroup> done: u32;
+var<private> slice: u32;
+
+fn finish(row: u32, sum: f32) {
+    let place = params.first_row + row;
+    var value = activate(sum);
+    if HAS_RESIDUAL {
+        value += residual[place];
+    }
+    y[place] = value;
+#ifdef EPILOGUE_SHIFT
+    let slot = spans[0].slot;
+    if in_page(params.page, slot) {
+        let at = params.shifted + place;
+        state[((slot - params.page.first_slot) * 2u + params.which) * params.width + place] = x[at / 4u][at % 4u];
+    }
+#endif
+}
+
+fn emit(row: u32, sum: f32) {
+    if SLICES == 1u {
+        finish(row, sum);
+    } else {
+        atomicStore(&scratch[COUNTERS + slice * params.rows + row], bitcast<u32>(sum));
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(at: Invocation) {
+    let lane = lane_of(at);
+    let team = team_of(lane);
+    let groups = at.workgroups.x * at.workgroups.y / SLICES;
+    let group = flat_workgroup(at) % groups;
+    slice = flat_workgroup(at) / groups;
+    if slice >= SLICES {
+        return;
+    }
+    let work = Work(params.base, params.rows, group, groups, slice * SLICE);
+    let first = load_step(work, team, group, 0u);
+    let start = params.x + slice * SLICE * (UNIT / 4u);
+    for (var i = at.thread; i < SLICE * UNIT / 8u; i += WORKGROUP) {
+        stage_eight(i, x[start + 2u * i], x[start + 2u * i + 1u]);
+    }
+    workgroupBarrier();
+    make_rows(work, lane, team, at.thread, first);
+    if SLICES == 1u {
+        return;
+    }
+    // All sums of this workgroup are written before it is counted (a storage barrier orders them for the whole device,
+    // in SPIR-V, MSL and HLSL as naga writes them), and those of the others before they were.
+    storageBarrier();
+    workgroupBarrier();
+    if at.thread == 0u {
+        done = atomicAdd(&scratch[group], 1u);
+    }
+    workgroupBarrier();
+    if done != SLICES - 1u {
+        return;
+    }
+    storageBarrier();
+    if at.thread == 0u {
+        atomicStore(&scratch[group], 0u);
+    }
+    let block_rows = team.teams * ROWS;
+    for (var first_row = group * block_rows; first_row < params.rows; first_row += groups * block_rows) {
+        for (var i = at.thread; i < block_rows; i += WORKGROUP) {
+            let row = first_row + i;
+            if row < params.rows {
+                var sum = 0.0;
+                for (var s = 0u; s < SLICES; s++) {
+                    sum += bitcast<f32>(atomicLoad(&scratch[COUNTERS + s * params.rows + row]));
+                }
+                finish(row, sum);
+            }
+        }
+    }
+}

@@ -86,6 +86,10 @@ pub(crate) struct DeviceArgs {
     /// int8:0-11. A wrong one lists all.
     #[arg(long, value_name = "TYPE[:FIRST-LAST]")]
     pub(crate) quant: Option<Quantization>,
+    /// Logits of a sequence with the same bits whatever runs beside it and however its prompt is cut, at some cost of
+    /// speed on a GPU.
+    #[arg(long)]
+    pub(crate) deterministic: bool,
 }
 
 /// What training added to the model, or a sequence before this one.

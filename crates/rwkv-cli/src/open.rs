@@ -85,6 +85,7 @@ pub(crate) fn load_model(
             slots,
             weights_dtype,
             quantization: args.quant.clone(),
+            deterministic: args.deterministic,
             ..LoadOptions::default()
         },
         &mut |progress| {

@@ -34,6 +34,17 @@ pub struct View<'a> {
     pub width: usize,
 }
 
+impl<'a> View<'a> {
+    /// At most `rows` of its rows, from `first` on. Eight rows are a multiple of 256 bytes, which every adapter can bind.
+    pub(crate) fn part(&self, first: usize, rows: usize) -> View<'a> {
+        View {
+            offset: self.offset + (first * Self::stride(self.width) * 4) as u64,
+            rows: rows.min(self.rows.saturating_sub(first)),
+            ..*self
+        }
+    }
+}
+
 impl View<'_> {
     /// Elements from one row to the next: the width rounded up to 8, so that 16-byte weight loads of every format
     /// meet whole vectors of x. What lies in the padding is undefined.

@@ -149,6 +149,9 @@ pub struct LoadOptions {
     /// and waits to be used, and the one that is being computed stay whatever they take: 0 keeps no others. A tensor
     /// may be computed before another blend makes room for it.
     pub blend_bytes: u64,
+    /// Whether the logits of a sequence have the same bits whatever else is in its batches and however its prompt is cut:
+    /// every sum in one order, which costs speed on a GPU (docs/performance.md). The CPU always does so.
+    pub deterministic: bool,
 }
 
 /// Bytes of blends that are kept, if nobody says otherwise.
@@ -161,6 +164,7 @@ impl Default for LoadOptions {
             weights_dtype: WeightsDType::default(),
             quantization: None,
             blend_bytes: BLEND_BYTES,
+            deterministic: false,
         }
     }
 }

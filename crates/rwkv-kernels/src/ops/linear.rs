@@ -74,6 +74,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// A matrix product with its epilogue on the GPU: `y = function(W x + bias) + residual`.
+#[derive(Clone, Copy)]
 pub struct Linear<'a> {
     /// Tokens × columns of the matrix.
     pub x: View<'a>,
@@ -126,6 +127,36 @@ impl Kernels {
         op: &Linear<'_>,
         matvec_shape: Option<MatvecShape>,
     ) -> Result<Vec<Dispatch>> {
+        self.linear_for(op, matvec_shape, op.x.rows)
+    }
+
+    /// As [`linear`](Self::linear), with every sum in one order, however many tokens there are: the matrix-vector kernel
+    /// of 8 tokens, in one shape, for 8 of them after the other.
+    ///
+    /// # Errors
+    /// Those of [`linear`](Self::linear).
+    pub fn linear_in_one_order(&self, op: &Linear<'_>) -> Result<Vec<Dispatch>> {
+        let shape = self.matvec_shape(op.weight, MATVEC_TOKENS);
+        let mut dispatches = Vec::new();
+        for first in (0..op.x.rows).step_by(MATVEC_TOKENS) {
+            let part = Linear {
+                x: op.x.part(first, MATVEC_TOKENS),
+                residual: op.residual.map(|r| r.part(first, MATVEC_TOKENS)),
+                y: op.y.part(first, MATVEC_TOKENS),
+                ..*op
+            };
+            dispatches.extend(self.linear_for(&part, Some(shape), MATVEC_TOKENS)?);
+        }
+        Ok(dispatches)
+    }
+
+    /// The dispatches of a matrix-vector kernel of `slots` tokens, or of the tiled one for more.
+    fn linear_for(
+        &self,
+        op: &Linear<'_>,
+        matvec_shape: Option<MatvecShape>,
+        slots: usize,
+    ) -> Result<Vec<Dispatch>> {
         let shape = op.weight.shape();
         let tokens = op.x.rows;
         let fits = op.x.width == shape.cols.0
@@ -149,7 +180,7 @@ impl Kernels {
         let units = op.weight.units();
         let matvec = (tokens <= MATVEC_TOKENS).then(|| {
             let chosen = matvec_shape.unwrap_or_else(|| self.matvec_shape(op.weight, tokens));
-            self.resolve(chosen, layout.unit(), units, tokens)
+            self.resolve(chosen, layout.unit(), units, slots)
         });
         let mut constants = vec![
             op.function.constant(),

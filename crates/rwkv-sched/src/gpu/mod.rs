@@ -50,6 +50,7 @@ pub struct GpuExecutor {
     /// Of states: what is on its way is bounded.
     upload: Upload,
     weights_dtype: WeightsDType,
+    deterministic: bool,
     blends: Blends<PartialBlend, GpuBlend>,
     meter: Meter,
 }
@@ -81,7 +82,12 @@ impl GpuExecutor {
             });
         }
         let kernels = Kernels::new(gpu)?;
-        let decode_steps = fuse_decode(model.graph());
+        // Groups, and what depends on how many sequences there are, would sum in other orders.
+        let decode_steps = if options.deterministic {
+            fuse(model.graph())
+        } else {
+            fuse_decode(model.graph())
+        };
         let weights = ResidentWeights::upload(model, &kernels, &decode_steps, options, progress)?;
         let states = States::new(gpu, model.state_layout(), options.slots)?;
         let mut executor = Self {
@@ -98,6 +104,7 @@ impl GpuExecutor {
             token_readbacks: Vec::new(),
             upload: Upload::new(gpu),
             weights_dtype: options.weights_dtype,
+            deterministic: options.deterministic,
             blends: Blends::new(options.blend_bytes),
             meter: Meter::default(),
             model: model.clone(),
@@ -129,6 +136,7 @@ impl GpuExecutor {
                 states: &self.states,
                 steps: &self.steps,
                 decode_steps: &self.decode_steps,
+                deterministic: self.deterministic,
             };
             let plan = Plan::new(&context, shape)?;
             self.plans.insert(key.clone(), plan);

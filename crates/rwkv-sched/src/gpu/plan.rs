@@ -25,6 +25,8 @@ pub(super) struct Context<'a> {
     pub(super) steps: &'a [Step],
     /// The same for batches in which every span is one token, in groups.
     pub(super) decode_steps: &'a [Step],
+    /// Whether all sums must be in one order whatever the batch.
+    pub(super) deterministic: bool,
 }
 
 /// Everything that a step of one batch shape does.

@@ -193,7 +193,10 @@ impl Loader<'_> {
     /// One matrix on its own.
     fn single(&mut self, weight: Weight) -> Result<()> {
         let format = self.format(weight)?;
-        let by_columns = format == Format::F16 && matches!(weight, Weight::Block(_, B::FfnValue));
+        // Which inputs are zero together depends on the batch, and so would the order of sums.
+        let by_columns = format == Format::F16
+            && matches!(weight, Weight::Block(_, B::FfnValue))
+            && !self.options.deterministic;
         let result = if by_columns {
             self.by_columns(weight)
         } else {

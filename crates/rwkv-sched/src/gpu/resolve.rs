@@ -13,7 +13,7 @@ use rwkv_kernels::{
     BatchTables, GpuMatrix, GpuVector, View,
     ops::{
         Bonus, Decay, Embed, Function, Keys7, Linear, Map, Norm, Previous, Select, SparseLinear,
-        SparseTuning, StoreShift, TokenMatMul, TokenShift, Weighs, Wkv4, Wkv6, Wkv7,
+        SparseTuning, StoreShift, StreamLinear, TokenMatMul, TokenShift, Weighs, Wkv4, Wkv6, Wkv7,
     },
 };
 
@@ -66,54 +66,69 @@ impl Resolver<'_> {
     }
 
     fn linear(&self, step: &LinearStep, out: &mut Vec<Dispatch>) -> Result<()> {
+        let kernels = self.context.kernels;
         let x = self.activations.view(step.x)?;
         let y = self.activations.view(step.y)?;
         let residual = step.residual.map(|r| self.activations.view(r));
         let residual = residual.transpose()?;
+        let plain = step.bias.is_none();
+        // A product may store the shift vector of one page; the other pages', or all, take a dispatch each.
+        let mut stores = Vec::new();
+        if let Some(stored) = &step.stores {
+            for page in self.context.states.pages() {
+                stores.push(self.stored(stored, page)?);
+            }
+        }
+        let mut stores = stores.into_iter().peekable();
         let columns = self.context.weights.columns(step.weight);
         if let Some(weight) = columns
-            && step.bias.is_none()
+            && plain
             && step.function == Function::Identity
         {
-            // One dispatch stores the shift of one page.
-            let pages = self.context.states.pages();
-            let mut pages = step
-                .stores
-                .iter()
-                .flat_map(|stored| pages.iter().map(move |page| (stored, page)));
-            let first = match pages.next() {
-                Some((stored, page)) => Some(self.stored(stored, page)?),
-                None => None,
-            };
-            out.extend(self.context.kernels.sparse_linear(&SparseLinear {
+            out.extend(kernels.sparse_linear(&SparseLinear {
                 x,
                 weight,
                 residual,
                 y,
-                store: first,
+                store: stores.next(),
                 dense: false,
                 tuning: SparseTuning::default(),
             })?);
-            for (stored, page) in pages {
-                let store = self.stored(stored, page)?;
-                out.push(self.context.kernels.store_shift(&store)?);
-            }
-            return Ok(());
+        } else if let weight = self.matrix(step.weight)?
+            && x.rows == 1
+            && plain
+            && !self.context.deterministic
+            && kernels.stream_linear_suits(weight, false)
+        {
+            let beside = |store: &StoreShift<'_>| {
+                store.x.buffer == x.buffer && kernels.stream_linear_suits(weight, true)
+            };
+            let op = StreamLinear {
+                x,
+                weight,
+                function: step.function,
+                residual,
+                y,
+                stores: stores.next_if(beside),
+            };
+            out.extend(kernels.stream_linear(&op, None)?);
+        } else {
+            let op = Linear {
+                x,
+                weight: self.matrix(step.weight)?,
+                bias: step.bias.map(|b| self.vector(b)).transpose()?,
+                function: step.function,
+                residual,
+                y,
+            };
+            out.extend(if self.context.deterministic {
+                kernels.linear_in_one_order(&op)?
+            } else {
+                kernels.linear(&op)?
+            });
         }
-        let op = Linear {
-            x,
-            weight: self.matrix(step.weight)?,
-            bias: step.bias.map(|b| self.vector(b)).transpose()?,
-            function: step.function,
-            residual,
-            y,
-        };
-        out.extend(self.context.kernels.linear(&op)?);
-        if let Some(stored) = &step.stores {
-            for page in self.context.states.pages() {
-                let store = self.stored(stored, page)?;
-                out.push(self.context.kernels.store_shift(&store)?);
-            }
+        for store in stores {
+            out.push(kernels.store_shift(&store)?);
         }
         Ok(())
     }

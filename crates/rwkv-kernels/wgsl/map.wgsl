@@ -48,6 +48,9 @@ fn main(at: Invocation) {
         case 5u: {
             y[i] = a[i] + (b[i] - a[i]) * w[channel];
         }
+        case 6u: {
+            y[i] = a[i] * b[i] + c[i];
+        }
         default: {}
     }
 }

@@ -139,4 +139,5 @@ fn ahead_and_back() {
     check(Version::V7, 1);
     check(Version::V6, 2);
     check(Version::V4, 3);
+    check(Version::V5_2, 4);
 }

@@ -128,6 +128,53 @@ fn check(packing: Packing, bound: f64, cases: u32) {
     }
 }
 
+/// Steps of one token a sequence, with dimensions that the kernels of groups take: `cases` of each graph, each on one of
+/// the GPUs. The oracle runs the graph operation by operation. Past eight sequences the groups are taken apart.
+fn check_decoding(packing: Packing, bound: f64, cases: u32) {
+    // Whole vec4s, and whole blocks of the format.
+    let block = if packing == Packing::Q8_0 { 32 } else { 4 };
+    for version in GRAPHS {
+        let sequences = prop_oneof![3 => 1..=3usize, 2 => 4..=8usize, 1 => 9..=12usize];
+        let wanted = prop::sample::select(vec![Wanted::None, Wanted::Last]);
+        let batch = sequences
+            .prop_flat_map(move |n| prop::collection::vec((Just(1usize), wanted.clone()), n));
+        let batches = prop::collection::vec(batch, 2..=5);
+        let strategy = (
+            dimensions(version, block),
+            any::<u64>(),
+            batches,
+            0..gpus().len(),
+        );
+        let result = TestRunner::new(proptest_config(cases)).run(
+            &strategy,
+            |(dimensions, seed, batches, gpu)| {
+                let case = Case {
+                    dimensions,
+                    seed,
+                    batches,
+                };
+                let gpu = &gpus()[gpu];
+                let errors = errors(&case, packing, gpu);
+                prop_assert!(
+                    errors.logits <= bound && errors.states <= bound,
+                    "{errors:?} on {}, allowed {bound:.0e}",
+                    gpu.name
+                );
+                Ok(())
+            },
+        );
+        result.unwrap_or_else(|error| panic!("{version}, {packing:?}: {error}"));
+    }
+}
+
+#[test]
+fn decoding_in_groups() {
+    check_decoding(Packing::F32, 1e-5, 4);
+    check_decoding(Packing::F16, 2e-3, 4);
+    check_decoding(Packing::Q8_0, 2e-3, 2);
+    check_decoding(Packing::Mixed, 2e-3, 2);
+}
+
 /// f32 on both sides: what is left is the order of sums and the driver's exponential. Of 300 models the worst error
 /// was that of moving every weight of the oracle by one unit in its last place, up to 40 times that unit.
 #[test]

@@ -51,6 +51,8 @@ pub enum Map<'a> {
     Add(View<'a>, View<'a>),
     /// `a ⊙ b`.
     Multiply(View<'a>, View<'a>),
+    /// `a ⊙ b + c`: the twins of product and sum, one after the other.
+    MultiplyAdd(View<'a>, View<'a>, View<'a>),
     /// `a + (b − a) ⊙ t`.
     Lerp(View<'a>, View<'a>, View<'a>),
     /// The vector is added to each row.
@@ -83,6 +85,7 @@ impl Kernels {
             Map::Lerp(a, b, t) => (3.0, [Some(a), Some(b), Some(t)], None),
             Map::AddVector(a, vector) => (4.0, [Some(a), None, None], Some(vector)),
             Map::LerpVector(a, b, vector) => (5.0, [Some(a), Some(b), None], Some(vector)),
+            Map::MultiplyAdd(a, b, c) => (6.0, [Some(a), Some(b), Some(c)], None),
         };
         let function = match op {
             Map::Apply(function, _) => function,

@@ -21,6 +21,7 @@ mod heads;
 mod linear;
 mod map;
 mod matvec_shapes;
+mod mix6;
 mod noise;
 mod norm_shift_linear;
 mod norm_steps;

@@ -36,6 +36,13 @@ proptest! {
             run("add", Map::Add(x.view(), y.view()), &|out| add(&a, &b, out), &|_, _| 0.0);
             run("multiply", Map::Multiply(x.view(), y.view()), &|out| multiply(&a, &b, out), &|_, _| 0.0);
             run("add a vector", Map::AddVector(x.view(), &row), &|out| add_vector(&a, &vector, out), &|_, _| 0.0);
+            let sum = |out: &mut [f32]| {
+                let mut product = vec![0.0; out.len()];
+                multiply(&a, &b, &mut product);
+                add(&product, &t, out);
+            };
+            run("multiply and add", Map::MultiplyAdd(x.view(), y.view(), z.view()), &sum,
+                &|i, _| tolerance::FEW * f64::from((a[i] * b[i]).abs() + t[i].abs()));
             run("lerp", Map::Lerp(x.view(), y.view(), z.view()), &|out| lerp(&a, &b, &t, out),
                 &|i, _| tolerance::FEW * largest(i));
             run("lerp by a vector", Map::LerpVector(x.view(), y.view(), &row), &|out| lerp_vector(&a, &b, &vector, out),

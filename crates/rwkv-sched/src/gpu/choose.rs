@@ -3,108 +3,166 @@
 use super::{plan::Context, resident::is_pair, resolve::missing};
 use crate::{
     Op, Result, ValueId, Weight,
-    fuse::{Group, Kernel, LinearStep, Step},
+    fuse::{Group, Kernel, LinearStep, Mix6, Step},
 };
 use rwkv_kernels::{
     Format,
-    ops::{MAX_SEGMENTS, NormShift, Wkv7Step},
+    ops::{self, MAX_SEGMENTS, NormShift, Wkv6Step, Wkv7Step},
 };
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Tokens that the kernels of groups take at most.
 pub(super) const TOKENS: usize = 8;
 
 /// The steps for a batch of `tokens` spans of one token each.
 pub(super) fn decode_steps(context: &Context<'_>, tokens: usize) -> Result<Vec<Step>> {
-    let mut steps = Vec::new();
-    let (mut projected, mut waits) = (HashSet::new(), HashSet::<ValueId>::new());
+    let mut choice = Choice {
+        context,
+        tokens,
+        steps: Vec::new(),
+        buffers: HashMap::new(),
+    };
+    let mut waits = HashSet::<ValueId>::new();
     for step in context.decode_steps {
         match step {
-            Step::Group(group) if suits(context, group, tokens, &projected)? => {
-                match group.kernel {
-                    Kernel::Project => projected.extend(&group.outputs),
-                    Kernel::NormProject => waits.extend(group.outputs.last()),
-                    _ => {}
+            Step::Group(group) if choice.suits(group)? => {
+                if group.kernel == Kernel::NormProject {
+                    waits.extend(group.outputs.last());
                 }
-                steps.push(step.clone());
+                choice.take(step.clone());
             }
-            Step::Group(group) => steps.extend(group.parts.iter().cloned()),
+            Step::Group(group) => group.parts.iter().cloned().for_each(|s| choice.take(s)),
             Step::Linear(linear) => {
                 // Apart, a token shift stores its own state.
                 let stores = linear.stores.filter(|stored| waits.contains(&stored.x));
-                steps.push(Step::Linear(LinearStep {
+                choice.take(Step::Linear(LinearStep {
                     stores,
                     ..linear.clone()
                 }));
             }
-            Step::Node(_) => steps.push(step.clone()),
+            Step::Node(_) => choice.take(step.clone()),
         }
     }
-    Ok(steps)
+    Ok(choice.steps)
 }
 
-/// Whether `group`'s kernel can run; `projected` are the values that projections make.
-fn suits(
-    context: &Context<'_>,
-    group: &Group,
+/// The steps chosen so far.
+struct Choice<'a> {
+    context: &'a Context<'a>,
     tokens: usize,
-    projected: &HashSet<ValueId>,
-) -> Result<bool> {
-    let weights = &context.weights;
-    let graph = context.model.graph();
-    let width = |id| graph.value(id).width;
-    Ok(match &group.kernel {
-        Kernel::EmbedNorm => true,
-        Kernel::NormShift => {
-            let mixes = group.nodes(graph).map(|node| match &node.op {
-                Op::TokenShift { mixes, .. } => mixes.len(),
-                _ => 0,
-            });
-            group.inputs.iter().all(|x| NormShift::suits(width(*x))) && mixes.sum::<usize>() <= 6
+    steps: Vec<Step>,
+    /// The number of the buffer that a value is made in.
+    buffers: HashMap<ValueId, usize>,
+}
+
+impl Choice<'_> {
+    fn take(&mut self, step: Step) {
+        let graph = self.context.model.graph();
+        let first = self.buffers.len();
+        for (number, buffer) in step.buffers(graph).into_iter().enumerate() {
+            let places = buffer.into_iter().map(|y| (y, first + number));
+            self.buffers.extend(places);
         }
-        Kernel::Project => {
-            let (pairs, large): (Vec<Weight>, Vec<Weight>) = group
-                .products()
-                .map(|p| p.weight)
-                .partition(|w| is_pair(*w));
-            let together = |members: &[Weight]| {
-                let Some(first) = members.first() else {
-                    return true;
+        self.steps.push(step);
+    }
+
+    /// Whether one step makes all of `values` in one buffer, as kernels must find them that bind them together.
+    fn together(&self, values: impl IntoIterator<Item = ValueId>) -> bool {
+        let mut places = values.into_iter().map(|id| self.buffers.get(&id));
+        places
+            .next()
+            .is_none_or(|first| first.is_some() && places.all(|place| place == first))
+    }
+
+    /// Whether `group`'s kernel can run.
+    fn suits(&self, group: &Group) -> Result<bool> {
+        let (context, tokens) = (self.context, self.tokens);
+        let weights = &context.weights;
+        let graph = context.model.graph();
+        let width = |id| graph.value(id).width;
+        Ok(match &group.kernel {
+            Kernel::EmbedNorm | Kernel::Recurrence4(_) | Kernel::MultiplyAdd(_) => true,
+            Kernel::NormShift => {
+                let mixes = group.nodes(graph).map(|node| match &node.op {
+                    Op::TokenShift { mixes, .. } => mixes.len(),
+                    _ => 0,
+                });
+                group.inputs.iter().all(|x| NormShift::suits(width(*x)))
+                    && mixes.sum::<usize>() <= 6
+            }
+            Kernel::Project => self.projections_suit(group),
+            Kernel::Mix6(what) => self.mix6_suits(what),
+            Kernel::NormProject => {
+                let product = group.products().next();
+                let Some(weight) = product.map(|product| product.weight) else {
+                    return Ok(false);
                 };
-                weights.stack(*first).is_some_and(|stack| {
-                    let f16 = stack.matrix.format() == Format::F16;
-                    stack.matrix.is_whole()
-                        && (f16 || !is_pair(*first))
-                        && members
-                            .iter()
-                            .all(|m| stack.rows(*m).is_some() && !weights.is_blended(*m))
-                })
+                let matrix = weights
+                    .matrix(weight)
+                    .ok_or_else(|| missing(context, weight))?;
+                tokens <= TOKENS && context.kernels.norm_shift_linear_suits(matrix, tokens)
+            }
+            Kernel::Recurrence6(what) => {
+                Wkv6Step::suits(what.head_size)
+                    && self.pairs_suit(group)
+                    && self.together([what.r, what.k, what.v])
+            }
+            Kernel::Recurrence7(what) => {
+                let read = [what.r, what.k, what.v]
+                    .into_iter()
+                    .chain(what.pairs().map(|p| p.hidden));
+                Wkv7Step::suits(what.head_size) && self.pairs_suit(group) && self.together(read)
+            }
+        })
+    }
+
+    /// Whether the stacks of a projection's matrices are in one part and as they were loaded, and its inputs lie
+    /// together.
+    fn projections_suit(&self, group: &Group) -> bool {
+        let weights = &self.context.weights;
+        let (pairs, large): (Vec<Weight>, Vec<Weight>) = group
+            .products()
+            .map(|p| p.weight)
+            .partition(|w| is_pair(*w));
+        let stacked = |members: &[Weight]| {
+            let Some(first) = members.first() else {
+                return true;
             };
-            tokens <= TOKENS
-                && group.products().count() <= MAX_SEGMENTS
-                && !large.is_empty()
-                && together(&large)
-                && together(&pairs)
-        }
-        Kernel::NormProject => {
-            let product = group.products().next();
-            let Some(weight) = product.map(|product| product.weight) else {
-                return Ok(false);
-            };
-            let matrix = weights
-                .matrix(weight)
-                .ok_or_else(|| missing(context, weight))?;
-            tokens <= TOKENS && context.kernels.norm_shift_linear_suits(matrix, tokens)
-        }
-        Kernel::Recurrence7(what) => {
-            let ups: Vec<Weight> = what.pairs().map(|pair| pair.up).collect();
-            let read = [what.r, what.k, what.v]
-                .into_iter()
-                .chain(what.pairs().map(|p| p.hidden));
-            Wkv7Step::suits(what.head_size)
-                && weights.base.pairs(&ups).is_some()
-                && !ups.iter().any(|up| weights.is_blended(*up))
-                && read.into_iter().all(|id| projected.contains(&id))
-        }
-    })
+            weights.stack(*first).is_some_and(|stack| {
+                let f16 = stack.matrix.format() == Format::F16;
+                stack.matrix.is_whole()
+                    // Beside large matrices, pairs are read as F16.
+                    && (f16 || !is_pair(*first) || large.is_empty())
+                    && members
+                        .iter()
+                        .all(|m| stack.rows(*m).is_some() && !weights.is_blended(*m))
+            })
+        };
+        self.tokens <= TOKENS
+            && group.products().count() <= MAX_SEGMENTS
+            && stacked(&large)
+            && stacked(&pairs)
+            && self.together(group.products().map(|p| p.x))
+    }
+
+    fn mix6_suits(&self, what: &Mix6) -> bool {
+        let weights = &self.context.weights;
+        let ups = what.ups();
+        let stack = ups.first().and_then(|up| weights.stack(*up));
+        stack.is_some_and(|stack| {
+            ops::Mix6::suits(&stack.matrix)
+                && ups
+                    .iter()
+                    .all(|up| stack.rows(*up).is_some() && !weights.is_blended(*up))
+        }) && self.together([what.x, what.previous])
+            && self.together(what.pairs.map(|pair| pair.hidden))
+    }
+
+    /// Whether the second halves of a recurrence's low-rank pairs lie together as they were loaded.
+    fn pairs_suit(&self, group: &Group) -> bool {
+        let weights = &self.context.weights;
+        group.packed_pairs().is_none_or(|ups| {
+            weights.base.pairs(&ups).is_some() && !ups.iter().any(|up| weights.is_blended(*up))
+        })
+    }
 }

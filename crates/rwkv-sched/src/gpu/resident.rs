@@ -305,10 +305,9 @@ impl Loader<'_> {
     /// Copies what recurrences read together; the matrices are there.
     fn pairs(&mut self, steps: &[Step]) -> Result<()> {
         for group in groups(steps) {
-            let Kernel::Recurrence7(what) = &group.kernel else {
+            let Some(ups) = group.packed_pairs() else {
                 continue;
             };
-            let ups: Vec<Weight> = what.pairs().map(|pair| pair.up).collect();
             let matrices = ups.iter().map(|up| self.resident.matrix(*up));
             if let Some(matrices) = matrices.collect::<Option<Vec<_>>>() {
                 let name = ups
@@ -332,15 +331,19 @@ fn groups(steps: &[Step]) -> impl Iterator<Item = &Group> {
     })
 }
 
-/// What projections read together: their large matrices, and the first halves of low-rank pairs.
+/// What kernels read together: the large matrices of projections and the first halves of low-rank pairs, and the second
+/// halves of those that version 6 mixes with.
 fn stacks(steps: &[Step]) -> Vec<Vec<Weight>> {
-    let projections = groups(steps).filter(|group| group.kernel == Kernel::Project);
-    let split = |group: &Group| {
-        let weights = group.products().map(|product| product.weight);
-        let (pairs, large): (Vec<_>, Vec<_>) = weights.partition(|w| is_pair(*w));
-        [large, pairs]
+    let split = |group: &Group| match &group.kernel {
+        Kernel::Project => {
+            let weights = group.products().map(|product| product.weight);
+            let (pairs, large): (Vec<_>, Vec<_>) = weights.partition(|w| is_pair(*w));
+            vec![large, pairs]
+        }
+        Kernel::Mix6(what) => vec![what.ups().to_vec()],
+        _ => Vec::new(),
     };
-    let all = projections.flat_map(split);
+    let all = groups(steps).flat_map(split);
     all.filter(|stack| !stack.is_empty()).collect()
 }
 

@@ -5,14 +5,15 @@ use super::{
     resolve::{Resolver, half_index, missing},
 };
 use crate::{
-    Error, Op, Result,
-    fuse::{Group, Kernel, Recurrence7},
+    Error, Op, Result, Weight,
+    fuse::{Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7},
 };
 use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     View,
     ops::{
-        EmbedNorm, NormShift, NormShiftLinear, Projections, Segment, ShiftRows, Stack, Wkv7Step,
+        self, EmbedNorm, Map, NormShift, NormShiftLinear, Projections, Segment, ShiftRows, Stack,
+        Weighs, Wkv4, Wkv6Step, Wkv7Step,
     },
 };
 
@@ -24,17 +25,18 @@ impl Resolver<'_> {
             Kernel::NormShift => self.norm_shift(group, out),
             Kernel::Project => self.project(group, out),
             Kernel::NormProject => self.norm_project(group, out),
+            Kernel::Mix6(what) => self.mix6(group, what, out),
+            Kernel::Recurrence4(what) => self.recurrence4(group, what, out),
+            Kernel::Recurrence6(what) => self.recurrence6(group, what, out),
             Kernel::Recurrence7(what) => self.recurrence7(group, what, out),
+            Kernel::MultiplyAdd(what) => self.multiply_add(group, what, out),
         }
     }
 
-    /// The operations of `group` that stand in it as they are, two of them.
-    fn operations(&self, group: &Group) -> Result<[&Op; 2]> {
-        let nodes: Vec<&Op> = group
-            .nodes(self.context.model.graph())
-            .map(|n| &n.op)
-            .collect();
-        nodes.try_into().map_err(|_| mistake())
+    /// The operations of `group` that stand in it as they are.
+    fn operations(&self, group: &Group) -> Vec<&Op> {
+        let nodes = group.nodes(self.context.model.graph());
+        nodes.map(|n| &n.op).collect()
     }
 
     fn input(&self, group: &Group) -> Result<View<'_>> {
@@ -56,7 +58,7 @@ impl Resolver<'_> {
                 epsilon,
                 ..
             },
-        ] = self.operations(group)?
+        ] = self.operations(group)[..]
         else {
             return Err(mistake());
         };
@@ -72,6 +74,7 @@ impl Resolver<'_> {
     }
 
     fn norm_shift(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+        let operations = self.operations(group);
         let [
             Op::Norm {
                 weight,
@@ -79,15 +82,30 @@ impl Resolver<'_> {
                 epsilon,
                 ..
             },
-            Op::TokenShift {
-                layer,
-                half,
-                weighs,
-                mixes,
-            },
-        ] = self.operations(group)?
+            shift @ ..,
+        ] = &operations[..]
         else {
             return Err(mistake());
+        };
+        let (layer, half, weighs, mixes): (_, _, _, &[Weight]) = match shift {
+            [
+                Op::TokenShift {
+                    layer,
+                    half,
+                    weighs,
+                    mixes,
+                },
+            ] => (*layer, *half, *weighs, mixes),
+            [Op::Previous { layer, half }, Op::LerpVector { vector }] => {
+                let mixes = std::slice::from_ref(vector);
+                (*layer, *half, Weighs::Previous, mixes)
+            }
+            _ => return Err(mistake()),
+        };
+        let rows = match group.outputs.len().saturating_sub(mixes.len()) {
+            0 => ShiftRows::None,
+            1 => ShiftRows::Normed,
+            _ => ShiftRows::NormedAndPrevious,
         };
         for page in self.context.states.pages() {
             out.push(self.context.kernels.norm_shift(&NormShift {
@@ -98,11 +116,11 @@ impl Resolver<'_> {
                 epsilon: *epsilon,
                 mix: Some(self.vectors(mixes)?),
                 mixes: mixes.len(),
-                weighs: *weighs,
-                rows: ShiftRows::None,
-                state: page.shift(*layer),
+                weighs,
+                rows,
+                state: page.shift(layer),
                 page: page.page(),
-                which: half_index(*half),
+                which: half_index(half),
                 y: self.output(group)?,
             })?);
         }
@@ -120,6 +138,8 @@ impl Resolver<'_> {
             .ok_or_else(mistake)?;
         let block = View::block_bytes(first.rows, first.width);
         let (mut weights, mut pairs) = (None, None);
+        // Pairs beside large matrices are a stack of their own.
+        let beside = group.products().any(|p| !is_pair(p.weight));
         let mut segments = Vec::new();
         let mut blocks = 0;
         for (product, place) in group.products().zip(&places) {
@@ -129,7 +149,7 @@ impl Resolver<'_> {
                 .weights
                 .stack(product.weight)
                 .ok_or_else(lacks)?;
-            let kind = if is_pair(product.weight) {
+            let kind = if beside && is_pair(product.weight) {
                 pairs = Some(&stack.matrix);
                 Stack::Pairs
             } else {
@@ -167,7 +187,7 @@ impl Resolver<'_> {
                 weighs,
                 ..
             },
-        ] = self.operations(group)?
+        ] = self.operations(group)[..]
         else {
             return Err(mistake());
         };
@@ -194,6 +214,97 @@ impl Resolver<'_> {
             };
             out.extend(self.context.kernels.norm_shift_linear(&op, None)?);
         }
+        Ok(())
+    }
+
+    fn mix6(&self, group: &Group, what: &Mix6, out: &mut Vec<Dispatch>) -> Result<()> {
+        let ups = what.ups();
+        let stack = ups.first().and_then(|up| self.context.weights.stack(*up));
+        let stack = stack.ok_or_else(mistake)?;
+        let (mut rows, mut hidden) = (Vec::new(), Vec::new());
+        for pair in &what.pairs {
+            rows.push(stack.rows(pair.up).ok_or_else(mistake)?.start);
+            hidden.push(self.activations.view(pair.hidden)?);
+        }
+        out.push(self.context.kernels.mix6(&ops::Mix6 {
+            x: self.activations.view(what.x)?,
+            previous: self.activations.view(what.previous)?,
+            hidden: hidden.try_into().map_err(|_| mistake())?,
+            up: &stack.matrix,
+            rows: rows.try_into().map_err(|_| mistake())?,
+            base: self.vectors(&what.vectors)?,
+            y: self.output(group)?,
+        })?);
+        Ok(())
+    }
+
+    fn recurrence4(
+        &self,
+        group: &Group,
+        what: &Recurrence4,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        let gate = self.activations.view(what.gate)?;
+        for page in self.context.states.pages() {
+            let op = Wkv4 {
+                batch: self.batch,
+                k: self.activations.view(what.k)?,
+                v: self.activations.view(what.v)?,
+                decay: self.vectors(&[what.decay])?,
+                bonus: self.vectors(&[what.bonus])?,
+                state: page.wkv(what.layer),
+                page: page.page(),
+                y: self.output(group)?,
+            };
+            out.push(self.context.kernels.wkv4_gated(&op, gate)?);
+        }
+        Ok(())
+    }
+
+    fn recurrence6(
+        &self,
+        group: &Group,
+        what: &Recurrence6,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        let decay = match &what.decay {
+            None => None,
+            Some(pair) => {
+                let up = self.context.weights.base.pairs(&[pair.up]);
+                let up = up.ok_or_else(mistake)?;
+                Some((self.activations.view(pair.hidden)?, up))
+            }
+        };
+        let gate = what.gate.map(|gate| self.activations.view(gate));
+        let gate = gate.transpose()?;
+        for page in self.context.states.pages() {
+            out.push(self.context.kernels.wkv6_step(&Wkv6Step {
+                batch: self.batch,
+                r: self.activations.view(what.r)?,
+                k: self.activations.view(what.k)?,
+                v: self.activations.view(what.v)?,
+                decay,
+                vectors: self.vectors(&what.vectors)?,
+                gate,
+                head_size: what.head_size,
+                epsilon: what.epsilon,
+                state: page.wkv(what.layer),
+                page: page.page(),
+                y: self.output(group)?,
+            })?);
+        }
+        Ok(())
+    }
+
+    fn multiply_add(
+        &self,
+        group: &Group,
+        what: &MultiplyAdd,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        let [a, b, c] = [what.a, what.b, what.c].map(|id| self.activations.view(id));
+        let map = Map::MultiplyAdd(a?, b?, c?);
+        out.push(self.context.kernels.map(map, self.output(group)?)?);
         Ok(())
     }
 

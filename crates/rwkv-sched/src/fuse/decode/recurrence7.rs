@@ -1,0 +1,138 @@
+//! RWKV-7's recurrence with everything around it: the second halves of the low-rank pairs before it, its keys, and after
+//! it the norm of each head, the bonus and the gate.
+
+use super::{
+    Kernel,
+    grouping::{Found, Grouping},
+    pairs::Pair,
+};
+use crate::{Lora, Op, ValueId, Weight};
+use rwkv_kernels::ops::Function;
+
+/// What it reads.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Recurrence7 {
+    pub(crate) layer: usize,
+    pub(crate) head_size: usize,
+    pub(crate) epsilon: f32,
+    pub(crate) r: ValueId,
+    pub(crate) k: ValueId,
+    pub(crate) v: ValueId,
+    /// The inner vectors of the pairs.
+    pub(crate) decay: Pair,
+    pub(crate) rate: Pair,
+    pub(crate) gate: Pair,
+    /// The pair of the value residual and the first layer's value; none in the first layer.
+    pub(crate) value: Option<(Pair, ValueId)>,
+    /// Biases of decay and rate, k_k, k_a, r_k, the norm's weight and bias, and past the first layer the value's bias.
+    pub(crate) vectors: Vec<Weight>,
+}
+
+impl Recurrence7 {
+    /// The pairs, in the order in which the kernel has them.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = &Pair> {
+        let value = self.value.as_ref().map(|(pair, _)| pair);
+        [&self.decay, &self.rate, &self.gate]
+            .into_iter()
+            .chain(value)
+    }
+}
+
+impl Grouping<'_> {
+    /// What stands around the recurrence at `index`.
+    pub(super) fn recurrence7(&self, index: usize) -> Option<Found> {
+        let (Op::Wkv7 { layer, head_size }, inputs, outputs) = self.node(index)? else {
+            return None;
+        };
+        let [r, w, k, kappa, v, a] = inputs.try_into().ok()?;
+        let mut members = vec![index];
+        let mut pair = |y: ValueId, lora: Lora, function: Function| {
+            let found = self.pair(y, *layer, lora, function)?;
+            members.push(found.at);
+            Some((found.pair, found.bias))
+        };
+        let (decay, decay_bias) = pair(w, Lora::Decay, Function::Decay7)?;
+        let (rate, rate_bias) = pair(a, Lora::Rate, Function::Sigmoid)?;
+        // The value, with the first layer's mixed in.
+        let lerp = self
+            .maker
+            .get(&v)
+            .copied()
+            .filter(|at| matches!(self.node(*at), Some((Op::Lerp, ..))));
+        let (value, v, value_bias) = match lerp {
+            None => (None, v, None),
+            Some(at) => {
+                let [own, first, t] = self.node(at)?.1.try_into().ok()?;
+                let (pair, bias) = pair(t, Lora::Value, Function::Sigmoid)?;
+                (Some((pair, first)), own, Some(bias?))
+            }
+        };
+        // After it: the norm of each head, the bonus, the gate.
+        let norm = self.only_reader(outputs[0])?;
+        let (
+            Op::Norm {
+                weight,
+                bias,
+                group,
+                epsilon,
+            },
+            _,
+            normed,
+        ) = self.node(norm)?
+        else {
+            return None;
+        };
+        let bonus = self.only_reader(normed[0])?;
+        let (Op::Bonus { weight: r_k, .. }, operands, with_bonus) = self.node(bonus)? else {
+            return None;
+        };
+        let last = self.only_reader(with_bonus[0])?;
+        let (Op::Multiply, factors, y) = self.node(last)? else {
+            return None;
+        };
+        let gate = factors.iter().copied().find(|f| *f != with_bonus[0])?;
+        let (gate, no_bias) = pair(gate, Lora::Gate, Function::Identity)?;
+        let keys = *self.maker.get(&k)?;
+        let (
+            Op::Keys7 {
+                removal,
+                replacement,
+                ..
+            },
+            of,
+            made,
+        ) = self.node(keys)?
+        else {
+            return None;
+        };
+        let right = made == [k, kappa].as_slice()
+            && of.get(1) == Some(&a)
+            && operands[1..] == [r, k, inputs[4]]
+            && group == head_size
+            && no_bias.is_none();
+        members.extend(lerp);
+        members.extend([keys, norm, bonus, last]);
+        let mut vectors = vec![decay_bias?, rate_bias?];
+        vectors.extend([*removal, *replacement, *r_k, *weight, *bias]);
+        vectors.extend(value_bias);
+        let what = Recurrence7 {
+            layer: *layer,
+            head_size: *head_size,
+            epsilon: *epsilon,
+            r,
+            k: of[0],
+            v,
+            decay,
+            rate,
+            gate,
+            value,
+            vectors,
+        };
+        right.then(|| Found {
+            kernel: Kernel::Recurrence7(Box::new(what)),
+            members,
+            at: last,
+            outputs: y.to_vec(),
+        })
+    }
+}

@@ -1,8 +1,11 @@
 //! What the kernels of a decode step cost at the shapes of published models: microseconds a dispatch, in a chain of
 //! dispatches that wait for each other, over so many copies of weights and states that no cache holds them.
 //!
-//! `cargo run --release --example step_speed [MODEL…]`; `RWKV_DEVICE` picks an adapter by index. The embedding's rows alone
-//! stay in the caches.
+//! `cargo run --release --example step_speed [MODEL…] [--spans N,…] [--tune] [--all]`: one sequence or as many as said;
+//! layer norm and token shift, and the recurrence as it is cut by default; with `--tune` as it may be cut (threads of a
+//! workgroup in heads of 64, spans together, units of weights that a thread asks for at once), with `--all` the other
+//! kernels too.
+//! `RWKV_DEVICE` picks an adapter by index. The embedding's rows alone stay in the caches.
 
 use rwkv_gpu::{
     AdapterSummary, Binding, Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Selector,
@@ -70,15 +73,45 @@ fn main() -> Result<()> {
     println!("{}", gpu.name());
     println!("kernel                        model  spans  µs a dispatch    GB/s");
     let kernels = Kernels::new(&gpu)?;
-    let models: Vec<String> = std::env::args().skip(1).collect();
-    let wanted = |s: &&Shape| models.is_empty() || models.iter().any(|m| m == s.name);
-    for shape in SHAPES.iter().filter(wanted) {
-        for spans in [1, 8, 32] {
-            Bench::new(&kernels, shape, spans)?.all()?;
+    let mut wanted = Wanted {
+        models: Vec::new(),
+        spans: vec![1],
+        tune: false,
+        all: false,
+    };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--tune" => wanted.tune = true,
+            "--all" => wanted.all = true,
+            "--spans" => {
+                let list = arguments.next().unwrap_or_default();
+                wanted.spans = list.split(',').filter_map(|n| n.parse().ok()).collect();
+            }
+            _ => wanted.models.push(argument),
+        }
+    }
+    for shape in &SHAPES {
+        if wanted.models.is_empty() || wanted.models.iter().any(|m| m == shape.name) {
+            for spans in &wanted.spans {
+                Bench::new(&kernels, shape, *spans)?.run(&wanted)?;
+            }
         }
     }
     Ok(())
 }
+
+/// What the command line asks for.
+struct Wanted {
+    /// None for all.
+    models: Vec<String>,
+    spans: Vec<usize>,
+    tune: bool,
+    all: bool,
+}
+
+/// The depths that are tried.
+const DEPTHS: [usize; 3] = [4, 8, usize::MAX];
 
 /// One shape and number of spans.
 struct Bench<'a> {
@@ -145,15 +178,32 @@ impl<'a> Bench<'a> {
         })
     }
 
-    fn all(&mut self) -> Result<()> {
-        self.embed_norm()?;
+    fn run(&mut self, wanted: &Wanted) -> Result<()> {
+        if wanted.all {
+            self.embed_norm()?;
+            self.wkv6_step()?;
+        }
         self.norm_shift()?;
-        for tile in StepTile::ALL {
-            if tile.fits(self.kernels, HEAD_SIZE) && (tile.spans == 1 || self.spans > 1) {
-                self.wkv7_step(tile)?;
+        let heads = self.shape.width / HEAD_SIZE;
+        let default = StepTile::for_wkv7(self.kernels, self.spans, heads, HEAD_SIZE);
+        self.wkv7_step("wkv7_step", default)?;
+        let fits = |t: &StepTile| t.fits(self.kernels, HEAD_SIZE) && t.spans <= self.spans;
+        let tiles: Vec<_> = StepTile::ALL.into_iter().filter(fits).collect();
+        for tile in tiles.into_iter().filter(|_| wanted.tune) {
+            for depth in DEPTHS {
+                let what = match depth {
+                    usize::MAX => "all".to_owned(),
+                    depth => depth.to_string(),
+                };
+                let name = format!(
+                    "  {} threads, {} spans, {what}",
+                    tile.threads(HEAD_SIZE)?,
+                    tile.spans
+                );
+                self.wkv7_step(&name, StepTile { depth, ..tile })?;
             }
         }
-        self.wkv6_step()
+        Ok(())
     }
 
     fn page(&self) -> Page {
@@ -289,18 +339,15 @@ impl<'a> Bench<'a> {
         })
     }
 
-    fn wkv7_step(&mut self, tile: StepTile) -> Result<()> {
+    fn wkv7_step(&mut self, name: &str, tile: StepTile) -> Result<()> {
         let Shape { width, ranks, .. } = *self.shape;
-        let rkv = self.activations(3, width)?;
         let first = self.activations(1, width)?;
         let y = self.activations(1, width)?;
-        let widest = ranks.into_iter().max().unwrap_or(0);
-        let hidden = self.activations(4, widest)?;
-        let block = View::block_bytes(self.spans, widest);
+        // Receptance, key, value, and a block each for the hidden vectors, which are narrower.
+        let projected = self.activations(7, width)?;
         let units: usize = ranks.iter().sum();
         let bytes = width * (units * 2 + 32 + self.spans * (HEAD_SIZE * 8 + 20));
-        let name = format!("wkv7_step, share {}, spans {}", tile.share, tile.spans);
-        self.measure(&name, bytes, |bench| {
+        self.measure(name, bytes, |bench| {
             let matrices = ranks
                 .iter()
                 .map(|rank| bench.matrix(width, *rank))
@@ -313,20 +360,18 @@ impl<'a> Bench<'a> {
                 });
             };
             let vectors = bench.vector(8)?;
-            let views: Vec<_> = (0u64..)
+            let views: Vec<_> = (3..)
                 .zip(ranks)
-                .map(|(i, rank)| View {
-                    buffer: &hidden,
-                    offset: i * block,
-                    rows: bench.spans,
+                .map(|(block, rank)| View {
                     width: rank,
+                    ..bench.view(&projected, block, width)
                 })
                 .collect();
             let op = Wkv7Step {
                 batch: bench.tables.batch(),
-                r: bench.view(&rkv, 0, width),
-                k: bench.view(&rkv, 1, width),
-                v: bench.view(&rkv, 2, width),
+                r: bench.view(&projected, 0, width),
+                k: bench.view(&projected, 1, width),
+                v: bench.view(&projected, 2, width),
                 hidden: &views,
                 up: &up,
                 vectors: &vectors,
@@ -335,6 +380,7 @@ impl<'a> Bench<'a> {
                 epsilon: EPSILON,
                 state: &bench.state(width * HEAD_SIZE)?,
                 page: bench.page(),
+                stores: None,
                 y: bench.view(&y, 0, width),
             };
             bench.kernels.wkv7_step_tiled(&op, tile)

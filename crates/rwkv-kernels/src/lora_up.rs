@@ -18,12 +18,12 @@ pub struct LoraUp {
 
 /// Where a matrix lies.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LoraPart {
-    pub(crate) rank: usize,
-    /// The first unit of 16 bytes.
-    pub(crate) first: u32,
+struct LoraPart {
+    rank: usize,
+    /// The first unit of 16 bytes: all rows of the matrices before it.
+    first: u32,
     /// Units a row.
-    pub(crate) units: u32,
+    units: u32,
 }
 
 /// The most matrices that the kernels read together.
@@ -104,18 +104,9 @@ impl LoraUp {
         self.channels
     }
 
-    /// Whether a rank is no whole number of 16-byte units.
-    pub fn ragged(&self) -> bool {
-        self.ranks().any(|rank| !rank.is_multiple_of(self.unit()))
-    }
-
     /// The rank of each matrix.
     pub fn ranks(&self) -> impl Iterator<Item = usize> {
         self.parts.iter().map(|p| p.rank)
-    }
-
-    pub(crate) fn parts(&self) -> &[LoraPart] {
-        &self.parts
     }
 
     /// Elements of a unit.

@@ -3,7 +3,6 @@
 //   y = norm((S + v (u ⊙ k)ᵀ) r) ⊙ g,   S ← S diag(w) + v kᵀ
 #import formats/$FORMAT
 #import batch
-#import invocation
 #import grid
 #import decay6
 #import step/head
@@ -11,23 +10,18 @@
 
 struct Params {
     page: Page,
-    // RWKV-6: the first is the decay's. RWKV-5 has none.
-    pairs: array<Pair, 4>,
-    // Units of all pairs.
-    units: u32,
-    spans: u32,
-    heads: u32,
-    head_size: u32,
-    // Between rows of activations, in elements.
-    stride: u32,
-    // The first elements of receptance, key and value.
+    // The first vec4 of the decay's hidden vectors. RWKV-5 has none.
+    hidden: vec4<u32>,
+    // In `rkv`: the first elements of receptance, key and value.
     r: u32,
     k: u32,
     v: u32,
+    spans: u32,
     epsilon: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+// Span i is the token of row i.
 @group(0) @binding(1) var<storage, read> spans: array<Span>;
 @group(0) @binding(2) var<storage, read> rkv: array<f32>;
 @group(0) @binding(3) var<storage, read> hidden: array<vec4<f32>>;
@@ -40,102 +34,88 @@ struct Params {
 // Whether there is a gate.
 override HAS_GATE: bool = false;
 
-// Sums of the threads of a row.
-var<workgroup> sums: array<vec2<f32>, THREADS>;
-// By channel: receptance, decay, key and weighed key.
+// By channel_place: receptance, decay, key and weighed key.
 var<workgroup> channels: array<vec4<f32>, HEAD>;
-var<workgroup> value_head: array<f32, HEAD>;
+
+fn hidden_quad(index: u32) -> vec4<f32> {
+    return hidden[index];
+}
 
 @compute @workgroup_size(THREADS)
 fn main(at: Invocation) {
     let item = flat_workgroup(at);
-    let index = item / params.heads;
-    if index >= params.spans {
-        return;
+    let head = item % HEADS;
+    let thread = thread_of(at);
+    let place = place_of(thread);
+    // Rows past the end repeat the last one.
+    let live = place.row < HEAD_SIZE;
+    let channel = head * HEAD_SIZE + min(place.row, HEAD_SIZE - 1u);
+
+    // As in wkv7_step, all loads stand here, what depends on nothing first.
+    let token = token_of(item / HEADS);
+    let slot = spans[token].slot;
+    var tokens: array<u32, SPANS>;
+    tokens[0] = token;
+    var ahead: Ahead;
+    load_ahead(0u, channel, place.part, &ahead);
+    var decay = vectors[channel];
+    let u = vectors[WIDTH + channel];
+    let norm_weight = vectors[2u * WIDTH + channel];
+    let norm_bias = vectors[3u * WIDTH + channel];
+    let brought = bring(0u, thread, params.hidden, tokens);
+    let i = token * STRIDE + channel;
+    let r = rkv[params.r + i];
+    let k = rkv[params.k + i];
+    let value = select(0.0, rkv[params.v + i], live);
+    var gated = 1.0;
+    if HAS_GATE {
+        gated = gate[i];
     }
-    let span = spans[index];
-    if !in_page(params.page, span.slot) {
-        return;
-    }
-    let head = item % params.heads;
-    let size = params.head_size;
-    let place = place_of(at.thread);
-    // The first threads have a channel each.
-    let live = at.thread < size;
-    let channel = head * size + min(at.thread, size - 1u);
-    let width = params.heads * size;
-    let base = (((span.slot - params.page.first_slot) * params.heads + head) * size + place.row) * (size / 4u);
+    let there = (EXACT || item / HEADS < params.spans) && in_page(params.page, slot);
+    let base = state_row(slot - params.page.first_slot, head, place.row);
     var s: array<vec4<f32>, QUADS>;
-    if place.row < size {
+    if live && there {
         for (var j = 0u; j < QUADS; j++) {
             let quad = place.part + j * SHARE;
-            if quad < size / 4u {
+            if quad < HEAD_SIZE / 4u {
                 s[j] = state[base + quad];
             }
         }
     }
-    let row = span.start * params.stride + channel;
-    var r = 0.0;
-    var k = 0.0;
-    var decay = 0.0;
-    var u = 0.0;
-    var norm_weight = 0.0;
-    var norm_bias = 0.0;
-    var gated = 1.0;
-    if live {
-        r = rkv[params.r + row];
-        k = rkv[params.k + row];
-        decay = vectors[channel];
-        u = vectors[width + channel];
-        norm_weight = vectors[2u * width + channel];
-        norm_bias = vectors[3u * width + channel];
-        if HAS_GATE {
-            gated = gate[row];
-        }
-        value_head[at.thread] = rkv[params.v + row];
-    } else if at.thread < HEAD {
-        value_head[at.thread] = 0.0;
+    if !there {
+        return;
     }
-    // Rows past the end repeat the last one.
-    var rows: array<u32, SPANS>;
-    rows[0] = span.start;
-    var ups = up_projections(head * size + min(place.row, size - 1u), place.part, rows);
-    sums[at.thread] = vec2(ups[0].x, 0.0);
-    workgroupBarrier();
-    if live {
-        for (var p = 0u; p < SHARE; p++) {
-            decay += sums[at.thread * SHARE + p].x;
-        }
-        channels[at.thread] = vec4(r, decay6(decay), k, u * k);
-    } else if at.thread < HEAD {
-        channels[at.thread] = vec4(0.0);
+    stage(thread, brought);
+    var ups = up_projections(channel, thread, &ahead, params.hidden, tokens);
+    decay += ups[0].x;
+    if place.part == 0u {
+        channels[channel_place(place.row)] = select(vec4(0.0), vec4(r, decay6(decay), k, u * k), live);
     }
     workgroupBarrier();
-    let value = value_head[place.row];
     // S r and (u ⊙ k) r.
     var sum: vec2<f32>;
     for (var j = 0u; j < QUADS; j++) {
         let quad = place.part + j * SHARE;
-        let i = 4u * quad;
         // Columns: receptance, decay, key, weighed key.
-        let c = transpose(mat4x4(channels[i], channels[i + 1u], channels[i + 2u], channels[i + 3u]));
+        let c = transpose(mat4x4(
+            channels[quad],
+            channels[quad + HEAD / 4u],
+            channels[quad + HEAD / 2u],
+            channels[quad + HEAD / 4u * 3u],
+        ));
         sum += vec2(dot(s[j], c[0]), dot(c[3], c[0]));
-        if place.row < size && quad < size / 4u {
+        if live && quad < HEAD_SIZE / 4u {
             state[base + quad] = s[j] * c[1] + value * c[2];
         }
     }
-    sums[at.thread] = sum;
-    workgroupBarrier();
+    sum = share_add2(sum, thread);
+    let read = sum.x + value * sum.y;
     if place.part == 0u {
-        sum = vec2(0.0);
-        for (var p = 0u; p < SHARE; p++) {
-            sum += sums[at.thread + p];
-        }
-        head_values[place.row] = sum.x + value * sum.y;
+        head_values[place.row] = read;
     }
     workgroupBarrier();
-    if live {
-        let normed = head_norm(head_values[at.thread], size, params.epsilon) * norm_weight + norm_bias;
-        y[row] = normed * gated;
+    let normed = head_norm(read, place, params.epsilon) * norm_weight + norm_bias;
+    if live && place.part == 0u {
+        y[i] = normed * gated;
     }
 }

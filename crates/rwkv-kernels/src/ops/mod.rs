@@ -66,4 +66,4 @@ pub use wkv4::{Wkv4, Wkv4Operands, wkv4};
 pub use wkv6::{Decay, Wkv6, Wkv6Operands, wkv6};
 pub use wkv6_step::Wkv6Step;
 pub use wkv7::{Wkv7, Wkv7Operands, wkv7};
-pub use wkv7_step::Wkv7Step;
+pub use wkv7_step::{ShiftStore, Wkv7Step};

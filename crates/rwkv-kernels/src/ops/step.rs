@@ -1,27 +1,38 @@
 //! What the kernels share that do a head's whole time mix in steps in which every span is one token.
 
 use super::heads::compiled_head;
-use crate::{Error, Kernels, LoraUp, Result, View, kernels::u32_of};
-use bytemuck::{Pod, Zeroable};
-use rwkv_gpu::Binding;
+use crate::{Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, shaders};
+use bytemuck::NoUninit;
+use rwkv_gpu::{Binding, Dispatch, Shader};
 
 /// How the work of a step's kernel is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StepTile {
-    /// Threads that share a row of the state in heads of up to 64: 4 or 8; half of them in larger heads.
+    /// Threads that share a row of the state in heads of up to 64: 4, 8 or 16; half of them in larger heads.
     pub share: usize,
-    /// Spans that read a weight together: 1, or 4 where no rank is ragged.
+    /// Spans that read a weight together: 1 or 4.
     pub spans: usize,
+    /// Weights of 16 bytes that a thread has on their way at once, at most; kernels have their own limits too.
+    pub depth: usize,
 }
 
 impl StepTile {
-    /// Every tile.
-    pub const ALL: [Self; 4] = [
-        Self { share: 4, spans: 1 },
-        Self { share: 8, spans: 1 },
-        Self { share: 4, spans: 4 },
-        Self { share: 8, spans: 4 },
+    /// Every tile, with all the weights on their way that its registers hold.
+    pub const ALL: [Self; 5] = [
+        Self::new(4, 1),
+        Self::new(8, 1),
+        Self::new(16, 1),
+        Self::new(4, 4),
+        Self::new(8, 4),
     ];
+
+    pub(super) const fn new(share: usize, spans: usize) -> Self {
+        Self {
+            share,
+            spans,
+            depth: usize::MAX,
+        }
+    }
 
     /// Threads of a workgroup for heads of up to 128.
     ///
@@ -31,11 +42,45 @@ impl StepTile {
         Ok(compiled_head("step", head_size)?.min(64) * self.share)
     }
 
-    /// Whether an adapter's workgroups can be as large as this needs.
+    /// Whether there is such a kernel, and an adapter's workgroups can be as large as it needs.
     pub fn fits(self, kernels: &Kernels, head_size: usize) -> bool {
-        let limit = kernels.gpu().capabilities().limits.workgroup_invocations;
-        self.threads(head_size)
-            .is_ok_and(|threads| threads <= limit as usize)
+        let limits = &kernels.gpu().capabilities().limits;
+        let fits = |threads: usize, shader: &Shader| {
+            threads <= limits.workgroup_invocations as usize
+                && shader.workgroup_bytes <= limits.workgroup_bytes
+        };
+        // F16 stages more than F32.
+        let shader = self.shader(kernels, "wkv7_step", Format::F16, head_size);
+        match (self.threads(head_size), shader) {
+            (Ok(threads), Ok(shader)) => self.depth > 0 && fits(threads, shader),
+            _ => false,
+        }
+    }
+
+    /// Threads that share a row of the state in heads of `head_size`.
+    fn threads_a_row(self, head_size: usize) -> Result<usize> {
+        Ok(self.threads(head_size)? / compiled_head("step", head_size)?)
+    }
+
+    /// The variant of `kernel` for this tile.
+    fn shader(
+        self,
+        kernels: &Kernels,
+        kernel: &str,
+        format: Format,
+        head_size: usize,
+    ) -> Result<&'static Shader> {
+        let head = compiled_head(kernel, head_size)?;
+        let threads = self.threads(head_size)?;
+        let row = self.threads_a_row(head_size)?;
+        let Self { share, spans, .. } = self;
+        // The threads of a row are of one subgroup, and no subgroup is partly empty.
+        let subgroups = kernels.gpu().capabilities().subgroups;
+        let together = subgroups.is_some_and(|s| {
+            s.min as usize >= row && threads.is_multiple_of(s.max.max(1) as usize)
+        });
+        let lanes = if together { "subgroup" } else { "plain" };
+        shaders::find(&format!("{kernel}/{format}/{head}/{share}/{spans}/{lanes}"))
     }
 }
 
@@ -44,98 +89,104 @@ pub(super) fn head_suits(head_size: usize) -> bool {
     head_size > 0 && head_size.is_multiple_of(4) && compiled_head("step", head_size).is_ok()
 }
 
-/// A low-rank pair, as the kernels have it.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Pair {
-    start: u32,
-    rank: u32,
-    weight: u32,
-    units: u32,
-    hidden: u32,
-    stride: u32,
-    padding: [u32; 2],
+/// A step's kernel for one model, and its grid.
+pub(super) struct StepKernel<'a> {
+    pub(super) kernel: &'static str,
+    pub(super) tile: StepTile,
+    pub(super) heads: usize,
+    pub(super) head_size: usize,
+    pub(super) spans: usize,
+    /// The second matrices of the pairs.
+    pub(super) up: Option<&'a LoraUp>,
 }
 
-/// No pair: it starts past the last unit.
-const NO_PAIR: Pair = Pair {
-    start: u32::MAX,
-    rank: 0,
-    weight: 0,
-    units: 0,
-    hidden: 0,
-    stride: 0,
-    padding: [0; 2],
-};
+impl StepKernel<'_> {
+    /// The dispatch, with constants of its own besides those that all have.
+    pub(super) fn dispatch<T: NoUninit>(
+        &self,
+        kernels: &Kernels,
+        constants: &[(&'static str, f64)],
+        params: &T,
+        bindings: &[Binding<'_>],
+    ) -> Result<Dispatch> {
+        let format = self.up.map_or(Format::F32, LoraUp::format);
+        let shader = self
+            .tile
+            .shader(kernels, self.kernel, format, self.head_size)?;
+        let workgroups = self.spans.div_ceil(self.tile.spans) * self.heads;
+        // A grid in one dimension has no workgroups to spare.
+        let exact = workgroups <= kernels.gpu().capabilities().limits.workgroups as usize
+            && self.tile.spans == 1;
+        let mut all = vec![
+            ("HEADS", self.heads as f64),
+            ("HEAD_SIZE", self.head_size as f64),
+            ("EXACT", f64::from(u8::from(exact))),
+            ("AHEAD", self.ahead()? as f64),
+        ];
+        let ranks = self.up.into_iter().flat_map(LoraUp::ranks);
+        let names = ["RANK_0", "RANK_1", "RANK_2", "RANK_3"];
+        all.extend(names.into_iter().zip(ranks.map(|r| r as f64)));
+        all.extend_from_slice(constants);
+        let pipeline = kernels.gpu().pipeline(shader, &all)?;
+        let mut dispatch = kernels.dispatch(pipeline.clone(), params, bindings, workgroups)?;
+        dispatch.groups.push(match self.up {
+            Some(up) => up.group(kernels.gpu(), &pipeline)?,
+            None => kernels.gpu().bind(&pipeline, 1, &[kernels.unused()])?,
+        });
+        Ok(dispatch)
+    }
 
-/// The pairs of a step, as its parameters and bindings have them.
-pub(super) struct Pairs<'a> {
-    pub(super) table: [Pair; 4],
-    /// Units of all of them.
-    pub(super) units: u32,
-    /// The hidden vectors of all of them.
-    pub(super) hidden: Binding<'a>,
-    /// The kernel's constant RAGGED.
-    pub(super) ragged: bool,
+    /// Weights that a thread asks for at once: all of its row, or equal parts.
+    fn ahead(&self) -> Result<usize> {
+        let row = self.tile.threads_a_row(self.head_size)?;
+        let threads = self.tile.threads(self.head_size)?;
+        // As in the WGSL.
+        let compiled = (8192 / threads).min(128 / row) / self.tile.spans;
+        let depth = self.tile.depth.min(compiled).max(1);
+        let units = |up: &LoraUp| {
+            up.ranks()
+                .map(|rank| rank.div_ceil(up.unit()).div_ceil(row))
+                .sum()
+        };
+        let steps: usize = self.up.map_or(0, units);
+        Ok(steps.div_ceil(steps.div_ceil(depth).max(1)).max(1))
+    }
 }
 
-impl<'a> Pairs<'a> {
-    /// The pairs with second matrices `up` and these hidden vectors, in the same order and in one buffer.
-    pub(super) fn new(what: &str, up: &LoraUp, hidden: &[View<'a>], rows: usize) -> Result<Self> {
-        let fit = up.parts().len() == hidden.len()
-            && up
-                .parts()
-                .iter()
-                .zip(hidden)
-                .all(|(part, view)| view.width == part.rank && view.rows == rows);
-        if !fit {
-            let ranks: Vec<_> = up.ranks().collect();
-            let widths: Vec<_> = hidden.iter().map(|v| (v.rows, v.width)).collect();
-            return Err(Error::shape(
-                what,
-                format!("hidden vectors of {widths:?} for {rows} tokens and ranks {ranks:?}"),
-            ));
-        }
-        let (binding, places) = one_buffer(what, hidden)?;
-        let mut pairs = [NO_PAIR; 4];
-        let mut units = 0;
-        for (((pair, part), view), place) in
-            pairs.iter_mut().zip(up.parts()).zip(hidden).zip(places)
-        {
-            if !place.is_multiple_of(4) {
-                let problem = "hidden vectors that do not begin at a multiple of 16 bytes";
-                return Err(Error::shape(what, problem));
-            }
-            *pair = Pair {
-                start: units,
-                rank: u32_of("rank", part.rank)?,
-                weight: part.first,
-                units: part.units,
-                hidden: place / 4,
-                stride: u32_of("stride", View::stride(view.width) / 4)?,
-                padding: [0; 2],
-            };
-            units = units
-                .checked_add(part.units)
-                .ok_or_else(|| Error::shape(what, "ranks that pass 32 bits"))?;
-        }
-        Ok(Self {
-            table: pairs,
-            units,
-            hidden: binding,
-            ragged: up.ragged(),
-        })
+/// Whether `hidden` are what the second matrices `up` multiply for `rows` tokens, in the same order.
+///
+/// # Errors
+/// [`Error::Shape`] if not.
+pub(super) fn check_hidden(
+    what: &str,
+    up: &LoraUp,
+    hidden: &[View<'_>],
+    rows: usize,
+) -> Result<()> {
+    let widths = hidden.iter().map(|v| v.width);
+    if up.ranks().eq(widths) && hidden.iter().all(|v| v.rows == rows) {
+        return Ok(());
     }
+    let ranks: Vec<_> = up.ranks().collect();
+    let shapes: Vec<_> = hidden.iter().map(|v| (v.rows, v.width)).collect();
+    let problem = format!("hidden vectors of {shapes:?} for {rows} tokens and ranks {ranks:?}");
+    Err(Error::shape(what, problem))
+}
 
-    /// No pairs; `unused` is bound.
-    pub(super) fn none(unused: Binding<'a>) -> Self {
-        Self {
-            table: [NO_PAIR; 4],
-            units: 0,
-            hidden: unused,
-            ragged: false,
+/// The first vec4s of hidden vectors whose first elements are `places`.
+///
+/// # Errors
+/// [`Error::Shape`] where one lies at no multiple of 16 bytes.
+pub(super) fn hidden_quads(what: &str, places: &[u32]) -> Result<[u32; 4]> {
+    let mut quads = [0; 4];
+    for (quad, place) in quads.iter_mut().zip(places) {
+        if !place.is_multiple_of(4) {
+            let problem = "hidden vectors that do not begin at a multiple of 16 bytes";
+            return Err(Error::shape(what, problem));
         }
+        *quad = place / 4;
     }
+    Ok(quads)
 }
 
 /// One binding of several views of one buffer, and the first element of each in it.

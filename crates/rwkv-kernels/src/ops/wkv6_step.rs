@@ -1,10 +1,7 @@
 //! The time mix of RWKV-5 and RWKV-6 between its projections in one kernel, for steps in which every span is one token:
 //! what `linear` of the decay's second matrix, `wkv6`, `norm` and `multiply` do one after the other. Those are its twin.
 
-use super::{
-    heads::compiled_head,
-    step::{Pair, Pairs, StepTile, head_suits, one_buffer},
-};
+use super::step::{StepKernel, StepTile, check_hidden, head_suits, one_buffer};
 use crate::{BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View, kernels::u32_of};
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
@@ -12,7 +9,7 @@ use rwkv_gpu::{Binding, Buffer, Dispatch};
 /// A step of the time mix on the GPU; activations are tokens × channels unless said otherwise. `y` and the state must not
 /// share a buffer with anything else here.
 pub struct Wkv6Step<'a> {
-    /// The batch; every span has one token.
+    /// The batch: span i has one token, row i.
     pub batch: BatchTables<'a>,
     /// Receptance; in one buffer with key and value.
     pub r: View<'a>,
@@ -43,15 +40,11 @@ pub struct Wkv6Step<'a> {
 #[repr(C)]
 struct Params {
     page: Page,
-    pairs: [Pair; 4],
-    units: u32,
-    spans: u32,
-    heads: u32,
-    head_size: u32,
-    stride: u32,
+    hidden: [u32; 4],
     r: u32,
     k: u32,
     v: u32,
+    spans: u32,
     epsilon: f32,
     // Uniform structs are as long as a multiple of their alignment.
     padding: [u32; 3],
@@ -92,51 +85,49 @@ impl Kernels {
                 ),
             ));
         }
-        let head = compiled_head("wkv6 step", op.head_size)?;
-        let heads = width / op.head_size;
         let (rkv, places) = one_buffer("wkv6 step", &[op.r, op.k, op.v])?;
         let place = |i: usize| places.get(i).copied().unwrap_or(0);
-        let (pairs, format) = match &op.decay {
-            Some((hidden, up)) => (Pairs::new("wkv6 step", up, &[*hidden], rows)?, up.format()),
-            None => (Pairs::none(self.unused()), crate::Format::F32),
+        let hidden = match &op.decay {
+            Some((hidden, up)) => {
+                check_hidden("wkv6 step", up, &[*hidden], rows)?;
+                hidden.binding()
+            }
+            None => self.unused(),
         };
         let params = Params {
             page: op.page,
-            pairs: pairs.table,
-            units: pairs.units,
-            spans: u32_of("spans", op.batch.span_count)?,
-            heads: u32_of("heads", heads)?,
-            head_size: u32_of("head size", op.head_size)?,
-            stride: u32_of("stride", View::stride(width))?,
+            // It has a binding of its own.
+            hidden: [0; 4],
             r: place(0),
             k: place(1),
             v: place(2),
+            spans: u32_of("spans", op.batch.span_count)?,
             epsilon: op.epsilon,
             padding: [0; 3],
         };
         let bindings = [
             op.batch.spans,
             rkv,
-            pairs.hidden,
+            hidden,
             op.vectors.binding(),
             op.gate.as_ref().map_or(self.unused(), View::binding),
             Binding::from(op.state),
             op.y.binding(),
         ];
-        let constants = [
-            ("HAS_GATE", f64::from(u8::from(op.gate.is_some()))),
-            ("RAGGED", f64::from(u8::from(pairs.ragged))),
-        ];
-        let wide = StepTile { share: 8, spans: 1 };
-        let share = if wide.fits(self, op.head_size) { 8 } else { 4 };
-        let name = format!("wkv6_step/{format}/{head}/{share}/1");
-        let pipeline = self.pipeline(&name, &constants)?;
-        let workgroups = op.batch.span_count * heads;
-        let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
-        dispatch.groups.push(match &op.decay {
-            Some((_, up)) => up.group(self.gpu(), &pipeline)?,
-            None => self.gpu().bind(&pipeline, 1, &[self.unused()])?,
-        });
-        Ok(dispatch)
+        let constants = [("HAS_GATE", f64::from(u8::from(op.gate.is_some())))];
+        let wide = StepTile::new(8, 1);
+        let kernel = StepKernel {
+            kernel: "wkv6_step",
+            tile: if wide.fits(self, op.head_size) {
+                wide
+            } else {
+                StepTile::new(4, 1)
+            },
+            heads: width / op.head_size,
+            head_size: op.head_size,
+            spans: op.batch.span_count,
+            up: op.decay.as_ref().map(|(_, up)| *up),
+        };
+        kernel.dispatch(self, &constants, &params, &bindings)
     }
 }

@@ -2,26 +2,23 @@
 //! `linear` of the low-rank pairs' second matrices, `lerp`, `keys7`, `wkv7`, `norm`, `bonus` and `multiply` do one after
 //! the other. Those are its twin.
 
-use super::{
-    heads::compiled_head,
-    step::{Pair, Pairs, StepTile, head_suits, one_buffer},
-};
+use super::step::{StepKernel, StepTile, check_hidden, head_suits, hidden_quads, one_buffer};
 use crate::{BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View, kernels::u32_of};
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
 
-/// A step of the time mix on the GPU; activations are tokens × channels unless said otherwise. `y` and the state must not
+/// A step of the time mix on the GPU; activations are tokens × channels unless said otherwise. `y` and the states must not
 /// share a buffer with anything else here.
 pub struct Wkv7Step<'a> {
-    /// The batch; every span has one token.
+    /// The batch: span i has one token, row i.
     pub batch: BatchTables<'a>,
-    /// Receptance; in one buffer with key and value.
+    /// Receptance; in one buffer with key, value, the hidden vectors and what is stored.
     pub r: View<'a>,
     /// Key, as projected.
     pub k: View<'a>,
     /// Value, as projected.
     pub v: View<'a>,
-    /// What the pairs' second matrices multiply, tokens × rank, all in one buffer and each at a multiple of 16 bytes: of
+    /// What the pairs' second matrices multiply, tokens × rank, each at a multiple of 16 bytes: of
     /// decay (after tanh), rate, gate (after the sigmoid), and past the first layer value.
     pub hidden: &'a [View<'a>],
     /// The second matrices, in the same order.
@@ -39,26 +36,37 @@ pub struct Wkv7Step<'a> {
     pub state: &'a Buffer,
     /// The slots in `state`.
     pub page: Page,
+    /// What else the state keeps of this step.
+    pub stores: Option<ShiftStore<'a>>,
     /// What the output projection multiplies.
     pub y: View<'a>,
+}
+
+/// A row that becomes the shift vector of its span's state, as [`StoreShift`](super::StoreShift) does.
+#[derive(Clone, Copy)]
+pub struct ShiftStore<'a> {
+    /// Tokens × channels.
+    pub shifted: View<'a>,
+    /// Shift states `[slot, 2, channels]`, of the same page as the WKV states.
+    pub state: &'a Buffer,
+    /// Which of the two.
+    pub which: u32,
 }
 
 #[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct Params {
     page: Page,
-    pairs: [Pair; 4],
-    units: u32,
-    spans: u32,
-    heads: u32,
-    head_size: u32,
-    stride: u32,
+    hidden: [u32; 4],
     r: u32,
     k: u32,
     v: u32,
+    shifted: u32,
+    spans: u32,
+    which: u32,
     epsilon: f32,
     // Uniform structs are as long as a multiple of their alignment.
-    padding: [u32; 3],
+    padding: u32,
 }
 
 impl Wkv7Step<'_> {
@@ -79,13 +87,13 @@ const FEW: usize = 256;
 impl StepTile {
     /// The tile for `spans` spans of `heads` heads.
     pub fn for_wkv7(kernels: &Kernels, spans: usize, heads: usize, head_size: usize) -> Self {
-        let wide = Self { share: 8, spans: 1 };
+        let wide = Self::new(8, 1);
         if spans * heads <= FEW && wide.fits(kernels, head_size) {
             wide
         } else if spans.div_ceil(4) * heads >= FEW {
-            Self { share: 4, spans: 4 }
+            Self::new(4, 4)
         } else {
-            Self { share: 4, spans: 1 }
+            Self::new(4, 1)
         }
     }
 }
@@ -98,28 +106,30 @@ impl Kernels {
     /// compile.
     pub fn wkv7_step(&self, op: &Wkv7Step<'_>) -> Result<Dispatch> {
         let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
-        let mut tile = StepTile::for_wkv7(self, op.batch.span_count, heads, op.head_size);
-        if op.up.ragged() {
-            tile.spans = 1;
-        }
+        let tile = StepTile::for_wkv7(self, op.batch.span_count, heads, op.head_size);
         self.wkv7_step_tiled(op, tile)
     }
 
     /// As [`Self::wkv7_step`], cut in a given way.
     ///
     /// # Errors
-    /// Those of [`Self::wkv7_step`]; [`Error::Shape`] for a tile that is none of [`StepTile::ALL`], larger than the
-    /// adapter's workgroups, or of several spans where a rank is ragged.
+    /// Those of [`Self::wkv7_step`]; [`Error::Shape`] for a tile that [`StepTile::fits`] says no to.
     pub fn wkv7_step_tiled(&self, op: &Wkv7Step<'_>, tile: StepTile) -> Result<Dispatch> {
         let View { rows, width, .. } = op.r;
         let whole = head_suits(op.head_size) && width.is_multiple_of(op.head_size);
         let same = |v: &View<'_>| v.rows == rows && v.width == width;
         let pairs = if op.v_first.is_some() { 4 } else { 3 };
-        let fit = [op.k, op.v, op.y].iter().chain(&op.v_first).all(same)
+        let stored = op.stores.as_ref().map(|store| store.shifted);
+        let fit = [op.k, op.v, op.y]
+            .iter()
+            .chain(&op.v_first)
+            .chain(&stored)
+            .all(same)
             && op.hidden.len() == pairs
             && op.up.channels() == width
             && op.vectors.len() == Wkv7Step::vector_rows(op.v_first.is_none()) * width
-            && op.batch.span_count <= rows;
+            && op.batch.span_count <= rows
+            && op.stores.is_none_or(|store| store.which < 2);
         if !whole || !fit {
             return Err(Error::shape(
                 "wkv7 step",
@@ -134,54 +144,52 @@ impl Kernels {
                 ),
             ));
         }
-        // Together, both would be a large kernel that no published model needs.
-        let mixed = tile.spans > 1 && op.up.ragged();
-        if mixed || !StepTile::ALL.contains(&tile) || !tile.fits(self, op.head_size) {
-            let ranks: Vec<_> = op.up.ranks().collect();
-            let problem = format!(
-                "there is no {tile:?} for heads of {} and ranks {ranks:?}",
-                op.head_size
-            );
+        if !tile.fits(self, op.head_size) {
+            let problem = format!("there is no {tile:?} for heads of {}", op.head_size);
             return Err(Error::shape("wkv7 step", problem));
         }
-        let head = compiled_head("wkv7 step", op.head_size)?;
-        let heads = width / op.head_size;
-        let (rkv, places) = one_buffer("wkv7 step", &[op.r, op.k, op.v])?;
-        let place = |i: usize| places.get(i).copied().unwrap_or(0);
-        let pairs = Pairs::new("wkv7 step", op.up, op.hidden, rows)?;
+        check_hidden("wkv7 step", op.up, op.hidden, rows)?;
+        // Hidden vectors first, then the others in the order of the parameters.
+        let mut views = op.hidden.to_vec();
+        views.extend([op.r, op.k, op.v]);
+        views.extend(stored);
+        let (projected, places) = one_buffer("wkv7 step", &views)?;
+        let (hidden, rest) = places.split_at_checked(pairs).unwrap_or_default();
+        let place = |i: usize| rest.get(i).copied().unwrap_or(0);
         let params = Params {
             page: op.page,
-            pairs: pairs.table,
-            units: pairs.units,
-            spans: u32_of("spans", op.batch.span_count)?,
-            heads: u32_of("heads", heads)?,
-            head_size: u32_of("head size", op.head_size)?,
-            stride: u32_of("stride", View::stride(width))?,
+            hidden: hidden_quads("wkv7 step", hidden)?,
             r: place(0),
             k: place(1),
             v: place(2),
+            shifted: place(3),
+            spans: u32_of("spans", op.batch.span_count)?,
+            which: op.stores.map_or(0, |store| store.which),
             epsilon: op.epsilon,
-            padding: [0; 3],
+            padding: 0,
         };
         let bindings = [
             op.batch.spans,
-            rkv,
-            pairs.hidden,
+            projected,
             op.vectors.binding(),
             op.v_first.as_ref().map_or(self.unused(), View::binding),
             Binding::from(op.state),
+            // A slot that is not used must not be one that is read elsewhere in the dispatch, nor order dispatches.
+            Binding::from(op.stores.map_or(op.state, |store| store.state)),
             op.y.binding(),
         ];
         let constants = [
             ("HAS_FIRST", f64::from(u8::from(op.v_first.is_some()))),
-            ("RAGGED", f64::from(u8::from(pairs.ragged))),
+            ("STORES_SHIFT", f64::from(u8::from(op.stores.is_some()))),
         ];
-        let StepTile { share, spans } = tile;
-        let name = format!("wkv7_step/{}/{head}/{share}/{spans}", op.up.format());
-        let pipeline = self.pipeline(&name, &constants)?;
-        let workgroups = op.batch.span_count.div_ceil(spans) * heads;
-        let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
-        dispatch.groups.push(op.up.group(self.gpu(), &pipeline)?);
-        Ok(dispatch)
+        let kernel = StepKernel {
+            kernel: "wkv7_step",
+            tile,
+            heads: width / op.head_size,
+            head_size: op.head_size,
+            spans: op.batch.span_count,
+            up: Some(op.up),
+        };
+        kernel.dispatch(self, &constants, &params, &bindings)
     }
 }

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use rwkv_kernels::{
     Format, GpuMatrix, GpuVector, LoraUp, Matrix, Span,
     ops::{
-        Function, StepTile, Wkv7Operands, Wkv7Step, add_vector, bonus, keys7, lerp, matmul,
-        multiply, norm, wkv7,
+        Function, ShiftStore, StepTile, Wkv7Operands, Wkv7Step, add_vector, bonus, keys7, lerp,
+        matmul, multiply, norm, wkv7,
     },
 };
 use rwkv_mem::{Cols, Rows};
@@ -23,48 +23,84 @@ const BOUND: f64 = 1e-5;
 
 const EPSILON: f32 = 64e-5;
 
+/// The axes of a case.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    heads: usize,
+    head_size: usize,
+    /// Decay, rate, gate, and value but for the first layer.
+    ranks: [usize; 4],
+    first: bool,
+    format: Format,
+    /// Spans that read a weight together.
+    together: usize,
+    /// Which shift vector is stored, if any.
+    stores: Option<u32>,
+}
+
 proptest! {
     #![proptest_config(cases(4))]
 
     #[test]
     fn any_shape(batch in singles(), heads in 1usize..6, quads in 1usize..=32,
-                 ranks in prop::array::uniform4(1usize..70), first: bool,
+                 ranks in prop::array::uniform4(1usize..70), first: bool, stores in prop::option::of(0u32..2),
                  format in prop::sample::select(vec![Format::F16, Format::F32]), scale in scale(), seed: u64) {
-        compare(&batch, heads, 4 * quads, ranks, first, format, 1, scale, seed);
+        let shape = Shape { heads, head_size: 4 * quads, ranks, first, format, together: 1, stores };
+        compare(&batch, shape, scale, seed);
     }
 
     /// Heads of published models, ranks without padding, and sizes at the edges of the compiled variants.
     #[test]
     fn usual_shapes(batch in singles(), head_size in prop::sample::select(vec![8usize, 32, 36, 64, 68, 128]),
-                    ranks in prop::array::uniform4(1usize..20), first: bool, scale in scale(), seed: u64) {
-        compare(&batch, 3, head_size, ranks.map(|r| r * 8), first, Format::F16, 1, scale, seed);
+                    ranks in prop::array::uniform4(1usize..20), first: bool, stores in prop::option::of(0u32..2),
+                    scale in scale(), seed: u64) {
+        let ranks = ranks.map(|r| r * 8);
+        let shape = Shape { heads: 3, head_size, ranks, first, format: Format::F16, together: 1, stores };
+        compare(&batch, shape, scale, seed);
     }
 }
 
-/// Spans that read a weight together, the last of them alone, over two pages.
-#[test]
-fn spans_together() {
+/// Five spans over two pages.
+fn five() -> Ragged {
     let spans = (0..5).map(|start| Span {
         start,
         length: 1,
         slot: (start * 4 + 3) % SLOTS,
         padding: 0,
     });
-    let batch = Ragged {
+    Ragged {
         spans: spans.collect(),
         cut: 6,
+    }
+}
+
+/// Ranks whose weights are more than a thread asks for at once, or just all of them; ranks of a fraction of 16 bytes; a
+/// pair that is far shorter than the others; spans that read a weight together, the last of them alone.
+#[test]
+fn ranks() {
+    let check = |head_size, ranks, format, together, stores| {
+        let (heads, first) = (2, false);
+        let shape = Shape {
+            heads,
+            head_size,
+            ranks,
+            first,
+            format,
+            together,
+            stores,
+        };
+        // Seeds apart by one have other tiles.
+        for seed in 0..2 {
+            compare(&five(), shape, 1.0, seed);
+        }
     };
-    compare(
-        &batch,
-        3,
-        24,
-        [24, 16, 40, 8],
-        false,
-        Format::F16,
-        4,
-        1.0,
-        4,
-    );
+    check(64, [128, 128, 480, 96], Format::F16, 1, Some(0));
+    check(64, [96, 96, 256, 64], Format::F32, 1, None);
+    check(32, [64, 64, 128, 32], Format::F16, 1, Some(1));
+    check(128, [257, 1, 1030, 9], Format::F16, 1, None);
+    check(24, [24, 16, 40, 8], Format::F16, 4, None);
+    check(64, [130, 127, 481, 33], Format::F16, 4, Some(1));
+    check(128, [3, 65, 300, 1], Format::F32, 4, Some(0));
 }
 
 /// Everything of a step, on the host.
@@ -74,11 +110,12 @@ struct Case {
     tokens: usize,
     first: bool,
     format: Format,
+    stores: Option<u32>,
     r: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
     v_first: Vec<f32>,
-    /// Decay, rate, gate, and value but for the first layer.
+    shifted: Vec<f32>,
     ranks: Vec<usize>,
     hidden: Vec<Vec<f32>>,
     up: Vec<Vec<u8>>,
@@ -146,24 +183,22 @@ impl Case {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the axes of one property")]
-fn compare(
-    ragged: &Ragged,
-    heads: usize,
-    head_size: usize,
-    ranks: [usize; 4],
-    first: bool,
-    format: Format,
-    together: usize,
-    scale: f32,
-    seed: u64,
-) {
+fn compare(ragged: &Ragged, shape: Shape, scale: f32, seed: u64) {
     let mut noise = Noise::new(seed);
+    let Shape {
+        heads,
+        head_size,
+        first,
+        format,
+        stores,
+        ..
+    } = shape;
     let (tokens, width) = (ragged.tokens(), heads * head_size);
     let pairs = if first { 3 } else { 4 };
-    let ranks = ranks[..pairs].to_vec();
+    let ranks = shape.ranks[..pairs].to_vec();
     let mut rows = |scale| noise.values(tokens * width, scale);
     let (r, k, v, v_first) = (rows(1.0), rows(1.0), rows(scale), rows(scale));
+    let shifted = rows(scale);
     let hidden = ranks.iter().map(|n| noise.values(tokens * n, 1.0));
     let hidden = hidden.collect();
     let up = ranks
@@ -176,26 +211,32 @@ fn compare(
         tokens,
         first,
         format,
+        stores,
         r,
         k,
         v,
         v_first,
+        shifted,
         ranks,
         hidden,
         up,
         vectors: (0..pairs + 4).map(|_| noise.values(width, 1.0)).collect(),
     };
-    let slot = width * head_size;
-    let state = noise.values(SLOTS as usize * slot, scale);
-    let (want, next) = case.twin(ragged, &state);
+    let state = noise.values(SLOTS as usize * width * head_size, scale);
+    let shift = noise.values(SLOTS as usize * width * 2, scale);
+    let want = case.twin(ragged, &state);
     // A software adapter takes seconds to compile one of these: a tile each, and another one in the next case.
-    let tiles = StepTile::ALL.iter().filter(|t| t.spans == together);
-    let tiles = tiles.cycle().skip(usize::try_from(seed % 2).unwrap());
-    for (setup, tile) in setups().iter().zip(tiles) {
-        if tile.fits(&setup.kernels, head_size) {
-            let what = format!("{}, {tile:?}", setup.name);
-            run(setup, *tile, &case, ragged, &state, &what, (&want, &next));
-        }
+    for (index, setup) in setups().iter().enumerate() {
+        let fits = |t: &&StepTile| t.spans == shape.together && t.fits(&setup.kernels, head_size);
+        let tiles: Vec<_> = StepTile::ALL.iter().filter(fits).collect();
+        let turn = usize::try_from(seed % 12).unwrap() + index;
+        let tile = StepTile {
+            // Sometimes few weights at once.
+            depth: if turn % 4 == 3 { 3 } else { usize::MAX },
+            ..*tiles[turn % tiles.len()]
+        };
+        let what = format!("{}, {tile:?}, {shape:?}", setup.name);
+        run(setup, tile, &case, ragged, (&state, &shift), &what, &want);
     }
 }
 
@@ -204,9 +245,9 @@ fn run(
     tile: StepTile,
     case: &Case,
     ragged: &Ragged,
-    state: &[f32],
+    (state, shift): (&[f32], &[f32]),
     what: &str,
-    (want, next): (&[f32], &[f32]),
+    (want, next): &(Vec<f32>, Vec<f32>),
 ) {
     let (tokens, width) = (case.tokens, case.width());
     let slot = width * case.head_size;
@@ -222,41 +263,66 @@ fn run(
     let vectors = case.vectors.concat();
     let vectors = GpuVector::new(setup.gpu(), "vectors", &vectors, &mut upload).unwrap();
     // Not in the kernel's order: any place in the buffer is as good.
-    let rkv = [&case.v, &case.r, &case.k].map(|x| (width, x.as_slice()));
-    let rkv = Together::new(setup, tokens, &rkv);
-    let [v, r, k] = rkv.views()[..] else {
-        panic!("three views")
-    };
+    let mut parts: Vec<_> = [&case.v, &case.shifted, &case.r]
+        .map(|x| (width, x.as_slice()))
+        .into();
     let hidden = case.ranks.iter().zip(&case.hidden);
-    let hidden: Vec<_> = hidden.map(|(n, x)| (*n, x.as_slice())).collect();
-    let hidden = Together::new(setup, tokens, &hidden);
+    parts.extend(hidden.map(|(n, x)| (*n, x.as_slice())));
+    parts.push((width, &case.k));
+    let projected = Together::new(setup, tokens, &parts);
+    let [v, shifted, r, ref hidden @ .., k] = projected.views()[..] else {
+        panic!("at least four views")
+    };
     let v_first = Activation::new(setup, tokens, width, &case.v_first);
     let y = Activation::poisoned(setup, tokens, width, 1);
     let pages = ragged.pages();
     let states = pages.map(|page| State::new(setup, page_of(state, page, slot), slot));
-    let dispatches = pages.iter().zip(&states).map(|(page, state)| {
-        let op = Wkv7Step {
-            batch: batch.tables(),
-            r,
-            k,
-            v,
-            hidden: &hidden.views(),
-            up: &up,
-            vectors: &vectors,
-            v_first: (!case.first).then(|| v_first.view()),
-            head_size: case.head_size,
-            epsilon: EPSILON,
-            state: state.buffer(),
-            page: *page,
-            y: y.view(),
-        };
-        setup.kernels.wkv7_step_tiled(&op, tile).unwrap()
-    });
+    let shifts = pages.map(|page| State::new(setup, page_of(shift, page, 2 * width), 2 * width));
+    let dispatches = pages
+        .iter()
+        .zip(&states)
+        .zip(&shifts)
+        .map(|((page, state), shift)| {
+            let op = Wkv7Step {
+                batch: batch.tables(),
+                r,
+                k,
+                v,
+                hidden,
+                up: &up,
+                vectors: &vectors,
+                v_first: (!case.first).then(|| v_first.view()),
+                head_size: case.head_size,
+                epsilon: EPSILON,
+                state: state.buffer(),
+                page: *page,
+                stores: case.stores.map(|which| ShiftStore {
+                    shifted,
+                    state: shift.buffer(),
+                    which,
+                }),
+                y: y.view(),
+            };
+            setup.kernels.wkv7_step_tiled(&op, tile).unwrap()
+        });
     setup.run(&dispatches.collect::<Vec<_>>());
     check_rms(&format!("y, {what}"), &y.read(), want, BOUND);
-    for (page, state) in pages.iter().zip(&states) {
+    let mut stored = shift.to_vec();
+    if let Some(which) = case.stores {
+        for span in &ragged.spans {
+            let from = span.start as usize * width;
+            let to = (span.slot * 2 + which) as usize * width;
+            stored[to..to + width].copy_from_slice(&case.shifted[from..from + width]);
+        }
+    }
+    for ((page, state), shift) in pages.iter().zip(&states).zip(&shifts) {
         let next = page_of(next, *page, slot);
         check_rms(&format!("state, {what}"), &state.read(), next, BOUND);
+        assert_eq!(
+            shift.read(),
+            page_of(&stored, *page, 2 * width),
+            "shift state, {what}"
+        );
     }
 }
 

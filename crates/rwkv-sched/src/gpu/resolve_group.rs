@@ -337,6 +337,7 @@ impl Resolver<'_> {
                 epsilon: what.epsilon,
                 state: page.wkv(what.layer),
                 page: page.page(),
+                stores: None,
                 y: self.output(group)?,
             })?);
         }

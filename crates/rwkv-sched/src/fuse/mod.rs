@@ -8,7 +8,9 @@ mod decode;
 mod linear;
 
 use crate::{Graph, ShiftHalf, ValueId, Weight};
-pub(crate) use decode::{Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7};
+pub(crate) use decode::{
+    Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7, join_norms,
+};
 use rwkv_kernels::ops::Function;
 
 /// What one kernel does.

@@ -1,9 +1,9 @@
 //! Which groups of steps run as one kernel for a batch, and which are taken apart.
 
-use super::{plan::Context, resident::is_pair, resolve::missing};
+use super::{norm_projects, plan::Context, resident::is_pair, resolve::missing};
 use crate::{
     Op, Result, ValueId, Weight,
-    fuse::{Group, Kernel, LinearStep, Mix6, Step},
+    fuse::{Group, Kernel, LinearStep, Mix6, Step, join_norms},
 };
 use rwkv_kernels::{
     Format,
@@ -42,6 +42,10 @@ pub(super) fn decode_steps(context: &Context<'_>, tokens: usize) -> Result<Vec<S
             }
             Step::Node(_) => choice.take(step.clone()),
         }
+    }
+    if tokens == 1 {
+        let suits = |group: &Group| norm_projects::suits(context, group);
+        return Ok(join_norms(context.model.graph(), choice.steps, &suits));
     }
     Ok(choice.steps)
 }
@@ -90,6 +94,8 @@ impl Choice<'_> {
                 group.inputs.iter().all(|x| NormShift::suits(width(*x)))
                     && mixes.sum::<usize>() <= 6
             }
+            // Made of groups that were chosen.
+            Kernel::NormProjects => false,
             Kernel::Project => self.projections_suit(group),
             Kernel::Mix6(what) => self.mix6_suits(what),
             Kernel::NormProject => {

@@ -5,6 +5,7 @@ mod choose;
 mod decode;
 mod memory;
 mod meter;
+mod norm_projects;
 mod plan;
 mod resident;
 mod resolve;

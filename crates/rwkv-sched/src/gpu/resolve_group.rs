@@ -12,8 +12,8 @@ use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     View,
     ops::{
-        self, EmbedNorm, Map, NormShift, NormShiftLinear, Projections, Segment, ShiftRows, Stack,
-        Weighs, Wkv4, Wkv6Step, Wkv7Step,
+        self, EmbedNorm, Map, NormShift, NormShiftLinear, Projections, Segment, ShiftRows,
+        ShiftStore, Stack, Weighs, Wkv4, Wkv6Step, Wkv7Step,
     },
 };
 
@@ -25,6 +25,7 @@ impl Resolver<'_> {
             Kernel::NormShift => self.norm_shift(group, out),
             Kernel::Project => self.project(group, out),
             Kernel::NormProject => self.norm_project(group, out),
+            Kernel::NormProjects => self.norm_projects(group, out),
             Kernel::Mix6(what) => self.mix6(group, what, out),
             Kernel::Recurrence4(what) => self.recurrence4(group, what, out),
             Kernel::Recurrence6(what) => self.recurrence6(group, what, out),
@@ -324,6 +325,14 @@ impl Resolver<'_> {
             .map(|(_, first)| self.activations.view(*first));
         let v_first = v_first.transpose()?;
         for page in self.context.states.pages() {
+            let stored = match &what.stores {
+                Some(stored) => Some(ShiftStore {
+                    shifted: self.activations.view(stored.x)?,
+                    state: page.shift(stored.layer),
+                    which: half_index(stored.half),
+                }),
+                None => None,
+            };
             out.push(self.context.kernels.wkv7_step(&Wkv7Step {
                 batch: self.batch,
                 r: self.activations.view(what.r)?,
@@ -337,7 +346,7 @@ impl Resolver<'_> {
                 epsilon: what.epsilon,
                 state: page.wkv(what.layer),
                 page: page.page(),
-                stores: None,
+                stores: stored,
                 y: self.output(group)?,
             })?);
         }
@@ -345,7 +354,7 @@ impl Resolver<'_> {
     }
 }
 
-fn mistake() -> Error {
+pub(super) fn mistake() -> Error {
     Error::Config {
         problem: "a group of steps that is not what it says: this is a mistake in this program"
             .to_owned(),

@@ -9,6 +9,7 @@ mod gates;
 mod grouping;
 mod mixes6;
 mod norms;
+mod one_token;
 mod pairs;
 mod projections;
 mod recurrence4;
@@ -22,6 +23,7 @@ use crate::{Graph, Node, Op, ValueId, Weight};
 pub(crate) use gates::MultiplyAdd;
 use grouping::Grouping;
 pub(crate) use mixes6::Mix6;
+pub(crate) use one_token::join_norms;
 pub(crate) use recurrence4::Recurrence4;
 pub(crate) use recurrence6::Recurrence6;
 pub(crate) use recurrence7::Recurrence7;
@@ -57,6 +59,8 @@ pub(crate) enum Kernel {
     Recurrence7(Box<Recurrence7>),
     /// A norm, a token shift with one mix, and a matrix product of its result.
     NormProject,
+    /// A norm, a token shift and the products of its mixes, of one token; its last result is the normed row.
+    NormProjects,
     /// A product element by element and a sum: two nodes.
     MultiplyAdd(MultiplyAdd),
 }
@@ -96,7 +100,9 @@ impl Group {
             Kernel::Mix6(what) => Some(what.vectors.clone()),
             Kernel::Recurrence6(what) => Some(what.vectors.clone()),
             Kernel::Recurrence7(what) => Some(what.vectors.clone()),
-            Kernel::NormProject => Some(self.nodes(graph).flat_map(|n| n.op.vectors()).collect()),
+            Kernel::NormShift | Kernel::NormProject | Kernel::NormProjects => {
+                Some(self.nodes(graph).flat_map(|n| n.op.vectors()).collect())
+            }
             _ => None,
         }
     }

@@ -6,7 +6,7 @@ use super::{
     grouping::{Found, Grouping},
     pairs::Pair,
 };
-use crate::{Lora, Op, ValueId, Weight};
+use crate::{Lora, Op, ValueId, Weight, fuse::StoredShift};
 use rwkv_kernels::ops::Function;
 
 /// What it reads.
@@ -26,6 +26,8 @@ pub(crate) struct Recurrence7 {
     pub(crate) value: Option<(Pair, ValueId)>,
     /// Biases of decay and rate, k_k, k_a, r_k, the norm's weight and bias, and past the first layer the value's bias.
     pub(crate) vectors: Vec<Weight>,
+    /// The row that becomes a shift vector, where nothing else stores it.
+    pub(crate) stores: Option<StoredShift>,
 }
 
 impl Recurrence7 {
@@ -127,6 +129,7 @@ impl Grouping<'_> {
             gate,
             value,
             vectors,
+            stores: None,
         };
         right.then(|| Found {
             kernel: Kernel::Recurrence7(Box::new(what)),

@@ -1,8 +1,9 @@
-//! Times products that skip zeros against dense ones: inputs that are zero (weights by columns), and weights that are
-//! (compressed sparse rows). Each product adds to the one before it, and so many matrices take turns that no cache
-//! holds them.
+//! Times products that skip zeros against dense ones: inputs that are zero (weights by columns), and with `--csr`
+//! weights that are (compressed sparse rows). Each product adds to the one before it, and so many matrices take turns
+//! that no cache holds them.
 //!
-//! `cargo run --release --example sparse_speed [-- tune]`, where `tune` tries every way of sharing the work.
+//! `cargo run --release --example sparse_speed [-- --tune] [--csr]`, where `--tune` tries every way of sharing the work
+//! and prints the best three for each share of zeros.
 
 use half::f16;
 use rwkv_gpu::{Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Selector, list_adapters};
@@ -30,19 +31,22 @@ fn main() -> Result<()> {
         } else {
             (&[(768, 3072), (2048, 8192), (4096, 16384)], 450 << 20, 400)
         };
-    let tune = std::env::args().any(|argument| argument == "tune");
+    let asked = |name| std::env::args().any(|argument| argument == name);
+    let (tune, csr) = (asked("--tune"), asked("--csr"));
     let bench = Bench {
         kernels: Kernels::new(&gpu)?,
         working_set,
         dispatches,
     };
     println!(
-        "{:>12} {:>22} {:>8} {:>9} {:>9} {:>8}",
-        "rows×columns", "kernel", "density", "µs", "GB/s", "speedup"
+        "{:>12} {:>30} {:>6} {:>9} {:>7} {:>8}",
+        "rows×columns", "kernel", "zeros", "µs", "GB/s", "speedup"
     );
     for (rows, cols) in shapes {
         bench.inputs(*rows, *cols, tune)?;
-        bench.weights(*rows, *cols)?;
+        if csr {
+            bench.weights(*rows, *cols)?;
+        }
     }
     Ok(())
 }
@@ -111,16 +115,19 @@ impl Bench {
         let by_rows = (0..copies)
             .map(|_| GpuMatrix::new(gpu, "rows", &matrix, Format::F16, &mut upload))
             .collect::<Result<Vec<_>>>()?;
+        let size = bytes.len() as f64;
+        let report = |kernel: &str, zeros: f64, seconds: f64, dense: f64| {
+            report(
+                [rows, cols],
+                kernel,
+                zeros,
+                seconds,
+                size * (1.0 - zeros),
+                dense,
+            );
+        };
         let dense = self.time_rows(&Vectors::new(gpu, rows, cols, 1.0)?, &by_rows)?;
-        report(
-            rows,
-            cols,
-            "dense by rows",
-            1.0,
-            dense,
-            bytes.len() as f64,
-            dense,
-        );
+        report("by rows, dense", 0.0, dense, dense);
         drop(by_rows);
         let by_columns = (0..copies)
             .map(|_| GpuColumns::new(&self.kernels, "columns", &matrix, &mut upload))
@@ -129,43 +136,24 @@ impl Bench {
         let vectors = Vectors::new(gpu, rows, cols, 1.0)?;
         let default = SparseTuning::default();
         let all = self.time_columns(&vectors, &by_columns, true, default)?;
-        report(
-            rows,
-            cols,
-            "columns, all",
-            1.0,
-            all,
-            bytes.len() as f64,
-            dense,
-        );
-        for density in [1.0, 0.5, 0.1, 0.05] {
-            let vectors = Vectors::new(gpu, rows, cols, density)?;
-            let read = bytes.len() as f64 * density;
+        report("by columns, dense", 0.0, all, dense);
+        for zeros in [0.0, 0.5, 0.9, 0.95] {
+            let vectors = Vectors::new(gpu, rows, cols, 1.0 - zeros)?;
             let seconds = self.time_columns(&vectors, &by_columns, false, default)?;
-            report(
-                rows,
-                cols,
-                "columns, skipping",
-                density,
-                seconds,
-                read,
-                dense,
-            );
+            report("by columns, skipping", zeros, seconds, dense);
             if !tune {
                 continue;
             }
-            for threads in [256, 1024] {
-                for outputs in [8, 16, 32, 64] {
-                    let tuning = SparseTuning {
-                        threads: Some(threads),
-                        outputs: Some(outputs),
-                    };
-                    // Not every adapter has every way.
-                    if let Ok(seconds) = self.time_columns(&vectors, &by_columns, false, tuning) {
-                        let name = format!("{threads} threads, {outputs}");
-                        report(rows, cols, &name, density, seconds, read, dense);
-                    }
+            let mut timed = Vec::new();
+            for tuning in SparseTuning::candidates() {
+                // Not every adapter has every way.
+                if let Ok(seconds) = self.time_columns(&vectors, &by_columns, false, tuning) {
+                    timed.push((seconds, tuning));
                 }
+            }
+            timed.sort_by(|a, b| a.0.total_cmp(&b.0));
+            for (seconds, tuning) in timed.iter().take(3) {
+                report(&describe(*tuning), zeros, *seconds, dense);
             }
         }
         Ok(())
@@ -209,15 +197,8 @@ impl Bench {
             } else {
                 "csr, not smaller"
             };
-            report(
-                rows,
-                cols,
-                name,
-                density,
-                seconds,
-                sparse.bytes() as f64,
-                dense,
-            );
+            let bytes = sparse.bytes() as f64;
+            report([rows, cols], name, 1.0 - density, seconds, bytes, dense);
         }
         Ok(())
     }
@@ -286,18 +267,23 @@ impl Bench {
     }
 }
 
-fn report(
-    rows: usize,
-    cols: usize,
-    kernel: &str,
-    density: f64,
-    seconds: f64,
-    bytes: f64,
-    dense: f64,
-) {
+/// Threads, outputs and loads of a workgroup, and how many workgroups.
+fn describe(tuning: SparseTuning) -> String {
+    let number = |n: Option<u32>| n.map_or("default".to_owned(), |n| n.to_string());
+    format!(
+        "{} threads, {} out, {} deep, {}",
+        number(tuning.threads),
+        number(tuning.outputs),
+        number(tuning.depth),
+        number(tuning.workgroups)
+    )
+}
+
+fn report(shape: [usize; 2], kernel: &str, zeros: f64, seconds: f64, bytes: f64, dense: f64) {
     println!(
-        "{:>12} {kernel:>22} {density:>8} {:>9.2} {:>9.0} {:>7.2}×",
-        format!("{rows}×{cols}"),
+        "{:>12} {kernel:>30} {:>5.0}% {:>9.2} {:>7.0} {:>7.2}×",
+        format!("{}×{}", shape[0], shape[1]),
+        zeros * 100.0,
         seconds * 1e6,
         bytes / seconds / 1e9,
         dense / seconds

@@ -4,7 +4,7 @@ use crate::{Error, Result, shaders};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
 use rwkv_mem::ParamCache;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Kernels on one GPU: resolves operations to dispatches. Cloning shares it.
 #[derive(Clone)]
@@ -13,13 +13,17 @@ pub struct Kernels {
     params: ParamCache,
     /// Bound where a kernel variant has a slot that an operation does not use.
     unused: Buffer,
-    /// What workgroups of one dispatch leave for each other: zeros between two dispatches where it counts, anything
-    /// elsewhere. A queue runs those that use it one after the other.
-    scratch: Buffer,
+    /// The same for slots that are written.
+    unused_output: Buffer,
+    /// See [`Kernels::partials`].
+    partials: Arc<OnceLock<Buffer>>,
 }
 
-/// Words of the scratch buffer.
-pub(crate) const SCRATCH_WORDS: usize = 1 << 18;
+/// Slices of outputs that can be put together in [`Kernels::partials`], as in `sparse_matvec.wgsl`.
+pub(crate) const PARTIAL_COUNTS: usize = 1024;
+
+/// Words of partial sums: 32 ranges of 4,096 outputs for 8 tokens, 4 MiB.
+pub(crate) const PARTIAL_SUMS: usize = 1 << 20;
 
 /// An activation on the GPU: `rows × width` f32, rows at [`View::stride`].
 #[derive(Clone, Copy, Debug)]
@@ -137,12 +141,13 @@ impl Kernels {
     /// [`Error::Gpu`] when the first small buffer does not fit.
     pub fn new(gpu: &Gpu) -> Result<Self> {
         let unused = gpu.buffer(BufferKind::Storage, "unused slot", 256)?;
-        let scratch = gpu.buffer(BufferKind::Storage, "scratch", 4 * SCRATCH_WORDS as u64)?;
+        let unused_output = gpu.buffer(BufferKind::Storage, "unused output slot", 256)?;
         Ok(Self {
             gpu: gpu.clone(),
             params: ParamCache::new(gpu),
             unused,
-            scratch,
+            unused_output,
+            partials: Arc::default(),
         })
     }
 
@@ -175,9 +180,23 @@ impl Kernels {
         Binding::from(&self.unused)
     }
 
-    /// Between workgroups of a dispatch.
-    pub(crate) fn scratch(&self) -> Binding<'_> {
-        Binding::from(&self.scratch)
+    pub(crate) fn unused_output(&self) -> Binding<'_> {
+        Binding::from(&self.unused_output)
+    }
+
+    /// Where workgroups of one dispatch leave partial sums for the last of them: [`PARTIAL_COUNTS`] counts that are
+    /// zero between dispatches, then [`PARTIAL_SUMS`] sums. Made on first use. Dispatches that bind it run one after
+    /// the other, because each writes it: so all of them can share one.
+    pub(crate) fn partials(&self) -> Result<Binding<'_>> {
+        if let Some(found) = self.partials.get() {
+            return Ok(Binding::from(found));
+        }
+        let bytes = (PARTIAL_COUNTS + PARTIAL_SUMS) as u64 * 4;
+        let made = self
+            .gpu
+            .buffer(BufferKind::Storage, "partial sums", bytes)?;
+        // Two threads may make it; the first one stored is kept.
+        Ok(Binding::from(self.partials.get_or_init(|| made)))
     }
 
     pub(crate) fn pipeline(

@@ -7,17 +7,22 @@
 //!
 //! For more tokens the product is an ordinary one.
 //!
-//! The order in which a sum's terms are added depends on which inputs are not zero, for all tokens of the dispatch
-//! together, and on nothing else. With [`SparseLinear::dense`] and the same [`SparseTuning`] it is always the same.
+//! The order in which a sum's terms are added depends on the adapter, the [`SparseTuning`], the matrix, and which inputs
+//! are not zero for all tokens of the dispatch together; on nothing else, so that the same product has the same bits
+//! each time. With [`SparseLinear::dense`] the inputs' values do not matter either, nor how many tokens there are.
 
 use crate::{
     Error, GpuColumns, Kernels, Page, Result, View,
     gpu_weights::Chunk,
     kernels::u32_of,
-    ops::{StoreShift, linear::LinearParams},
+    ops::{
+        SparseTuning, StoreShift,
+        linear::LinearParams,
+        sparse_tuning::{Able, MOST_TOKENS, cut},
+    },
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Dispatch};
+use rwkv_gpu::{Binding, Dispatch, Kind};
 
 /// A product with a matrix by columns on the GPU: `y = W x + residual`.
 pub struct SparseLinear<'a> {
@@ -38,50 +43,27 @@ pub struct SparseLinear<'a> {
     pub tuning: SparseTuning,
 }
 
-/// How workgroups share a product. `None` chooses by shape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SparseTuning {
-    /// Threads of a workgroup: 256, or 1,024 for one or two tokens where the adapter has as many.
-    pub threads: Option<u32>,
-    /// Outputs that a workgroup makes: 8, 16, 32 or 64. Cut to what a subgroup's lanes can share.
-    pub outputs: Option<u32>,
-}
-
 #[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct Params {
-    page: Page,
-    outputs: u32,
     inputs: u32,
-    units: u32,
-    tokens: u32,
+    range: u32,
     x_stride: u32,
+    tokens: u32,
+    units: u32,
+    outputs: u32,
     y_stride: u32,
     residual_stride: u32,
-    spans: u32,
-    shift_stride: u32,
-    which: u32,
     has_residual: u32,
     adds: u32,
+    spans: u32,
+    shift_stride: u32,
+    page: Page,
+    which: u32,
 }
 
-/// Up to this many tokens, columns are skipped.
-const MOST_TOKENS: usize = 8;
 /// The side of a matmul tile, as in the WGSL.
 const TILE: usize = 64;
-/// Words of the list that the sums of all subgroups must fit in the end, as in the WGSL.
-const LISTED: u32 = 3840;
-/// Workgroups that fill the largest GPUs, of about as many cores.
-const WORKGROUPS: usize = 128;
-/// The least work, in inputs times 16-byte units a workgroup, that 1,024 threads are for.
-const LARGE: usize = 16_384;
-
-/// What [`SparseTuning`] came to.
-struct Shape {
-    threads: u32,
-    /// 16-byte units of a column, of eight outputs each.
-    columns: u32,
-}
 
 impl Kernels {
     /// The dispatches of `op`: one a part of the matrix, and for more than 8 tokens one more that stores the shift.
@@ -129,43 +111,66 @@ impl Kernels {
     }
 
     fn sparse_matvec(&self, op: &SparseLinear<'_>) -> Result<Vec<Dispatch>> {
-        let shape = self.sparse_shape(op)?;
+        let able = self.able();
         let units = op.weight.units();
+        let stride = u32_of("stride", View::stride(op.y.width))?;
         let mut dispatches = Vec::new();
         for chunk in op.weight.chunks() {
             let first = chunk.first_row == 0;
-            let store = op.store.as_ref().filter(|_| first);
-            let epilogue = if store.is_some() { "shift" } else { "sums" };
-            let name = format!(
-                "sparse_matvec/{}/{}/{}/{epilogue}",
-                self.lanes(),
-                shape.threads,
-                op.x.rows.next_power_of_two()
-            );
-            let constants = [
-                ("COLUMNS", f64::from(shape.columns)),
-                ("DENSE", f64::from(u8::from(op.dense))),
+            let cut = cut(op.tuning, able, units, chunk.rows as usize, op.x.rows)?;
+            let grid = [
+                u32_of("slices of outputs", cut.slices)?,
+                u32_of("ranges of inputs", cut.ranges)?,
+                1,
             ];
-            let pipeline = self.pipeline(&name, &constants)?;
+            let limit = self.gpu().capabilities().limits.workgroups;
+            if grid.iter().any(|n| *n > limit) {
+                let problem = format!(
+                    "{} slices of {} outputs pass the grid's limit; take wider ones",
+                    cut.slices,
+                    cut.slice * 8
+                );
+                return Err(Error::shape("sparse linear", problem));
+            }
+            let store = op.store.as_ref().filter(|_| first);
+            let pipeline = self.pipeline(
+                &format!(
+                    "sparse_matvec/{}/{}/{}/{}",
+                    cut.threads,
+                    cut.depth,
+                    op.x.rows.next_power_of_two(),
+                    if store.is_some() { "shift" } else { "sums" }
+                ),
+                &[
+                    ("SLICE", cut.slice as f64),
+                    ("DENSE", f64::from(u8::from(op.dense))),
+                    ("SPLIT", f64::from(u8::from(cut.ranges > 1))),
+                ],
+            )?;
             let params = Params {
-                page: store.map_or(bytemuck::Zeroable::zeroed(), |s| s.page),
-                outputs: u32_of("rows", op.y.width)?,
                 inputs: chunk.rows,
-                units: u32_of("units", units)?,
-                tokens: u32_of("tokens", op.x.rows)?,
+                range: u32_of("range", cut.range)?,
                 x_stride: u32_of("stride", View::stride(op.x.width) / 4)?,
-                y_stride: u32_of("stride", View::stride(op.y.width))?,
-                residual_stride: u32_of("stride", View::stride(op.y.width))?,
-                spans: u32_of("spans", store.map_or(0, |s| s.batch.span_count))?,
-                shift_stride: u32_of("stride", View::stride(op.y.width))?,
-                which: store.map_or(0, |s| s.which),
+                tokens: u32_of("tokens", op.x.rows)?,
+                units: u32_of("units", units)?,
+                outputs: u32_of("rows", op.y.width)?,
+                y_stride: stride,
+                residual_stride: stride,
                 has_residual: u32::from(first && op.residual.is_some()),
                 adds: u32::from(!first),
+                spans: u32_of("spans", store.map_or(0, |s| s.batch.span_count))?,
+                shift_stride: stride,
+                page: store.map_or(bytemuck::Zeroable::zeroed(), |s| s.page),
+                which: store.map_or(0, |s| s.which),
             };
             let mut bindings = vec![
                 inputs_of(&op.x, chunk),
                 op.residual.as_ref().map_or(self.unused(), View::binding),
                 op.y.binding(),
+                match cut.ranges {
+                    1 => self.unused_output(),
+                    _ => self.partials()?,
+                },
             ];
             if let Some(store) = store {
                 bindings.extend([
@@ -174,52 +179,24 @@ impl Kernels {
                     Binding::from(store.state),
                 ]);
             }
-            let workgroups = units.div_ceil(shape.columns as usize);
-            let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
+            let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, 1)?;
+            dispatch.grid = grid;
             dispatch.groups.push(chunk.group(self.gpu(), &pipeline)?);
             dispatches.push(dispatch);
         }
         Ok(dispatches)
     }
 
-    /// Threads and outputs of a workgroup.
-    fn sparse_shape(&self, op: &SparseLinear<'_>) -> Result<Shape> {
-        let have = self.gpu().capabilities();
-        let (units, inputs) = (op.weight.units(), op.x.width);
-        let wanted = match op.tuning.outputs {
-            Some(outputs @ (8 | 16 | 32 | 64)) => outputs / 8,
-            Some(other) => {
-                let problem = format!("a workgroup makes 8, 16, 32 or 64 outputs, not {other}");
-                return Err(Error::shape("sparse linear", problem));
-            }
-            // As wide as still fills the GPU: each workgroup looks through all inputs, and 64 bytes of a column are
-            // what memory delivers at once.
-            None => [8, 4, 2, 1]
-                .into_iter()
-                .find(|columns| units / *columns as usize >= WORKGROUPS)
-                .unwrap_or(1),
-        };
-        // Without subgroups, sums meet in workgroup memory and there is no such limit.
-        let columns = have.subgroups.map_or(wanted, |s| wanted.min(s.min.max(1)));
-        let sums_fit = |s: rwkv_gpu::SubgroupSizes| 1024 / s.min.max(1) * columns * 8 <= LISTED;
-        let many = op.x.rows <= 2
-            && have.limits.workgroup_invocations >= 1024
-            && have.subgroups.is_some_and(sums_fit);
-        let threads = match op.tuning.threads {
-            None if many && inputs.saturating_mul(columns as usize) >= LARGE => 1024,
-            None | Some(256) => 256,
-            Some(1024) if many => 1024,
-            Some(other) => {
-                let problem = format!(
-                    "{other} threads a workgroup are not possible with {} tokens and {} outputs on this adapter; \
-                     take 256",
-                    op.x.rows,
-                    columns * 8
-                );
-                return Err(Error::shape("sparse linear", problem));
-            }
-        };
-        Ok(Shape { threads, columns })
+    /// How this adapter can share a product.
+    fn able(&self) -> Able {
+        let gpu = self.gpu();
+        let limits = &gpu.capabilities().limits;
+        Able {
+            large: limits.workgroup_invocations >= 512 && limits.workgroup_bytes >= 24 << 10,
+            // As `sparse_matvec.wgsl` says, under what the order rests on.
+            ordered: matches!(gpu.backend(), "vulkan" | "dx12"),
+            software: gpu.kind() == Kind::Software,
+        }
     }
 
     fn tiled(&self, op: &SparseLinear<'_>) -> Result<Vec<Dispatch>> {

@@ -3,7 +3,7 @@
 use super::stream::{Stream, StreamShape, has_stream_kernel};
 use crate::{
     Error, GpuMatrix, Kernels, Page, Result, View,
-    kernels::{SCRATCH_WORDS, u32_of},
+    kernels::{PARTIAL_COUNTS, PARTIAL_SUMS, u32_of},
     ops::{Function, StoreShift},
 };
 use bytemuck::NoUninit;
@@ -41,9 +41,6 @@ struct Params {
     padding: u32,
 }
 
-/// Words of the scratch buffer that count.
-const COUNTERS: usize = 1024;
-
 impl StreamLinear<'_> {
     fn epilogue(&self) -> &'static str {
         match self.stores {
@@ -63,15 +60,15 @@ impl Kernels {
             && self.stream_resolved(weight, None).is_some()
     }
 
-    /// `shape`, or the default one, with as many slices as the scratch buffer has room for.
+    /// `shape`, or the default one, with as many slices as there is room for.
     fn stream_resolved(&self, weight: &GpuMatrix, shape: Option<StreamShape>) -> Option<Stream> {
         let mut shape = shape.unwrap_or_else(|| self.stream_shape(weight, false));
-        let room = (SCRATCH_WORDS - COUNTERS) / weight.shape().rows.0.max(1);
+        let room = PARTIAL_SUMS / weight.shape().rows.0.max(1);
         let room = u32::try_from(room).unwrap_or(u32::MAX);
         shape.slices = shape.slices.clamp(1, room.max(1));
         let mut stream = self.stream(weight, shape, 0)?;
         if stream.slices > 1 {
-            stream.at_most(COUNTERS);
+            stream.at_most(PARTIAL_COUNTS);
         }
         (stream.slices == 1 || stream.slices <= room as usize).then_some(stream)
     }
@@ -118,7 +115,7 @@ impl Kernels {
             op.function.constant(),
             ("HAS_RESIDUAL", f64::from(u8::from(op.residual.is_some()))),
             ("SLICES", stream.slices as f64),
-            ("COUNTERS", COUNTERS as f64),
+            ("COUNTERS", PARTIAL_COUNTS as f64),
         ];
         constants.extend(&stream.constants);
         let pipeline =
@@ -140,6 +137,11 @@ impl Kernels {
         let words = |view: &View<'_>| {
             let bytes = view.offset - start;
             u32_of("x", usize::try_from(bytes / 4).unwrap_or(usize::MAX))
+        };
+        let partials = if stream.slices > 1 {
+            self.partials()?
+        } else {
+            self.unused_output()
         };
         let stores = op.stores.as_ref();
         let mut dispatches = Vec::new();
@@ -166,7 +168,7 @@ impl Kernels {
                 x,
                 op.residual.as_ref().map_or(self.unused(), View::binding),
                 op.y.binding(),
-                self.scratch(),
+                partials,
             ];
             if let Some(stores) = stores {
                 bindings.extend([stores.batch.spans, Binding::from(stores.state)]);

@@ -42,29 +42,35 @@ const PLAIN: Case = Case {
     residual: true,
     store: true,
     dense: false,
-    tuning: SparseTuning {
-        threads: None,
-        outputs: None,
-    },
+    tuning: TUNING,
     part: usize::MAX,
     scale: 1.0,
     seed: 3,
 };
 
+const TUNING: SparseTuning = SparseTuning {
+    threads: None,
+    outputs: None,
+    workgroups: None,
+    depth: None,
+};
+
 fn case(tokens: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
     let density = prop_oneof![0.0f32..1.0, Just(0.0), Just(0.03), Just(1.0)];
-    let outputs = prop::sample::select(vec![None, Some(16), Some(64)]);
+    let outputs = prop::sample::select(vec![None, Some(16), Some(64), Some(256)]);
+    // Of every part of the matrix, so usually several ranges of inputs.
+    let workgroups = prop::sample::select(vec![None, Some(1), Some(7), Some(40)]);
     let part = prop::sample::select(vec![64, 128, usize::MAX, usize::MAX]);
     (
         (tokens, 1usize..300, 1usize..700, density),
         (any::<bool>(), any::<bool>(), any::<bool>()),
-        (outputs, part, scale(), any::<u64>()),
+        (outputs, workgroups, part, scale(), any::<u64>()),
     )
         .prop_map(
             |(
                 (tokens, rows, cols, density),
                 (residual, store, dense),
-                (outputs, part, scale, seed),
+                (outputs, workgroups, part, scale, seed),
             )| {
                 Case {
                     tokens,
@@ -75,8 +81,9 @@ fn case(tokens: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
                     store,
                     dense,
                     tuning: SparseTuning {
-                        threads: None,
                         outputs,
+                        workgroups,
+                        ..TUNING
                     },
                     part,
                     scale,
@@ -91,7 +98,7 @@ proptest! {
 
     #[test]
     fn up_to_8_tokens(case in case(1usize..=8)) {
-        // These pipelines take long to compile; `many_inputs` has the other two ways.
+        // These pipelines take long to compile; `shares` has the other two ways.
         compare(&case, [&setups()[0], &setups()[3]]);
     }
 
@@ -102,48 +109,42 @@ proptest! {
     }
 }
 
-/// More inputs than the list holds, than one look of all threads covers, and both.
+/// More inputs than a block, ranges that end inside of one, outputs that end inside of a slice, all widths of slices, and
+/// workgroups of either size.
 #[test]
-fn many_inputs() {
-    let threads = |threads| SparseTuning {
-        threads: Some(threads),
-        outputs: Some(16),
-    };
-    for (cols, tokens, density) in [
-        (3840, 1, 1.0),
-        (3841, 1, 1.0),
-        (8192, 1, 0.5),
-        (8195, 1, 0.9),
-        (20_000, 1, 0.0),
-        (20_000, 2, 0.05),
-        (20_000, 8, 0.3),
+fn shares() {
+    // The tuning as threads, outputs, workgroups and depth.
+    for (rows, cols, tokens, density, tuning) in [
+        (37, 1024, 1, 1.0, (256, 16, 1, 8)),
+        (37, 1025, 1, 1.0, (256, 8, 1, 4)),
+        (37, 8195, 1, 0.9, (256, 64, 1, 8)),
+        (300, 20_000, 1, 0.0, (256, 256, 30, 8)),
+        (300, 20_000, 2, 0.05, (256, 256, 30, 4)),
+        (300, 1999, 8, 0.3, (256, 32, 80, 4)),
+        (1, 1030, 4, 0.5, (256, 128, 3, 8)),
+        // A span's shift has no range of its own.
+        (700, 100, 8, 0.5, (256, 256, 9, 4)),
+        (257, 40_000, 1, 0.1, (256, 8, 200, 8)),
+        (600, 5000, 2, 1.0, (512, 512, 16, 8)),
+        (37, 9000, 1, 0.5, (512, 16, 100, 4)),
+        // More ranges than are read at once.
+        (100, 3201, 1, 0.5, (512, 128, 99, 8)),
     ] {
+        let (threads, outputs, workgroups, depth) = tuning;
         let case = Case {
             tokens,
-            rows: 37,
+            rows,
             cols,
             density,
-            tuning: threads(256),
+            tuning: SparseTuning {
+                threads: Some(threads),
+                outputs: Some(outputs),
+                workgroups: Some(workgroups),
+                depth: Some(depth),
+            },
             ..PLAIN
         };
         compare(&case, &setups()[1..3]);
-    }
-    for (cols, tokens, density) in [
-        (500, 1, 0.2),
-        (5000, 2, 1.0),
-        (33_000, 1, 0.1),
-        (40_000, 1, 1.0),
-    ] {
-        let case = Case {
-            tokens,
-            rows: 37,
-            cols,
-            density,
-            tuning: threads(1024),
-            ..PLAIN
-        };
-        // Without subgroups there are no such workgroups.
-        compare(&case, &setups()[..2]);
     }
 }
 
@@ -325,6 +326,136 @@ fn turned_on_the_gpu() {
     }
 }
 
+/// A product of 1000 inputs by 300 outputs and what it is computed from.
+struct Product<'s> {
+    setup: &'s Setup,
+    weight: GpuColumns,
+    /// W x in f32, and the absolute sums of its terms.
+    want: Vec<f32>,
+    terms: Vec<f32>,
+}
+
+impl<'s> Product<'s> {
+    const ROWS: usize = 300;
+    const COLS: usize = 1000;
+
+    fn new(setup: &'s Setup, x: &[f32]) -> Self {
+        let values = packed(
+            Format::F16,
+            &Noise::new(5).values(Self::ROWS * Self::COLS, 0.03),
+        );
+        let (rows, cols) = (Rows(Self::ROWS), Cols(Self::COLS));
+        let matrix = Matrix::new(Format::F16, rows, cols, &values).unwrap();
+        let tokens = x.len() / Self::COLS;
+        let mut want = vec![0.0; tokens * Self::ROWS];
+        matmul(x, &matrix, &mut want).unwrap();
+        let mut upload = setup.upload();
+        Self {
+            setup,
+            weight: GpuColumns::new(&setup.kernels, "w", &matrix, &mut upload).unwrap(),
+            want,
+            terms: absolute_terms(x, &matrix, tokens),
+        }
+    }
+
+    fn dispatches(
+        &self,
+        x: &Activation<'_>,
+        residual: Option<&Activation<'_>>,
+        y: &Activation<'_>,
+        dense: bool,
+        tuning: SparseTuning,
+    ) -> Vec<rwkv_gpu::Dispatch> {
+        let op = SparseLinear {
+            x: x.view(),
+            weight: &self.weight,
+            residual: residual.map(Activation::view),
+            y: y.view(),
+            store: None,
+            dense,
+            tuning,
+        };
+        self.setup.kernels.sparse_linear(&op).unwrap()
+    }
+}
+
+/// Dispatches of one submission, each with ranges of its own number, find the counts at zero, and never add what an
+/// earlier one left among the partial sums.
+#[test]
+fn one_after_another() {
+    let ranges = |workgroups, outputs| SparseTuning {
+        workgroups: Some(workgroups),
+        outputs: Some(outputs),
+        ..TUNING
+    };
+    for setup in &setups()[1..3] {
+        let x = sparse(&mut Noise::new(11), Product::COLS, 0.4, 1.0);
+        let product = Product::new(setup, &x);
+        let x = Activation::new(setup, 1, Product::COLS, &x);
+        let nan = Activation::new(setup, 1, Product::COLS, &vec![f32::NAN; Product::COLS]);
+        let lost = Activation::poisoned(setup, 1, Product::ROWS, 1);
+        let ys = [0; 7].map(|_| Activation::poisoned(setup, 1, Product::ROWS, 1));
+        let mut dispatches = Vec::new();
+        for (i, y) in ys.iter().enumerate() {
+            let earlier = i.checked_sub(1).and_then(|i| ys.get(i));
+            // Nothing but NaN in all partial sums that are used later.
+            dispatches.extend(product.dispatches(&nan, None, &lost, false, ranges(90, 64)));
+            let tuning = ranges([2, 40, 1, 11][i % 4], [256, 64, 128][i % 3]);
+            dispatches.extend(product.dispatches(&x, earlier, y, false, tuning));
+        }
+        let run = || {
+            setup.run(&dispatches);
+            ys.each_ref().map(Activation::read)
+        };
+        let got = run();
+        for (i, got) in (1u8..).zip(&got) {
+            let want: Vec<f32> = product.want.iter().map(|y| y * f32::from(i)).collect();
+            check(setup.name, got, &want, |at| {
+                let terms = f64::from(product.terms[at]) * f64::from(i);
+                tolerance::SUM * terms + tolerance::FEW * f64::from(i) * f64::from(want[at].abs())
+            });
+        }
+        for _ in 0..20 {
+            assert_eq!(got, run(), "{}: another order of sums", setup.name);
+        }
+    }
+}
+
+/// With all inputs read, a token's result does not depend on the other tokens; and how many loads are under way never
+/// changes one.
+#[test]
+fn the_same_order() {
+    for setup in &setups()[1..2] {
+        let values = sparse(&mut Noise::new(17), 3 * Product::COLS, 0.4, 1.0);
+        let product = Product::new(setup, &values);
+        for (workgroups, outputs) in [(30, 64), (1, 16)] {
+            let tuning = SparseTuning {
+                workgroups: Some(workgroups),
+                outputs: Some(outputs),
+                ..TUNING
+            };
+            let run = |x: &[f32], dense, tuning| {
+                let tokens = x.len() / Product::COLS;
+                let x = Activation::new(setup, tokens, Product::COLS, x);
+                let y = Activation::poisoned(setup, tokens, Product::ROWS, 1);
+                setup.run(&product.dispatches(&x, None, &y, dense, tuning));
+                y.read()
+            };
+            let together = run(&values, true, tuning);
+            let apart: Vec<f32> = values
+                .chunks(Product::COLS)
+                .flat_map(|x| run(x, true, tuning))
+                .collect();
+            assert_eq!(together, apart, "{workgroups} workgroups");
+            let depths = [4, 8].map(|depth| {
+                let depth = Some(depth);
+                run(&values, false, SparseTuning { depth, ..tuning })
+            });
+            assert_eq!(depths[0], depths[1], "{workgroups} workgroups");
+        }
+    }
+}
+
 /// A value that is not zero, however small or odd, is not skipped.
 #[test]
 fn odd_inputs() {
@@ -389,12 +520,15 @@ fn refused() {
     );
     check(
         |op| op.tuning.outputs = Some(24),
-        "sparse linear: a workgroup makes 8, 16, 32 or 64 outputs, not 24",
+        "sparse linear: a workgroup of 256 threads makes a power of two of outputs, 8 to 256, not 24",
     );
     check(
         |op| op.tuning.threads = Some(1024),
-        "sparse linear: 1024 threads a workgroup are not possible with 3 tokens and 8 outputs on this adapter; \
-         take 256",
+        "sparse linear: 1024 threads a workgroup are not possible on this adapter; take 256",
+    );
+    check(
+        |op| op.tuning.depth = Some(5),
+        "sparse linear: a thread has 4 or 8 loads under way, not 5",
     );
     let setup = &setups()[0];
     let values = packed(Format::F16, &[1.0; 8 * 100]);

@@ -89,18 +89,14 @@ fn ranks() {
             together,
             stores,
         };
-        // Seeds apart by one have other tiles.
-        for seed in 0..2 {
-            compare(&five(), shape, 1.0, seed);
-        }
+        let seed = u64::try_from(head_size + together).unwrap() / 4;
+        compare(&five(), shape, 1.0, seed);
     };
     check(64, [128, 128, 480, 96], Format::F16, 1, Some(0));
-    check(64, [96, 96, 256, 64], Format::F32, 1, None);
-    check(32, [64, 64, 128, 32], Format::F16, 1, Some(1));
+    check(32, [64, 64, 128, 32], Format::F32, 1, Some(1));
     check(128, [257, 1, 1030, 9], Format::F16, 1, None);
     check(24, [24, 16, 40, 8], Format::F16, 4, None);
-    check(64, [130, 127, 481, 33], Format::F16, 4, Some(1));
-    check(128, [3, 65, 300, 1], Format::F32, 4, Some(0));
+    check(128, [130, 65, 300, 1], Format::F32, 4, Some(0));
 }
 
 /// Everything of a step, on the host.
@@ -225,8 +221,10 @@ fn compare(ragged: &Ragged, shape: Shape, scale: f32, seed: u64) {
     let state = noise.values(SLOTS as usize * width * head_size, scale);
     let shift = noise.values(SLOTS as usize * width * 2, scale);
     let want = case.twin(ragged, &state);
-    // A software adapter takes seconds to compile one of these: a tile each, and another one in the next case.
-    for (index, setup) in setups().iter().enumerate() {
+    // A software adapter takes seconds to compile one of these: with and without subgroups, a tile each, with or without
+    // checks, and others in the next case.
+    let checks = usize::try_from(seed % 2).unwrap();
+    for (index, setup) in setups().iter().skip(checks).step_by(2).enumerate() {
         let fits = |t: &&StepTile| t.spans == shape.together && t.fits(&setup.kernels, head_size);
         let tiles: Vec<_> = StepTile::ALL.iter().filter(fits).collect();
         let turn = usize::try_from(seed % 12).unwrap() + index;

@@ -45,12 +45,10 @@ struct Params {
 
 // 0: the mix weighs the previous token, 1: the current one.
 override WEIGHS: u32 = 0u;
-// Eights of elements of x, and how many a thread has.
+// Eights of elements of x, and how many a thread has: at most four.
 override EIGHTS_OF_X: u32 = 1u;
 override OWN: u32 = 1u;
 
-// A thread has at most this many eights of x.
-const MAX_OWN: u32 = 4u;
 
 // Mean, sum of squares around it and number of elements of each subgroup.
 override SUBGROUPS: u32 = 1u;
@@ -68,15 +66,36 @@ fn emit(row: u32, sum: f32) {
 override PAIR_UNITS: u32 = 1u;
 const PAIRS_AHEAD: u32 = 4u;
 
-alias PairUnits = array<vec4<u32>, PAIRS_AHEAD>;
+struct PairUnits {
+    a: vec4<u32>,
+    b: vec4<u32>,
+    c: vec4<u32>,
+    d: vec4<u32>,
+}
+
+fn load_pair(row: u32, unit: u32) -> vec4<u32> {
+    return pairs[row * PAIR_UNITS + min(unit, PAIR_UNITS - 1u)];
+}
+
+fn pair_product(packed: vec4<u32>, unit: u32) -> f32 {
+    if unit >= PAIR_UNITS {
+        return 0.0;
+    }
+    let near = bitcast<vec4<f32>>(staged[unit]);
+    let far = bitcast<vec4<f32>>(staged[PAIR_UNITS + unit]);
+    return dot(vec4(unpack2x16float(packed.x), unpack2x16float(packed.y)), near)
+        + dot(vec4(unpack2x16float(packed.z), unpack2x16float(packed.w)), far);
+}
 
 fn load_pairs(work: Work, team: Team, block: u32, start: u32) -> PairUnits {
-    var raw: PairUnits;
     let row = work.base + min(block * team.teams + team.number, work.rows - 1u);
-    for (var u = 0u; u < PAIRS_AHEAD; u++) {
-        raw[u] = pairs[row * PAIR_UNITS + min(start + u * team.members + team.member, PAIR_UNITS - 1u)];
-    }
-    return raw;
+    let unit = start + team.member;
+    return PairUnits(
+        load_pair(row, unit),
+        load_pair(row, unit + team.members),
+        load_pair(row, unit + 2u * team.members),
+        load_pair(row, unit + 3u * team.members),
+    );
 }
 
 // As `make_rows`, a row a team at a time, of `pairs`, with x as f32.
@@ -91,16 +110,9 @@ fn make_pair_rows(work: Work, lane: Lane, team: Team, first: PairUnits) {
             } else if (block + work.stride) * team.teams < work.rows {
                 next = load_pairs(work, team, block + work.stride, 0u);
             }
-            for (var u = 0u; u < PAIRS_AHEAD; u++) {
-                let unit = start + u * team.members + team.member;
-                if unit < PAIR_UNITS {
-                    let near = bitcast<vec4<f32>>(staged[unit]);
-                    let far = bitcast<vec4<f32>>(staged[PAIR_UNITS + unit]);
-                    let packed = raw[u];
-                    sum += dot(vec4(unpack2x16float(packed.x), unpack2x16float(packed.y)), near);
-                    sum += dot(vec4(unpack2x16float(packed.z), unpack2x16float(packed.w)), far);
-                }
-            }
+            let unit = start + team.member;
+            sum += pair_product(raw.a, unit) + pair_product(raw.b, unit + team.members);
+            sum += pair_product(raw.c, unit + 2u * team.members) + pair_product(raw.d, unit + 3u * team.members);
             raw = next;
         }
         sum = subgroupAdd(sum);
@@ -116,6 +128,80 @@ fn pair_team(lane: Lane) -> Team {
     return Team(lane.index, lane.count, lane.group, lane.groups, 1u);
 }
 #endif
+
+// Eight elements of everything that the mix is made of.
+struct Eight {
+    low: vec4<f32>,
+    high: vec4<f32>,
+    weight_low: vec4<f32>,
+    weight_high: vec4<f32>,
+    bias_low: vec4<f32>,
+    bias_high: vec4<f32>,
+    mix_low: vec4<f32>,
+    mix_high: vec4<f32>,
+    previous_low: vec4<f32>,
+    previous_high: vec4<f32>,
+}
+
+fn load_eight(index: u32, kept: u32, mix: u32) -> Eight {
+    let quad = 2u * min(index, EIGHTS_OF_X - 1u);
+    let quads = EIGHTS_OF_X * 2u;
+    return Eight(
+        x[quad],
+        x[quad + 1u],
+        vectors[quad],
+        vectors[quad + 1u],
+        vectors[quads + quad],
+        vectors[quads + quad + 1u],
+        vectors[mix + quad],
+        vectors[mix + quad + 1u],
+        state[kept + quad],
+        state[kept + quad + 1u],
+    );
+}
+
+fn squares(eight: Eight, mean: f32, own: bool) -> f32 {
+    let low = eight.low - mean;
+    let high = eight.high - mean;
+    return select(0.0, dot(low, low) + dot(high, high), own);
+}
+
+fn mixed(normed: vec4<f32>, previous: vec4<f32>, mix: vec4<f32>) -> vec4<f32> {
+    if WEIGHS == 1u {
+        return previous + (normed - previous) * mix;
+    }
+    return normed + (previous - normed) * mix;
+}
+
+fn write_shifted(place: u32, value: vec4<f32>) {
+    y[place] = value.x;
+    y[place + 1u] = value.y;
+    y[place + 2u] = value.z;
+    y[place + 3u] = value.w;
+}
+
+// Stages what becomes of an eight. `writes`: the first workgroups write a part of the normed row each, since other
+// workgroups still read the state here.
+fn mix_eight(eight: Eight, index: u32, mean: f32, scale: f32, writes: bool, for_pairs: bool) {
+    let low = (eight.low - mean) * scale * eight.weight_low + eight.bias_low;
+    let high = (eight.high - mean) * scale * eight.weight_high + eight.bias_high;
+    if writes {
+        write_shifted(params.shifted + 8u * index, low);
+        write_shifted(params.shifted + 8u * index + 4u, high);
+    }
+    let near = mixed(low, eight.previous_low, eight.mix_low);
+    let far = mixed(high, eight.previous_high, eight.mix_high);
+#ifdef PAIRS_F16
+    if for_pairs {
+        staged[index] = bitcast<vec4<u32>>(near);
+        staged[PAIR_UNITS + index] = bitcast<vec4<u32>>(far);
+    } else {
+        stage_eight(index, near, far);
+    }
+#else
+    stage_eight(index, near, far);
+#endif
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(at: Invocation) {
@@ -150,42 +236,33 @@ fn main(at: Invocation) {
     let here = in_page(params.page, slot);
     let quads = EIGHTS_OF_X * 2u;
     let kept = select(0u, (slot - params.page.first_slot) * 2u + params.which, here) * quads;
-    var current: array<vec4<f32>, 2u * MAX_OWN>;
-    var previous: array<vec4<f32>, 2u * MAX_OWN>;
-    var weight: array<vec4<f32>, 2u * MAX_OWN>;
-    var bias: array<vec4<f32>, 2u * MAX_OWN>;
-    var mix: array<vec4<f32>, 2u * MAX_OWN>;
-    for (var j = 0u; j < OWN; j++) {
-        let eight = min(at.thread + j * WORKGROUP, EIGHTS_OF_X - 1u);
-        for (var k = 0u; k < 2u; k++) {
-            let quad = 2u * eight + k;
-            current[2u * j + k] = x[quad];
-            weight[2u * j + k] = vectors[quad];
-            bias[2u * j + k] = vectors[quads + quad];
-            mix[2u * j + k] = vectors[(2u + segment.mix) * quads + quad];
-            previous[2u * j + k] = state[kept + quad];
-        }
+    let mix = (2u + segment.mix) * quads;
+    let a = load_eight(at.thread, kept, mix);
+    var b: Eight;
+    var c: Eight;
+    var d: Eight;
+    if OWN > 1u {
+        b = load_eight(at.thread + WORKGROUP, kept, mix);
+    }
+    if OWN > 2u {
+        c = load_eight(at.thread + 2u * WORKGROUP, kept, mix);
+    }
+    if OWN > 3u {
+        d = load_eight(at.thread + 3u * WORKGROUP, kept, mix);
     }
     // Mean and variance of each subgroup's elements, then of all (Chan, Golub and LeVeque 1979).
-    var sum = 0.0;
-    var number = 0.0;
-    for (var j = 0u; j < OWN; j++) {
-        if at.thread + j * WORKGROUP < EIGHTS_OF_X {
-            let both = current[2u * j] + current[2u * j + 1u];
-            sum += (both.x + both.y) + (both.z + both.w);
-            number += 8.0;
-        }
-    }
+    let zero = vec4(0.0);
+    let own_a = at.thread < EIGHTS_OF_X;
+    let own_b = OWN > 1u && at.thread + WORKGROUP < EIGHTS_OF_X;
+    let own_c = OWN > 2u && at.thread + 2u * WORKGROUP < EIGHTS_OF_X;
+    let own_d = OWN > 3u && at.thread + 3u * WORKGROUP < EIGHTS_OF_X;
+    let number = 8.0 * f32(u32(own_a) + u32(own_b) + u32(own_c) + u32(own_d));
+    let sums = select(zero, a.low + a.high, own_a) + select(zero, b.low + b.high, own_b)
+        + select(zero, c.low + c.high, own_c) + select(zero, d.low + d.high, own_d);
     let group_number = subgroupAdd(number);
-    let group_mean = subgroupAdd(sum) / max(group_number, 1.0);
-    var square = 0.0;
-    for (var j = 0u; j < OWN; j++) {
-        if at.thread + j * WORKGROUP < EIGHTS_OF_X {
-            let low = current[2u * j] - group_mean;
-            let high = current[2u * j + 1u] - group_mean;
-            square += dot(low, low) + dot(high, high);
-        }
-    }
+    let group_mean = subgroupAdd((sums.x + sums.y) + (sums.z + sums.w)) / max(group_number, 1.0);
+    let square = squares(a, group_mean, own_a) + squares(b, group_mean, own_b)
+        + squares(c, group_mean, own_c) + squares(d, group_mean, own_d);
     let group_square = subgroupAdd(square);
     if lane.index == 0u {
         moments[lane.group] = vec3(group_mean, group_square, group_number);
@@ -201,41 +278,21 @@ fn main(at: Invocation) {
         let apart = moments[i].x - mean;
         variance += moments[i].y + moments[i].z * apart * apart;
     }
+    let workgroups = at.workgroups.x * at.workgroups.y;
     let scale = 1.0 / sqrt(variance / count + params.epsilon);
-    for (var j = 0u; j < OWN; j++) {
-        let eight = at.thread + j * WORKGROUP;
-        if eight < EIGHTS_OF_X {
-            var mixed: array<vec4<f32>, 2>;
-            for (var k = 0u; k < 2u; k++) {
-                let i = 2u * j + k;
-                let normed = (current[i] - mean) * scale * weight[i] + bias[i];
-                var near = normed;
-                var far = previous[i];
-                if WEIGHS == 1u {
-                    near = previous[i];
-                    far = normed;
-                }
-                mixed[k] = near + (far - near) * mix[i];
-                // The first workgroups write a part of the row each: other workgroups still read the state here.
-                if here && own == j % (at.workgroups.x * at.workgroups.y) {
-                    let place = params.shifted + 8u * eight + 4u * k;
-                    y[place] = normed.x;
-                    y[place + 1u] = normed.y;
-                    y[place + 2u] = normed.z;
-                    y[place + 3u] = normed.w;
-                }
-            }
-#ifdef PAIRS_F16
-            if segment.stack != 0u {
-                staged[eight] = bitcast<vec4<u32>>(mixed[0]);
-                staged[PAIR_UNITS + eight] = bitcast<vec4<u32>>(mixed[1]);
-            } else {
-                stage_eight(eight, mixed[0], mixed[1]);
-            }
-#else
-            stage_eight(eight, mixed[0], mixed[1]);
-#endif
-        }
+    let pairs_here = segment.stack != 0u;
+    let writer = select(OWN, own, here);
+    if own_a {
+        mix_eight(a, at.thread, mean, scale, writer == 0u, pairs_here);
+    }
+    if own_b {
+        mix_eight(b, at.thread + WORKGROUP, mean, scale, writer == 1u % workgroups, pairs_here);
+    }
+    if own_c {
+        mix_eight(c, at.thread + 2u * WORKGROUP, mean, scale, writer == 2u % workgroups, pairs_here);
+    }
+    if own_d {
+        mix_eight(d, at.thread + 3u * WORKGROUP, mean, scale, writer == 3u % workgroups, pairs_here);
     }
     workgroupBarrier();
     if !here {

@@ -104,6 +104,20 @@ impl Kernels {
                 .is_some()
     }
 
+    /// Beside pairs there are several products, whose rows are to be shared out: in blocks of fewer rows.
+    fn norm_project_shape(&self, weights: &GpuMatrix, pairs: bool) -> StreamShape {
+        let shape = self.stream_shape(weights, true);
+        if pairs && shape.rows > 2 {
+            StreamShape {
+                rows: 2,
+                unroll: 2,
+                ..shape
+            }
+        } else {
+            shape
+        }
+    }
+
     /// `shape`, or the default one, with all of x in workgroup memory, if it fits.
     fn norm_project_resolved(
         &self,
@@ -114,7 +128,7 @@ impl Kernels {
         let cols = weights.shape().cols.0;
         let shape = StreamShape {
             slices: 1,
-            ..shape.unwrap_or_else(|| self.stream_shape(weights, true))
+            ..shape.unwrap_or_else(|| self.norm_project_shape(weights, pairs))
         };
         let slots = if pairs { cols / 4 } else { 0 };
         let stream = self.stream(weights, shape, slots)?;
@@ -256,34 +270,39 @@ impl Kernels {
         Ok(dispatch)
     }
 
-    /// Gives each product a share of the workgroups, by the bytes that it reads; the number of all.
+    /// Gives each product its workgroups, so that each of them reads about the same and none waits for a place; the
+    /// number of all.
     fn share_out(
         &self,
         stream: &Stream,
         op: &NormProject<'_>,
         segments: &mut [SegmentParams; MAX_SEGMENTS],
     ) -> Result<usize> {
-        let row_bytes = |stack: Stack| -> usize {
-            let layout = match stack {
-                Stack::Weights => op.weights.layout(),
-                Stack::Pairs => op.pairs.unwrap_or(op.weights).layout(),
-            };
-            layout.row_bytes(op.x.width).iter().sum()
+        let row_bytes =
+            |matrix: &GpuMatrix| -> usize { matrix.layout().row_bytes(op.x.width).iter().sum() };
+        let weight_row = row_bytes(op.weights);
+        let pair_row = op.pairs.map_or(weight_row, row_bytes);
+        let block = stream.block_rows();
+        // A subgroup makes one row of a pair at a time.
+        let pair_block = self.rows_per_workgroup(stream.threads);
+        let rows = |stack: Stack| {
+            let all = op.products.iter().filter(|p| p.stack == stack);
+            all.map(|p| p.rows.len()).sum::<usize>()
         };
-        let bytes = |product: &MixedProduct| product.rows.len() * row_bytes(product.stack);
-        let all: usize = op.products.iter().map(bytes).sum();
-        let most = stream.most_workgroups();
+        let bytes = rows(Stack::Weights) * weight_row + rows(Stack::Pairs) * pair_row;
+        // Blocks that each workgroup makes.
+        let turns = (bytes / (block * weight_row).max(1) + stream.most_workgroups() / 2)
+            / stream.most_workgroups();
+        let share = turns.max(1) * block;
+        let pair_share = (share * weight_row / pair_row.max(1))
+            .next_multiple_of(pair_block)
+            .max(pair_block);
         let mut first = 0;
         for (segment, product) in segments.iter_mut().zip(op.products) {
-            let rows = product.rows.len();
-            // A subgroup makes one row of a pair at a time.
-            let blocks = match product.stack {
-                Stack::Weights => stream.workgroups(rows),
-                Stack::Pairs => rows.div_ceil(self.rows_per_workgroup(stream.threads)),
-            };
-            // Rounded: a workgroup more or less keeps some cores busy for longer than others.
-            let share = (most * bytes(product) + all / 2) / all.max(1);
-            let count = share.clamp(1, blocks.max(1));
+            let count = product.rows.len().div_ceil(match product.stack {
+                Stack::Weights => share,
+                Stack::Pairs => pair_share,
+            });
             segment.first_workgroup = u32_of("workgroups", first)?;
             segment.workgroups = u32_of("workgroups", count)?;
             first += count;

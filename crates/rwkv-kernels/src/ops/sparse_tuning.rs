@@ -74,6 +74,8 @@ pub(super) struct Cut {
 pub(super) const MOST_TOKENS: usize = 8;
 /// Workgroups of 256 threads that keep the largest GPUs busy: two for each of about as many cores.
 const WORKGROUPS: usize = 264;
+/// Workgroups that a matrix would give work to, from which it is large.
+const LARGE: usize = 2048;
 /// 16-byte units of a slice, at least, where the inputs are cut: 128 bytes, a cache line.
 const NARROWEST: usize = 8;
 /// Where they are not: the most units of a slice, and how many slices keep the largest GPUs busy, or a processor.
@@ -144,7 +146,13 @@ pub(super) fn cut(
         Some(wanted) => wanted as usize,
         None if able.ordered && !able.software => {
             let work = units.saturating_mul(inputs) / (threads * LOADS);
-            work.min(WORKGROUPS * 256 / threads)
+            // Of large matrices, twice as many, of narrower slices.
+            let busy = if work >= LARGE {
+                2 * WORKGROUPS
+            } else {
+                WORKGROUPS
+            };
+            work.min(busy * 256 / threads)
         }
         None => 1,
     };
@@ -213,7 +221,7 @@ mod tests {
         check(768, 3072, ALL, (6, 16, 24));
         check(1024, 4096, ALL, (8, 16, 32));
         check(2048, 8192, ALL, (16, 16, 16));
-        check(4096, 16384, ALL, (16, 32, 16));
+        check(4096, 16384, ALL, (32, 16, 16));
         check(8, 32, ALL, (1, 1, 1));
         check(768, 3072, alone, (96, 1, 1));
         check(4096, 16384, alone, (128, 4, 1));

@@ -13,7 +13,7 @@ pub struct StreamShape {
     pub threads: u32,
     /// Rows that a team of subgroups makes together: 1, 2 or 4.
     pub rows: u32,
-    /// Units of each row that a thread loads at once: 1, 2 or 4.
+    /// Units of each row that a thread loads at once: 1, 2 or 4, at most 4 of all rows.
     pub unroll: u32,
     /// Subgroups of a team: a power of two.
     pub split: u32,
@@ -41,6 +41,11 @@ impl Stream {
     /// Workgroups for `rows` rows, of one slice.
     pub(crate) fn workgroups(&self, rows: usize) -> usize {
         rows.div_ceil(self.block_rows).clamp(1, self.workgroups)
+    }
+
+    /// Rows of a workgroup's block.
+    pub(crate) fn block_rows(&self) -> usize {
+        self.block_rows
     }
 
     /// No more than `count` workgroups a slice.
@@ -201,7 +206,7 @@ impl Kernels {
         let mut constants: Constants = vec![
             ("WORKGROUP", f64::from(threads)),
             ("ROWS", f64::from(rows)),
-            ("UNROLL", f64::from(two(shape.unroll, 1, 4))),
+            ("UNROLL", f64::from(two(shape.unroll, 1, 4 / rows))),
             ("SPLIT", f64::from(split)),
             ("UNITS", (cols / unit) as f64),
             ("SLICE", (slice / unit) as f64),

@@ -84,11 +84,16 @@ impl Wkv7Step<'_> {
 /// Workgroups that keep a large GPU busy: below, each has more threads, and spans do not wait for each other.
 const FEW: usize = 256;
 
+/// Workgroups that leave most of its cores idle.
+const FEWER: usize = 48;
+
 impl StepTile {
     /// The tile for `spans` spans of `heads` heads.
     pub fn for_wkv7(kernels: &Kernels, spans: usize, heads: usize, head_size: usize) -> Self {
-        let wide = Self::new(8, 1);
-        if spans * heads <= FEW && wide.fits(kernels, head_size) {
+        let (widest, wide) = (Self::new(16, 1), Self::new(8, 1));
+        if spans * heads <= FEWER && widest.fits(kernels, head_size) {
+            widest
+        } else if spans * heads <= FEW && wide.fits(kernels, head_size) {
             wide
         } else if spans.div_ceil(4) * heads >= FEW {
             Self::new(4, 4)

@@ -65,45 +65,49 @@ fn stage_eight(index: u32, low: vec4<f32>, high: vec4<f32>) {
     }
 }
 
+// The eights of a unit: two, or four.
 struct UnitX {
-    eights: array<vec4<u32>, EIGHTS>,
+    a: vec4<u32>,
+    b: vec4<u32>,
+    c: vec4<u32>,
+    d: vec4<u32>,
     block: BlockX,
 }
 
 fn unit_x(unit: u32) -> UnitX {
     var x: UnitX;
-    for (var i = 0u; i < EIGHTS; i++) {
-        x.eights[i] = staged[i * SLICE + unit];
+    x.a = staged[unit];
+    x.b = staged[SLICE + unit];
+    if EIGHTS > 2u {
+        x.c = staged[2u * SLICE + unit];
+        x.d = staged[3u * SLICE + unit];
     }
     x.block = staged_blocks[unit * UNIT / BLOCK];
     return x;
 }
 
+// Codes times upper and lower bytes.
+fn eight_products(codes: vec2<u32>, words: vec4<u32>) -> vec2<i32> {
+    return vec2(
+        dot4I8Packed(codes.x, words.x) + dot4I8Packed(codes.y, words.y),
+        dot4I8Packed(codes.x, words.z) + dot4I8Packed(codes.y, words.w),
+    );
+}
+
 fn unit_product(raw: Unit, x: UnitX, unit: u32) -> f32 {
-    var inputs = x;
-    var codes = unit_bytes(raw);
-    var upper = vec2(0);
-    var lower = vec2(0);
-    for (var i = 0u; i < EIGHTS; i++) {
-        let words = inputs.eights[i];
-        let high = dot4I8Packed(codes[i].x, words.x) + dot4I8Packed(codes[i].y, words.y);
-        let low = dot4I8Packed(codes[i].x, words.z) + dot4I8Packed(codes[i].y, words.w);
-        if SCALES == 2u && i >= EIGHTS / 2u {
-            upper.y += high;
-            lower.y += low;
-        } else {
-            upper.x += high;
-            lower.x += low;
-        }
+    let codes = unit_bytes(raw);
+    var near = eight_products(codes[0], x.a) + eight_products(codes[1], x.b);
+    var far = vec2(0);
+    if EIGHTS > 2u {
+        far = eight_products(codes[EIGHTS - 2u], x.c) + eight_products(codes[EIGHTS - 1u], x.d);
     }
     let scales = unit_scales(raw, unit);
-    var near = upper.x * 256 + lower.x;
-    if ZERO != 0 {
-        near -= ZERO * x.block.near;
+    if SCALES < 2u {
+        near += far;
     }
-    var sum = scales.x * f32(near);
+    var sum = scales.x * f32(near.x * 256 + near.y - ZERO * x.block.near);
     if SCALES == 2u {
-        sum += scales.y * f32(upper.y * 256 + lower.y - ZERO * x.block.far);
+        sum += scales.y * f32(far.x * 256 + far.y - ZERO * x.block.far);
     }
     if MINIMA {
         sum += scales.z * f32(x.block.near);

@@ -11,9 +11,7 @@
 #import lanes/subgroup
 #import stream/$CODES
 
-const MAX_ROWS: u32 = 4u;
-const MAX_UNROLL: u32 = 4u;
-
+// ROWS * UNROLL is 1, 2 or 4.
 override ROWS: u32 = 1u;
 override UNROLL: u32 = 1u;
 override SPLIT: u32 = 1u;
@@ -58,19 +56,88 @@ fn team_of(lane: Lane) -> Team {
     );
 }
 
-alias Units = array<Unit, MAX_ROWS * MAX_UNROLL>;
+// What a lane has under way: unit u of row r in slot u * ROWS + r, of which there are at most four. Members and not an
+// array: compilers keep those in registers, whatever the loops around them.
+struct Units {
+    a: Unit,
+    b: Unit,
+    c: Unit,
+    d: Unit,
+}
 
-// What a lane needs of a block for one step. Past an end, the last unit or row again: no branch stands between two loads.
+// Past an end, the last unit or row again: no branch stands between two loads.
+fn load_slot(work: Work, team: Team, block: u32, step: u32, slot: u32) -> Unit {
+    let row = (block * team.teams + team.number) * ROWS + slot % ROWS;
+    let unit = (step * UNROLL + slot / ROWS) * team.members + team.member;
+    return load_unit(work.base + min(row, work.rows - 1u), work.unit + min(unit, SLICE - 1u), UNITS);
+}
+
+// What a lane needs of a block for one step.
 fn load_step(work: Work, team: Team, block: u32, step: u32) -> Units {
     var raw: Units;
-    let row = (block * team.teams + team.number) * ROWS;
-    for (var u = 0u; u < UNROLL; u++) {
-        let unit = work.unit + min((step * UNROLL + u) * team.members + team.member, SLICE - 1u);
-        for (var r = 0u; r < ROWS; r++) {
-            raw[u * MAX_ROWS + r] = load_unit(work.base + min(row + r, work.rows - 1u), unit, UNITS);
-        }
+    raw.a = load_slot(work, team, block, step, 0u);
+    if ROWS * UNROLL > 1u {
+        raw.b = load_slot(work, team, block, step, 1u);
+    }
+    if ROWS * UNROLL > 2u {
+        raw.c = load_slot(work, team, block, step, 2u);
+        raw.d = load_slot(work, team, block, step, 3u);
     }
     return raw;
+}
+
+// Adds the products of one step to the sums of the rows.
+fn add_step(work: Work, team: Team, step: u32, raw: Units, sums: vec4<f32>) -> vec4<f32> {
+    var all = sums;
+    let first = step * UNROLL * team.members + team.member;
+    if first < SLICE {
+        let x = unit_x(first);
+        let unit = work.unit + first;
+        all.x += unit_product(raw.a, x, unit);
+        if ROWS > 1u {
+            all.y += unit_product(raw.b, x, unit);
+        }
+        if ROWS > 2u {
+            all.z += unit_product(raw.c, x, unit);
+            all.w += unit_product(raw.d, x, unit);
+        }
+    }
+    if UNROLL > 1u && first + team.members < SLICE {
+        let x = unit_x(first + team.members);
+        let unit = work.unit + first + team.members;
+        if ROWS == 1u {
+            all.x += unit_product(raw.b, x, unit);
+        } else {
+            all.x += unit_product(raw.c, x, unit);
+            all.y += unit_product(raw.d, x, unit);
+        }
+    }
+    if UNROLL > 2u && first + 2u * team.members < SLICE {
+        let near = first + 2u * team.members;
+        all.x += unit_product(raw.c, unit_x(near), work.unit + near);
+        let far = near + team.members;
+        if far < SLICE {
+            all.x += unit_product(raw.d, unit_x(far), work.unit + far);
+        }
+    }
+    return all;
+}
+
+// The sums over a subgroup, and of them that of one row.
+fn subgroup_sums(sums: vec4<f32>) -> vec4<f32> {
+    var all = vec4(subgroupAdd(sums.x), 0.0, 0.0, 0.0);
+    if ROWS > 1u {
+        all.y = subgroupAdd(sums.y);
+    }
+    if ROWS > 2u {
+        all.z = subgroupAdd(sums.z);
+        all.w = subgroupAdd(sums.w);
+    }
+    return all;
+}
+
+fn row_of(sums: vec4<f32>, r: u32) -> f32 {
+    return select(select(sums.x, sums.y, r == 1u), select(sums.z, sums.w, r == 3u), r >= 2u);
 }
 
 // All rows of `work`, the first units of which are `first`. Called by the whole workgroup, when x is there.
@@ -79,42 +146,29 @@ fn make_rows(work: Work, lane: Lane, team: Team, thread: u32, first: Units) {
     let steps = (SLICE + team.members * UNROLL - 1u) / (team.members * UNROLL);
     let block_rows = team.teams * ROWS;
     for (var block = work.block; block * block_rows < work.rows; block += work.stride) {
-        var sums: array<f32, MAX_ROWS>;
+        var sums = vec4(0.0);
         for (var step = 0u; step < steps; step++) {
-            var next: Units;
-            if step + 1u < steps {
-                next = load_step(work, team, block, step + 1u);
-            } else if (block + work.stride) * block_rows < work.rows {
-                next = load_step(work, team, block + work.stride, 0u);
+            // The next block's, or where there is none this one's again.
+            var next_block = block;
+            var next_step = step + 1u;
+            if next_step == steps {
+                next_block = select(block, block + work.stride, (block + work.stride) * block_rows < work.rows);
+                next_step = 0u;
             }
-            for (var u = 0u; u < UNROLL; u++) {
-                let unit = (step * UNROLL + u) * team.members + team.member;
-                if unit < SLICE {
-                    let x = unit_x(unit);
-                    for (var r = 0u; r < ROWS; r++) {
-                        sums[r] += unit_product(raw[u * MAX_ROWS + r], x, work.unit + unit);
-                    }
-                }
-            }
+            let next = load_step(work, team, next_block, next_step);
+            sums = add_step(work, team, step, raw, sums);
             raw = next;
         }
-        for (var r = 0u; r < ROWS; r++) {
-            sums[r] = subgroupAdd(sums[r]);
-        }
+        sums = subgroup_sums(sums);
         if SPLIT == 1u {
-            var sum = sums[0];
-            for (var r = 1u; r < ROWS; r++) {
-                sum = select(sum, sums[r], lane.index == r);
-            }
             let row = (block * team.teams + team.number) * ROWS + lane.index;
             if lane.index < ROWS && row < work.rows {
-                emit(row, sum);
+                emit(row, row_of(sums, lane.index));
             }
         } else {
-            if lane.index == 0u {
-                for (var r = 0u; r < ROWS; r++) {
-                    partials[(team.number * ROWS + r) * team.split + lane.group % team.split] = sums[r];
-                }
+            if lane.index < ROWS {
+                let place = (team.number * ROWS + lane.index) * team.split + lane.group % team.split;
+                partials[place] = row_of(sums, lane.index);
             }
             workgroupBarrier();
             let row = block * block_rows + thread;

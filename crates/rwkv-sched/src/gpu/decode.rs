@@ -9,7 +9,7 @@ use crate::{
     Decoding, Error, Executor, OnTokens, Result, SlotId, TokenId, Wanted, batch::Tables,
     decode::batch,
 };
-use rwkv_gpu::{Binding, BufferKind, Dispatch, Readback, Submission};
+use rwkv_gpu::{Binding, BufferKind, Dispatch, Readback, Recorder, Submission};
 use rwkv_kernels::{
     View,
     ops::Sample,
@@ -18,16 +18,25 @@ use rwkv_kernels::{
     },
 };
 use rwkv_mem::{Pool, Pooled};
-use std::{collections::VecDeque, ops::ControlFlow};
+use std::{
+    collections::VecDeque,
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 /// Steps that are submitted before the first of them is read.
-const AHEAD: usize = 3;
+const AHEAD: usize = 8;
+
+/// Steps of one submission at most, and about how long they take together: a GPU rests for some 20 µs between two
+/// submissions, and who reads along should not see tokens in bursts.
+const TOGETHER: usize = 4;
+const BURST: Duration = Duration::from_millis(4);
 
 /// Steps between copies of the states.
 const BETWEEN_COPIES: usize = 64;
 
 /// Rows of the ring of tokens: more than are on their way.
-const RING: usize = 8;
+const RING: usize = 16;
 
 /// What the sampling kernel reads and keeps.
 struct Samplers {
@@ -161,24 +170,45 @@ struct Run<'a> {
     waiting: VecDeque<Submission>,
     submitted: usize,
     read: usize,
+    begun: Instant,
 }
 
 impl Run<'_> {
-    fn submit(&mut self) -> Result<()> {
+    /// How many steps the next submission should have: one at first, so that the first token is soon there.
+    fn together(&self) -> usize {
+        if self.read == 0 || self.meter.is_timing() {
+            return 1;
+        }
+        let one = self.begun.elapsed().as_nanos() / self.read as u128;
+        let fit = BURST.as_nanos() / one.max(1);
+        usize::try_from(fit).unwrap_or(TOGETHER).clamp(1, TOGETHER)
+    }
+
+    /// Submits `steps` steps.
+    fn submit(&mut self, steps: usize) -> Result<()> {
         let gpu = self.executor.kernels.gpu();
-        let mut recorder = gpu.recorder("step");
-        let step = self.submitted;
+        let mut recorder = gpu.recorder("steps");
+        self.meter.begin();
+        for step in self.submitted..self.submitted + steps {
+            self.record(&mut recorder, step)?;
+        }
+        self.meter.recorded();
+        let submission = recorder.submit()?;
+        self.waiting.extend((0..steps).map(|_| submission.clone()));
+        self.meter.submitted()?;
+        self.submitted += steps;
+        Ok(())
+    }
+
+    fn record(&mut self, recorder: &mut Recorder, step: usize) -> Result<()> {
         if step.is_multiple_of(BETWEEN_COPIES) {
             let which = step / BETWEEN_COPIES % 2;
             for (slot, buffer) in self.slots.iter().zip(&self.copies.buffers[which]) {
-                self.executor
-                    .states
-                    .copy_out(&mut recorder, *slot, buffer)?;
+                self.executor.states.copy_out(recorder, *slot, buffer)?;
             }
             self.copies.made[which] = Some(step);
         }
-        self.meter.begin();
-        self.meter.dispatch(&mut recorder, &self.dispatches)?;
+        self.meter.dispatch(recorder, &self.dispatches)?;
         let (Some((ids, _)), Some(readback)) = (
             self.samplers.buffers.last(),
             self.readbacks.get(step % (AHEAD + 1)),
@@ -190,10 +220,6 @@ impl Run<'_> {
             let from = ((row * self.slots.len() + column) * 4) as u64;
             recorder.read_to(ids, from, 4, readback, (column * 4) as u64);
         }
-        self.meter.recorded();
-        self.waiting.push_back(recorder.submit()?);
-        self.meter.submitted()?;
-        self.submitted += 1;
         Ok(())
     }
 
@@ -308,12 +334,17 @@ impl GpuExecutor {
             waiting: VecDeque::new(),
             submitted: 0,
             read: 0,
+            begun: Instant::now(),
         };
         // What was fed at each step.
         let mut fed: Vec<Vec<TokenId>> = Vec::new();
         while run.read < steps {
-            while run.submitted < steps && run.submitted - run.read <= AHEAD {
-                run.submit()?;
+            loop {
+                let next = run.together().min(steps - run.submitted);
+                if next == 0 || run.submitted - run.read + next > AHEAD {
+                    break;
+                }
+                run.submit(next)?;
             }
             fed.push(sequences.iter().map(|s| s.token).collect());
             let tokens = run.tokens()?;

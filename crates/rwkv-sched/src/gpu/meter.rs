@@ -4,7 +4,7 @@ use crate::{ExecutorStats, Result, StepTimes};
 use rwkv_gpu::{Dispatch, Gpu, Recorder, Timer, Timing};
 use std::time::{Duration, Instant};
 
-/// What a step tells of itself, in this order: `begin`, `dispatch`, `recorded`, `submitted`, and, where others were
+/// What a submission tells of itself, in this order: `begin`, `dispatch` for each step, `recorded`, `submitted`, and, where others were
 /// submitted in between after another `begin`, `finished`.
 #[derive(Default)]
 pub(super) struct Meter {
@@ -29,6 +29,11 @@ impl Meter {
         *count += 1;
     }
 
+    /// Whether the GPU's clock is read, a submission at a time.
+    pub(super) fn is_timing(&self) -> bool {
+        self.timer.is_some()
+    }
+
     pub(super) fn begin(&mut self) {
         self.stage = Some(Instant::now());
     }
@@ -39,7 +44,7 @@ impl Meter {
         recorder: &mut Recorder,
         dispatches: &[Dispatch],
     ) -> Result<()> {
-        self.dispatches = dispatches.len() as u64;
+        self.dispatches += dispatches.len() as u64;
         if let Some(timer) = &mut self.timer {
             timer.dispatch(recorder, "step", dispatches)?;
         } else {
@@ -58,7 +63,7 @@ impl Meter {
             timer.submitted()?;
         }
         self.submit = self.lap();
-        self.stats.dispatches += self.dispatches;
+        self.stats.dispatches += std::mem::take(&mut self.dispatches);
         self.stats.record += self.record;
         self.stats.submit += self.submit;
         Ok(())
@@ -69,7 +74,6 @@ impl Meter {
         let wait = self.lap();
         tracing::trace!(
             tokens,
-            dispatches = self.dispatches,
             record_us = self.record.as_micros(),
             submit_us = self.submit.as_micros(),
             wait_us = wait.as_micros(),

@@ -3,6 +3,7 @@
 //! Results go to stdout and nothing else does; progress, notes and errors go to stderr.
 
 mod args;
+mod cache;
 mod commands;
 mod interrupt;
 mod open;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// An empty `RWKV_MODEL` or `RWKV_DEVICE` is the same as none.
+/// An empty `RWKV_MODEL`, `RWKV_DEVICE` or `RWKV_CACHE_DIR` is the same as none.
 ///
 /// Mesa's Vulkan layer that orders adapters asks a display server, and prints an error of its own where there is none.
 /// We order adapters ourselves, so it is left out unless the user has told it which to take.
@@ -51,7 +52,7 @@ fn prepare_environment() {
     let untold = told.iter().all(|name| std::env::var_os(name).is_none());
     // SAFETY: `main` has started no thread yet, so nothing reads the environment meanwhile.
     unsafe {
-        for name in ["RWKV_MODEL", "RWKV_DEVICE"] {
+        for name in ["RWKV_MODEL", "RWKV_DEVICE", "RWKV_CACHE_DIR"] {
             if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
                 std::env::remove_var(name);
             }

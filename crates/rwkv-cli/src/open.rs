@@ -4,6 +4,7 @@ use crate::{
     args::{
         DeviceArgs, KnownArgs, ModelArgs, PairsArg, StateOrderArg, TuningArgs, WeightsDTypeArg,
     },
+    cache,
     usage::UsageError,
 };
 use anyhow::Result;
@@ -58,7 +59,7 @@ pub(crate) fn executor(
 
 /// The device that was named.
 pub(crate) fn device(args: &DeviceArgs) -> Result<Device> {
-    let opened = Device::open(&args.device)?;
+    let opened = Device::open_with_cache(&args.device, cache::folder())?;
     if let Some(reason) = opened.fallback {
         eprintln!("note: {reason}: running on the CPU");
     }

@@ -21,6 +21,11 @@ fn program() -> Command {
     ] {
         command.env_remove(name);
     }
+    // Not the user's.
+    command.env(
+        "RWKV_CACHE_DIR",
+        concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"),
+    );
     command
 }
 
@@ -825,6 +830,37 @@ fn gpu_settings() {
         let output = program().args(args).env(name, value).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stderr).contains(name));
+    }
+}
+
+/// What was compiled is kept where `RWKV_CACHE_DIR` says, else in the platform's folder; where that cannot be, it is said,
+/// and nothing fails.
+#[test]
+fn pipelines_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (own, platform, file) = (path("own"), path("platform"), path("file"));
+    std::fs::write(&file, b"").unwrap();
+    let device = std::env::var("RWKV_DEVICE").unwrap_or_else(|_| "0".to_owned());
+    let run = |cache: &std::path::Path| {
+        let mut command = program();
+        command.args(["generate", "It", "-n", "1", "--device", &device]);
+        command.env("RWKV_CACHE_DIR", cache);
+        let output = command.env("XDG_CACHE_HOME", &platform).output().unwrap();
+        let notes = text(&output.stderr);
+        assert!(output.status.success(), "{notes}");
+        let told = notes.lines().filter(|l| l.contains("RWKV_CACHE_DIR"));
+        told.count()
+    };
+    assert_eq!(run(&own), 0);
+    // Not every backend keeps them.
+    let can = usize::from(own.exists());
+    assert!(can == 0 || own.join("pipelines").is_dir());
+    assert_eq!(run(&file), can, "said once");
+    if cfg!(target_os = "linux") {
+        assert!(!platform.join("rwkv").exists());
+        assert_eq!(run(std::path::Path::new("")), 0);
+        assert_eq!(usize::from(platform.join("rwkv/pipelines").is_dir()), can);
     }
 }
 

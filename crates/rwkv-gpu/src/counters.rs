@@ -1,6 +1,6 @@
 //! Counting what is looked up and what is made.
 
-use crate::Gpu;
+use crate::{Gpu, pipeline_cache::PipelineCache};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// How often a cache had what was asked for.
@@ -59,8 +59,12 @@ impl CacheCounter {
 /// What an opened GPU has made so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GpuCounts {
-    /// Lookups of compiled pipelines.
+    /// Lookups of compiled pipelines: a miss compiles one.
     pub pipelines: CacheCounts,
+    /// Those misses whose pipeline a run before has kept, so that the driver need not compile it anew.
+    pub pipelines_kept: u64,
+    /// Bytes of the driver's that runs before have kept.
+    pub pipeline_cache_bytes: u64,
     /// Buffers made by [`Gpu::buffer`], for whatever use.
     pub buffers: u64,
 }
@@ -68,12 +72,17 @@ pub struct GpuCounts {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) pipelines: CacheCounter,
+    pipelines_kept: AtomicU64,
     buffers: AtomicU64,
 }
 
 impl Counters {
     pub(crate) fn buffer_made(&self) {
         self.buffers.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn pipeline_kept(&self) {
+        self.pipelines_kept.fetch_add(1, Relaxed);
     }
 }
 
@@ -83,6 +92,8 @@ impl Gpu {
         let counters = self.counters();
         GpuCounts {
             pipelines: counters.pipelines.counts(),
+            pipelines_kept: counters.pipelines_kept.load(Relaxed),
+            pipeline_cache_bytes: self.pipeline_cache().map_or(0, PipelineCache::bytes_read),
             buffers: counters.buffers.load(Relaxed),
         }
     }

@@ -1,12 +1,16 @@
 //! An opened adapter.
 
 use crate::{
-    Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter, counters::Counters,
-    error::one_line, pipeline::PipelineKey,
+    Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter,
+    cache_folder::CacheFolder, counters::Counters, error::one_line, pipeline::PipelineKey,
+    pipeline_cache::PipelineCache,
 };
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use std::sync::{Arc, OnceLock};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 /// How to open an adapter.
 #[derive(Clone, Debug, Default)]
@@ -15,10 +19,14 @@ pub struct OpenOptions {
     pub hidden: Hidden,
     /// Bounds, loop and division checks inside shaders, and zeroed workgroup memory.
     pub checks: bool,
+    /// Where compiled pipelines, and what else is found out about the adapter, are kept for the next run; without it no
+    /// file is read or written. It is made when there is something to keep. Nobody but the user may be able to write
+    /// there: what it holds is given to the driver.
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl OpenOptions {
-    /// Reads `RWKV_HIDE` and `RWKV_CHECKS`; debug builds check by default, release builds do not.
+    /// Reads `RWKV_HIDE` and `RWKV_CHECKS`; debug builds check by default, release builds do not. Nothing is kept.
     ///
     /// # Errors
     /// [`Error::BadSetting`] for a value that is not understood.
@@ -40,6 +48,7 @@ impl OpenOptions {
         Ok(Self {
             hidden: variable("RWKV_HIDE").parse()?,
             checks,
+            cache_dir: None,
         })
     }
 }
@@ -60,6 +69,8 @@ struct Inner {
     capabilities: Capabilities,
     checks: bool,
     pipelines: DashMap<PipelineKey, Arc<Pipeline>>,
+    cache_folder: Option<CacheFolder>,
+    pipeline_cache: Option<PipelineCache>,
     counters: Counters,
     faults: Arc<Faults>,
 }
@@ -123,6 +134,17 @@ impl Gpu {
             ?features,
             "opened"
         );
+        let capabilities = Capabilities::of(&candidate.adapter, features);
+        let cache_folder = options.cache_dir.as_deref();
+        let cache_folder = cache_folder.map(|folder| CacheFolder::new(folder, &candidate.info));
+        let pipeline_cache = cache_folder
+            .as_ref()
+            .filter(|_| capabilities.pipeline_cache)
+            .and_then(|folder| {
+                PipelineCache::open(folder, |create| {
+                    scoped(&device, &faults, &|| "a pipeline cache".to_owned(), create)
+                })
+            });
         Ok(Self {
             inner: Arc::new(Inner {
                 device,
@@ -131,9 +153,11 @@ impl Gpu {
                 backend: candidate.info.backend.to_str(),
                 driver: candidate.driver(),
                 kind: candidate.kind,
-                capabilities: Capabilities::of(&candidate.adapter, features),
+                capabilities,
                 checks: options.checks,
                 pipelines: DashMap::new(),
+                cache_folder,
+                pipeline_cache,
                 counters: Counters::default(),
                 faults,
             }),
@@ -192,6 +216,14 @@ impl Gpu {
         &self.inner.pipelines
     }
 
+    pub(crate) fn cache_folder(&self) -> Option<&CacheFolder> {
+        self.inner.cache_folder.as_ref()
+    }
+
+    pub(crate) fn pipeline_cache(&self) -> Option<&PipelineCache> {
+        self.inner.pipeline_cache.as_ref()
+    }
+
     pub(crate) fn counters(&self) -> &Counters {
         &self.inner.counters
     }
@@ -205,26 +237,7 @@ impl Gpu {
         what: &dyn Fn() -> String,
         create: impl FnOnce(&wgpu::Device) -> T,
     ) -> Result<T> {
-        let device = &self.inner.device;
-        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let made = create(device);
-        // Innermost first; on native backends these futures are ready at once.
-        let errors = [
-            pollster::block_on(validation.pop()),
-            pollster::block_on(internal.pop()),
-            pollster::block_on(memory.pop()),
-        ];
-        self.check_lost()?;
-        match errors.into_iter().flatten().next() {
-            None => Ok(made),
-            Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { what: what() }),
-            Some(error) => Err(Error::Rejected {
-                what: what(),
-                message: one_line(&error.to_string()),
-            }),
-        }
+        scoped(&self.inner.device, &self.inner.faults, what, create)
     }
 
     /// Fails when the device is lost, or when an earlier operation failed outside of [`scoped`](Self::scoped).
@@ -232,7 +245,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Lost`] or [`Error::Rejected`].
     pub fn check(&self) -> Result<()> {
-        self.check_lost()?;
+        self.inner.faults.check_lost()?;
         match self.inner.faults.uncaptured.lock().take() {
             None => Ok(()),
             Some(message) => Err(Error::Rejected {
@@ -241,13 +254,51 @@ impl Gpu {
             }),
         }
     }
+}
 
+/// As [`Gpu::scoped`]. The scopes are the thread's own, so threads do not see each other's errors.
+fn scoped<T>(
+    device: &wgpu::Device,
+    faults: &Faults,
+    what: &dyn Fn() -> String,
+    create: impl FnOnce(&wgpu::Device) -> T,
+) -> Result<T> {
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let made = create(device);
+    // Innermost first; on native backends these futures are ready at once.
+    let errors = [
+        pollster::block_on(validation.pop()),
+        pollster::block_on(internal.pop()),
+        pollster::block_on(memory.pop()),
+    ];
+    faults.check_lost()?;
+    match errors.into_iter().flatten().next() {
+        None => Ok(made),
+        Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { what: what() }),
+        Some(error) => Err(Error::Rejected {
+            what: what(),
+            message: one_line(&error.to_string()),
+        }),
+    }
+}
+
+impl Faults {
     fn check_lost(&self) -> Result<()> {
-        match self.inner.faults.lost.get() {
+        match self.lost.get() {
             None => Ok(()),
             Some(reason) => Err(Error::Lost {
                 reason: reason.clone(),
             }),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(cache) = &self.pipeline_cache {
+            cache.save_at_the_end();
         }
     }
 }

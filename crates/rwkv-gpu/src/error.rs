@@ -74,6 +74,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// A file of the cache could not be written.
+    #[error("cannot write the cache file {}: {source}; set RWKV_CACHE_DIR to a folder that can be written", .path.display())]
+    CacheFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The operating system's words.
+        source: std::io::Error,
+    },
+
     /// A value of an environment variable or flag that is not understood.
     #[error("`{}` in {name}: {}", .value.escape_debug(), one_line(.problem))]
     BadSetting {

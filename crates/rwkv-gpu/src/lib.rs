@@ -11,11 +11,13 @@
 
 mod adapter;
 mod buffer;
+mod cache_folder;
 mod capabilities;
 mod counters;
 mod device;
 mod error;
 mod pipeline;
+mod pipeline_cache;
 mod readback;
 mod record;
 mod shader;
@@ -23,6 +25,7 @@ mod timing;
 
 pub use adapter::{AdapterSummary, Kind, Selector, list_adapters};
 pub use buffer::BufferKind;
+pub use cache_folder::{read_cache_file, write_cache_file};
 pub use capabilities::{Capabilities, CooperativeMatrix, Hidden, Limits, SubgroupSizes};
 pub use counters::{CacheCounter, CacheCounts, GpuCounts};
 pub use device::{Gpu, OpenOptions};

@@ -1,14 +1,29 @@
 //! Compiling shaders and binding buffers to them.
+//!
+//! Buffers can be bound to a pipeline that is not compiled: a program first resolves all that it will launch, and then
+//! compiles what that needs side by side.
 
-use crate::{Access, Error, Gpu, Requirement, Result, Shader};
-use std::sync::Arc;
+use crate::{
+    Access, Error, Gpu, Requirement, Result, Shader,
+    pipeline_cache::{PipelineCache, pipeline_id},
+};
+use dashmap::Entry;
+use parking_lot::Mutex;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
-/// A compiled shader with its bind-group layouts.
+/// A shader with values of its `override` constants, its bind-group layouts and, once it is compiled, what the driver
+/// made of it.
 #[derive(Debug)]
 pub struct Pipeline {
     shader: &'static Shader,
-    raw: wgpu::ComputePipeline,
+    constants: Vec<(&'static str, f64)>,
     groups: Vec<wgpu::BindGroupLayout>,
+    compiled: OnceLock<wgpu::ComputePipeline>,
+    /// Held by the thread that compiles it; others wait for that one.
+    compiling: Mutex<()>,
 }
 
 /// What distinguishes one compiled pipeline from another: the shader and the bits of its constants.
@@ -20,8 +35,9 @@ impl Pipeline {
         self.shader
     }
 
-    pub(crate) fn raw(&self) -> &wgpu::ComputePipeline {
-        &self.raw
+    /// None before it is compiled.
+    pub(crate) fn raw(&self) -> Option<&wgpu::ComputePipeline> {
+        self.compiled.get()
     }
 }
 
@@ -57,28 +73,123 @@ impl Gpu {
         shader: &'static Shader,
         constants: &[(&'static str, f64)],
     ) -> Result<Arc<Pipeline>> {
-        let key = (
-            shader.name,
-            constants
-                .iter()
-                .map(|(name, value)| (*name, value.to_bits()))
-                .collect(),
-        );
+        let pipeline = self.declare(shader, constants)?;
+        self.compile(&pipeline)?;
+        Ok(pipeline)
+    }
+
+    /// As [`pipeline`](Self::pipeline), but to be compiled by [`compile`](Self::compile) before it is recorded. Buffers
+    /// can be bound to it already.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the adapter lacks what the shader requires.
+    pub fn declare(
+        &self,
+        shader: &'static Shader,
+        constants: &[(&'static str, f64)],
+    ) -> Result<Arc<Pipeline>> {
+        let bits = constants
+            .iter()
+            .map(|(name, value)| (*name, value.to_bits()));
+        let key = (shader.name, bits.collect());
         if let Some(found) = self.pipelines().get(&key) {
             self.counters().pipelines.hit();
             return Ok(found.clone());
         }
-        self.counters().pipelines.miss();
-        let made = Arc::new(self.compile(shader, constants)?);
-        // Two threads may compile the same pipeline; the first one stored is kept.
-        Ok(self.pipelines().entry(key).or_insert(made).clone())
+        self.check_supported(shader)?;
+        let groups = self.scoped(&|| format!("kernel {}", shader.name), |device| {
+            layouts(device, shader)
+        })?;
+        match self.pipelines().entry(key) {
+            // Another thread was faster.
+            Entry::Occupied(found) => {
+                self.counters().pipelines.hit();
+                Ok(found.get().clone())
+            }
+            Entry::Vacant(place) => {
+                self.counters().pipelines.miss();
+                let pipeline = Arc::new(Pipeline {
+                    shader,
+                    constants: constants.to_vec(),
+                    groups,
+                    compiled: OnceLock::new(),
+                    compiling: Mutex::new(()),
+                });
+                Ok(place.insert(pipeline).clone())
+            }
+        }
     }
 
-    fn compile(
-        &self,
-        shader: &'static Shader,
-        constants: &[(&'static str, f64)],
-    ) -> Result<Pipeline> {
+    /// Compiles `pipeline`, unless it is or another thread is at it already: that one is waited for.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] with the compiler's words.
+    pub fn compile(&self, pipeline: &Pipeline) -> Result<()> {
+        if pipeline.compiled.get().is_some() {
+            return Ok(());
+        }
+        let _compiling = pipeline.compiling.lock();
+        if pipeline.compiled.get().is_some() {
+            return Ok(());
+        }
+        let Pipeline {
+            shader, constants, ..
+        } = pipeline;
+        let start = Instant::now();
+        let made = self.scoped(&|| format!("kernel {}", shader.name), |device| {
+            let module = self.module(device, shader);
+            let parsed = start.elapsed();
+            let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(shader.name),
+                bind_group_layouts: &pipeline.groups.iter().map(Some).collect::<Vec<_>>(),
+                immediate_size: 0,
+            });
+            let made = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(shader.name),
+                layout: Some(&layout),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants,
+                    zero_initialize_workgroup_memory: self.checks(),
+                },
+                cache: self.pipeline_cache().map(PipelineCache::raw),
+            });
+            tracing::trace!(
+                name = shader.name,
+                parse_us = parsed.as_micros(),
+                compile_us = start.elapsed().saturating_sub(parsed).as_micros(),
+                "compiled"
+            );
+            made
+        })?;
+        if let Some(cache) = self.pipeline_cache()
+            && cache.compiled(pipeline_id(shader, constants, self.checks()))
+        {
+            self.counters().pipeline_kept();
+        }
+        // Nobody else sets it: the lock is held.
+        let _ = pipeline.compiled.set(made);
+        Ok(())
+    }
+
+    /// `shader`, parsed and validated.
+    fn module(&self, device: &wgpu::Device, shader: &Shader) -> wgpu::ShaderModule {
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(shader.name),
+            source: wgpu::ShaderSource::Wgsl(shader.source.into()),
+        };
+        if self.checks() {
+            return device.create_shader_module(descriptor);
+        }
+        // SAFETY: our shaders have no unbounded loop, divide by sizes that the host checks to be positive, and index
+        // only within the sizes that the host binds; tests run every kernel with checks as well.
+        unsafe {
+            device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+        }
+    }
+
+    fn check_supported(&self, shader: &Shader) -> Result<()> {
         let have = self.capabilities();
         for requirement in shader.requires {
             let there = match requirement {
@@ -98,46 +209,7 @@ impl Gpu {
                 });
             }
         }
-        self.scoped(&|| format!("kernel {}", shader.name), |device| {
-            let descriptor = wgpu::ShaderModuleDescriptor {
-                label: Some(shader.name),
-                source: wgpu::ShaderSource::Wgsl(shader.source.into()),
-            };
-            let module = if self.checks() {
-                device.create_shader_module(descriptor)
-            } else {
-                // SAFETY: our shaders have no unbounded loop, divide by sizes that the host checks to be positive,
-                // and index only within the sizes that the host binds; tests run every kernel with checks as well.
-                unsafe {
-                    device.create_shader_module_trusted(
-                        descriptor,
-                        wgpu::ShaderRuntimeChecks::unchecked(),
-                    )
-                }
-            };
-            let groups = layouts(device, shader);
-            let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some(shader.name),
-                bind_group_layouts: &groups.iter().map(Some).collect::<Vec<_>>(),
-                immediate_size: 0,
-            });
-            let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(shader.name),
-                layout: Some(&layout),
-                module: &module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants,
-                    zero_initialize_workgroup_memory: self.checks(),
-                },
-                cache: None,
-            });
-            Pipeline {
-                shader,
-                raw,
-                groups,
-            }
-        })
+        Ok(())
     }
 
     /// Binds `bindings` to the slots of `group` of `pipeline`, in the order of the shader's slots.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 /// One kernel launch, resolved: recording it takes no lookup.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
-    /// The compiled kernel.
+    /// The kernel, compiled before this is recorded.
     pub pipeline: Arc<Pipeline>,
     /// Its bind groups, by group number.
     pub groups: Vec<wgpu::BindGroup>,
@@ -18,6 +18,8 @@ pub struct Dispatch {
 pub struct Recorder {
     gpu: Gpu,
     pub(crate) encoder: wgpu::CommandEncoder,
+    /// Why what was recorded is not to be submitted.
+    failed: Option<Error>,
 }
 
 /// A submission: what it is to wait for.
@@ -32,13 +34,21 @@ impl Dispatch {
         self.grid.contains(&0)
     }
 
-    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
-        pass.set_pipeline(self.pipeline.raw());
+    /// Fails when the pipeline is not compiled.
+    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) -> Result<()> {
+        let Some(pipeline) = self.pipeline.raw() else {
+            return Err(Error::Rejected {
+                what: format!("kernel {}", self.pipeline.shader().name),
+                message: "it is launched before it is compiled".to_owned(),
+            });
+        };
+        pass.set_pipeline(pipeline);
         for (index, group) in (0u32..).zip(&self.groups) {
             pass.set_bind_group(index, group, &[]);
         }
         let [x, y, z] = self.grid;
         pass.dispatch_workgroups(x, y, z);
+        Ok(())
     }
 }
 
@@ -51,6 +61,7 @@ impl Gpu {
         Recorder {
             gpu: self.clone(),
             encoder,
+            failed: None,
         }
     }
 
@@ -76,13 +87,16 @@ impl Gpu {
 }
 
 impl Recorder {
-    /// Records `dispatches` in one pass, in order; empty grids are left out.
+    /// Records `dispatches` in one pass, in order; empty grids are left out. A kernel that is not compiled fails the
+    /// submission.
     pub fn dispatch<'a>(&mut self, dispatches: impl IntoIterator<Item = &'a Dispatch>) {
         let mut pass = self
             .encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for dispatch in dispatches.into_iter().filter(|d| !d.is_empty()) {
-            dispatch.record(&mut pass);
+            if let Err(error) = dispatch.record(&mut pass) {
+                self.failed.get_or_insert(error);
+            }
         }
     }
 
@@ -117,9 +131,16 @@ impl Recorder {
     /// Submits what was recorded.
     ///
     /// # Errors
-    /// [`Error::Rejected`] for work that does not validate, [`Error::Lost`] when the device is gone.
+    /// [`Error::Rejected`] for work that does not validate or a kernel that is not compiled, [`Error::Lost`] when the device is gone.
     pub fn submit(self) -> Result<Submission> {
-        let Self { gpu, encoder } = self;
+        let Self {
+            gpu,
+            encoder,
+            failed,
+        } = self;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         let index = gpu.scoped(&|| "a submission".to_owned(), |_| {
             gpu.queue().submit([encoder.finish()])
         })?;

@@ -85,7 +85,7 @@ impl Timer {
     /// As [`Recorder::dispatch`], with timestamps. Each recorder may come here once, and is to be submitted next.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] or [`Error::Rejected`] when the queries cannot be made.
+    /// [`Error::OutOfMemory`] or [`Error::Rejected`] when the queries cannot be made or a kernel is not compiled.
     pub fn dispatch<'a>(
         &mut self,
         recorder: &mut Recorder,
@@ -100,22 +100,23 @@ impl Timer {
         let (profiler, encoder) = (&mut self.profiler, &mut recorder.encoder);
         self.gpu.scoped(&|| "timestamps".to_owned(), |_| {
             if self.timing == Timing::Passes {
-                timed_pass(profiler, encoder, label, dispatches);
+                timed_pass(profiler, encoder, label, dispatches)?;
             } else if self.inside {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 for dispatch in dispatches {
                     let query = profiler.begin_query(dispatch.pipeline.shader().name, &mut pass);
-                    dispatch.record(&mut pass);
+                    dispatch.record(&mut pass)?;
                     profiler.end_query(&mut pass, query);
                 }
             } else {
                 for dispatch in dispatches {
                     let name = dispatch.pipeline.shader().name;
-                    timed_pass(profiler, encoder, name, [dispatch]);
+                    timed_pass(profiler, encoder, name, [dispatch])?;
                 }
             }
             profiler.resolve_queries(encoder);
-        })
+            Ok(())
+        })?
     }
 
     /// To be called when what was recorded has been submitted, before waiting for it.
@@ -149,17 +150,16 @@ fn timed_pass<'a>(
     encoder: &mut wgpu::CommandEncoder,
     label: &str,
     dispatches: impl IntoIterator<Item = &'a Dispatch>,
-) {
+) -> Result<()> {
     let query = profiler.begin_pass_query(label, encoder);
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
         label: Some(label),
         timestamp_writes: query.compute_pass_timestamp_writes(),
     });
-    for dispatch in dispatches {
-        dispatch.record(&mut pass);
-    }
+    let recorded = dispatches.into_iter().try_for_each(|d| d.record(&mut pass));
     drop(pass);
     profiler.end_query(encoder, query);
+    recorded
 }
 
 pub(crate) fn profiler(gpu: &Gpu) -> Result<GpuProfiler> {

@@ -98,6 +98,7 @@ fn hidden_features_are_absent() {
     let gpu = open(&OpenOptions {
         hidden,
         checks: false,
+        cache_dir: None,
     });
     let have = gpu.capabilities();
     assert_eq!((have.subgroups, have.f16), (None, false));
@@ -122,6 +123,7 @@ fn hidden_features_are_absent() {
     let only = open(&OpenOptions {
         hidden: "f16".parse().unwrap(),
         checks: true,
+        cache_dir: None,
     });
     assert_eq!(
         only.capabilities().subgroups,

@@ -11,6 +11,8 @@ use std::sync::{Arc, OnceLock};
 pub struct Kernels {
     gpu: Gpu,
     params: ParamCache,
+    /// Whether pipelines are only declared.
+    declares: bool,
     /// Bound where a kernel variant has a slot that an operation does not use.
     unused: Buffer,
     /// The same for slots that are written.
@@ -145,10 +147,21 @@ impl Kernels {
         Ok(Self {
             gpu: gpu.clone(),
             params: ParamCache::new(gpu),
+            declares: false,
             unused,
             unused_output,
             partials: Arc::default(),
         })
+    }
+
+    /// The same kernels, whose dispatches may have pipelines that are not compiled: what is to be launched is known before
+    /// any of it is compiled, and [`Gpu::compile`] then compiles it side by side.
+    #[must_use]
+    pub fn declaring(&self) -> Self {
+        Self {
+            declares: true,
+            ..self.clone()
+        }
     }
 
     /// The GPU.
@@ -204,7 +217,12 @@ impl Kernels {
         name: &str,
         constants: &[(&'static str, f64)],
     ) -> Result<Arc<Pipeline>> {
-        Ok(self.gpu.pipeline(shaders::find(name)?, constants)?)
+        let shader = shaders::find(name)?;
+        Ok(if self.declares {
+            self.gpu.declare(shader, constants)?
+        } else {
+            self.gpu.pipeline(shader, constants)?
+        })
     }
 
     /// A dispatch of `pipeline` over `workgroups` in a flat grid: `params` at slot 0 of group 0, then `bindings`.

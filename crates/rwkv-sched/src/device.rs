@@ -2,6 +2,7 @@
 
 use crate::Result;
 use rwkv_gpu::{Gpu, OpenOptions, Selector};
+use std::path::PathBuf;
 
 /// Where a model runs.
 #[derive(Clone, Debug)]
@@ -28,6 +29,14 @@ impl Device {
     /// # Errors
     /// A named adapter that cannot be opened, or an environment variable that is not understood.
     pub fn open(name: &str) -> Result<Opened> {
+        Self::open_with_cache(name, None)
+    }
+
+    /// As [`open`](Self::open); what is compiled for a GPU is kept in `cache_dir`, see [`OpenOptions::cache_dir`].
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_with_cache(name: &str, cache_dir: Option<PathBuf>) -> Result<Opened> {
         if name.trim().eq_ignore_ascii_case("cpu") {
             return Ok(Opened {
                 device: Self::Cpu,
@@ -35,7 +44,11 @@ impl Device {
             });
         }
         let selector: Selector = name.parse()?;
-        match Gpu::open(&selector, &OpenOptions::from_env()?) {
+        let options = OpenOptions {
+            cache_dir,
+            ..OpenOptions::from_env()?
+        };
+        match Gpu::open(&selector, &options) {
             Ok(gpu) => Ok(Opened {
                 device: Self::Gpu(gpu),
                 fallback: None,

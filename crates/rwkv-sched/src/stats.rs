@@ -16,12 +16,16 @@ pub struct ExecutorStats {
     pub submit: Duration,
     /// Host time from there until the results were read.
     pub wait: Duration,
+    /// Host time, while the executor was made, until what its first steps launch was resolved and compiled.
+    pub warm_up: Duration,
     /// Lookups of plans, one a step.
     pub plans: CacheCounts,
     /// Requests of kernel parameters, while plans are made.
     pub params: CacheCounts,
-    /// Lookups of compiled pipelines.
+    /// Lookups of compiled pipelines: a miss compiles one.
     pub pipelines: CacheCounts,
+    /// Those misses whose pipeline a run before has kept on disk.
+    pub pipelines_kept: u64,
     /// Requests to the buffer pool.
     pub buffers: CacheCounts,
     /// Buffers made, for whatever use.
@@ -38,9 +42,11 @@ impl ExecutorStats {
             record: self.record.saturating_sub(earlier.record),
             submit: self.submit.saturating_sub(earlier.submit),
             wait: self.wait.saturating_sub(earlier.wait),
+            warm_up: self.warm_up.saturating_sub(earlier.warm_up),
             plans: self.plans.since(earlier.plans),
             params: self.params.since(earlier.params),
             pipelines: self.pipelines.since(earlier.pipelines),
+            pipelines_kept: self.pipelines_kept.saturating_sub(earlier.pipelines_kept),
             buffers: self.buffers.since(earlier.buffers),
             buffers_made: self.buffers_made.saturating_sub(earlier.buffers_made),
         }

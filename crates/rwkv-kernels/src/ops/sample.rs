@@ -6,7 +6,8 @@ use crate::{
     sampling::{Draw, DrawSettings, memory_words},
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Dispatch};
+use rwkv_gpu::{Binding, Dispatch, Pipeline};
+use std::sync::Arc;
 
 /// Sampling on the GPU. Whatever differs between steps and sequences lies in buffers, so one dispatch serves them all.
 ///
@@ -105,12 +106,7 @@ impl Kernels {
             columns: u32_of("columns", op.columns)?,
             zero: 0,
         };
-        let limits = self.gpu().capabilities().limits;
-        let wide = width >= WIDE_VOCABULARY
-            && limits.workgroup_invocations >= 1024
-            && limits.workgroup_bytes >= WIDE_BYTES;
-        let size = if wide { 1024 } else { 256 };
-        let pipeline = self.pipeline(&format!("sample/{size}/{}", self.lanes()), &[])?;
+        let pipeline = self.sample_pipeline(width)?;
         let bindings = [
             op.draws,
             op.settings,
@@ -122,6 +118,19 @@ impl Kernels {
             op.ids,
         ];
         self.dispatch(pipeline, &params, &bindings, rows)
+    }
+
+    /// The pipeline that samples from this many logits, for those who compile ahead.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the kernel does not compile.
+    pub fn sample_pipeline(&self, vocabulary: usize) -> Result<Arc<Pipeline>> {
+        let limits = self.gpu().capabilities().limits;
+        let wide = vocabulary >= WIDE_VOCABULARY
+            && limits.workgroup_invocations >= 1024
+            && limits.workgroup_bytes >= WIDE_BYTES;
+        let size = if wide { 1024 } else { 256 };
+        self.pipeline(&format!("sample/{size}/{}", self.lanes()), &[])
     }
 }
 

@@ -45,8 +45,15 @@ pub(crate) fn setups() -> &'static [Setup] {
                 subgroup,
                 ..Hidden::default()
             };
-            let gpu = Gpu::open(&selector(), &OpenOptions { hidden, checks })
-                .unwrap_or_else(|e| panic!("these tests need a GPU adapter: {e}"));
+            let gpu = Gpu::open(
+                &selector(),
+                &OpenOptions {
+                    hidden,
+                    checks,
+                    cache_dir: None,
+                },
+            )
+            .unwrap_or_else(|e| panic!("these tests need a GPU adapter: {e}"));
             let kernels = Kernels::new(&gpu).unwrap();
             Setup { name, kernels }
         })

@@ -34,6 +34,11 @@ impl Meter {
         self.timer.is_some()
     }
 
+    /// The plans of the first steps were made, and their pipelines compiled.
+    pub(super) fn warmed_up(&mut self, time: Duration) {
+        self.stats.warm_up += time;
+    }
+
     pub(super) fn begin(&mut self) {
         self.stage = Some(Instant::now());
     }

@@ -31,7 +31,7 @@ use rwkv_gpu::{CacheCounts, Gpu, Readback, Timing};
 use rwkv_kernels::{GpuVector, Kernels};
 use rwkv_mem::{Interned, Interner, Pool, Upload};
 use states::States;
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 /// Runs a model on a GPU.
 pub struct GpuExecutor {
@@ -66,8 +66,23 @@ const PLANS: usize = 16;
 /// Tokens of a prompt's chunk.
 const CHUNK: usize = 256;
 
+/// The shapes that are ready when a model is loaded: a token of one sequence, and a chunk of its prompt. Chunks of other
+/// lengths, from 9 tokens on, need the same pipelines.
+const WARM: [BatchShape; 2] = [
+    BatchShape {
+        tokens: 1,
+        spans: 1,
+        outputs: 1,
+    },
+    BatchShape {
+        tokens: CHUNK,
+        spans: 1,
+        outputs: 1,
+    },
+];
+
 impl GpuExecutor {
-    /// Uploads `model` to `gpu`. When it fails, everything it took is free again.
+    /// Uploads `model` to `gpu`, and compiles what its first steps need. When it fails, everything it took is free again.
     ///
     /// # Errors
     /// Memory that does not suffice, or a tensor that the kernels cannot take; both name the tensor.
@@ -117,6 +132,7 @@ impl GpuExecutor {
                 executor.reset(SlotId(slot))?;
             }
         }
+        executor.warm_up()?;
         Ok(executor)
     }
 
@@ -126,24 +142,62 @@ impl GpuExecutor {
         let known = self.plans.get(&key).is_some();
         self.meter.plan(known);
         if !known {
-            let context = plan::Context {
-                model: &self.model,
-                kernels: &self.kernels,
-                pool: &self.pool,
-                weights: ActiveWeights {
-                    base: &self.weights,
-                    blend: self.blends.active(),
-                },
-                states: &self.states,
-                steps: &self.steps,
-                decode_steps: &self.decode_steps,
-                deterministic: self.deterministic,
-            };
-            let plan = Plan::new(&context, shape)?;
+            let plan = self.resolve(shape)?;
+            plan::compile(self.kernels.gpu(), plan.pipelines())?;
             self.plans.insert(key.clone(), plan);
             self.shapes.trim();
         }
         Ok(key)
+    }
+
+    /// A plan whose pipelines may not be compiled.
+    fn resolve(&self, shape: BatchShape) -> Result<Plan> {
+        let context = plan::Context {
+            model: &self.model,
+            kernels: &self.kernels.declaring(),
+            pool: &self.pool,
+            weights: ActiveWeights {
+                base: &self.weights,
+                blend: self.blends.active(),
+            },
+            states: &self.states,
+            steps: &self.steps,
+            decode_steps: &self.decode_steps,
+            deterministic: self.deterministic,
+        };
+        Plan::new(&context, shape)
+    }
+
+    /// Makes the plans that will come first, and compiles all that they and the sampler need side by side, so that the
+    /// first token does not wait for it. Shapes that there is no memory for are left until they come.
+    fn warm_up(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let gpu = self.kernels.gpu().clone();
+        let mut plans = Vec::new();
+        for shape in WARM {
+            match self.resolve(shape) {
+                Ok(plan) => plans.push((shape, plan)),
+                Err(error) if blend::out_of_memory(&error) => {
+                    tracing::debug!(?shape, "not made ready: {error}");
+                    self.pool.trim();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let sample = self.kernels.declaring();
+        let sample = sample.sample_pipeline(self.model.config().vocab)?;
+        let pipelines = plans.iter().flat_map(|(_, plan)| plan.pipelines());
+        plan::compile(&gpu, pipelines.chain([&sample]))?;
+        for (shape, plan) in plans {
+            let key = self.shapes.intern((shape, self.blends.number()));
+            self.plans.insert(key, plan);
+        }
+        self.meter.warmed_up(start.elapsed());
+        // Now, since a program need not end in an orderly way.
+        if let Err(error) = gpu.save_pipelines() {
+            tracing::warn!("compiled pipelines are not kept: {error}");
+        }
+        Ok(())
     }
 
     /// Computes up to `tensors` tensors of a blend. What a tensor drives out is freed before the next one, which takes
@@ -357,6 +411,7 @@ impl Executor for GpuExecutor {
         ExecutorStats {
             params: self.kernels.param_counts(),
             pipelines: gpu.pipelines,
+            pipelines_kept: gpu.pipelines_kept,
             buffers: CacheCounts {
                 hits: pool.hits,
                 misses: pool.misses,

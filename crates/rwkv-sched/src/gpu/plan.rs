@@ -2,10 +2,14 @@
 
 use super::{blend::ActiveWeights, choose, resolve::Resolver, states::States};
 use crate::{Domain, Error, Model, Result, ValueId, batch::Tables, fuse::Step};
-use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu};
+use rayon::prelude::*;
+use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
 use rwkv_kernels::{BatchTables, Kernels, View};
 use rwkv_mem::{Pool, Pooled};
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 /// What batches must agree in to share a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +22,7 @@ pub(super) struct BatchShape {
 /// What plans are made from.
 pub(super) struct Context<'a> {
     pub(super) model: &'a Model,
+    /// Which only declare their pipelines.
     pub(super) kernels: &'a Kernels,
     pub(super) pool: &'a Pool,
     pub(super) weights: ActiveWeights<'a>,
@@ -40,7 +45,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Resolves the steps for batches of `shape`.
+    /// Resolves the steps for batches of `shape`. It can be launched when its pipelines are [compiled](compile).
     pub(super) fn new(context: &Context<'_>, shape: BatchShape) -> Result<Self> {
         let tables = TableBuffer::new(context.kernels.gpu(), context.pool, shape)?;
         let steps = if shape.tokens == shape.spans {
@@ -80,6 +85,11 @@ impl Plan {
         &self.dispatches
     }
 
+    /// What is to be compiled before it is launched; many dispatches share one.
+    pub(super) fn pipelines(&self) -> impl Iterator<Item = &Arc<Pipeline>> {
+        self.dispatches.iter().map(|dispatch| &dispatch.pipeline)
+    }
+
     /// The table of tokens: what the next step's embedding looks up.
     pub(super) fn tokens(&self) -> Binding<'_> {
         self.tables.bindings(self.shape).tokens
@@ -96,6 +106,27 @@ impl Plan {
     pub(super) fn write_tables(&self, gpu: &Gpu, tables: &Tables) -> Result<()> {
         self.tables.write(gpu, tables)
     }
+}
+
+/// Compiles `pipelines` side by side, each once. They are known before the first is compiled, because the layers of a
+/// model need the same ones in the same order: threads that resolved layers side by side would all wait for one.
+pub(super) fn compile<'a>(
+    gpu: &Gpu,
+    pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>,
+) -> Result<()> {
+    let mut seen = HashSet::new();
+    let distinct: Vec<_> = pipelines
+        .into_iter()
+        .filter(|pipeline| seen.insert(Arc::as_ptr(pipeline)))
+        .collect();
+    let compiled: Vec<_> = distinct
+        .par_iter()
+        // One at a time: some take a hundred times as long as others.
+        .with_max_len(1)
+        .map(|pipeline| gpu.compile(pipeline))
+        .collect();
+    // The first error is that of the first dispatch, whichever thread was faster.
+    Ok(compiled.into_iter().collect::<rwkv_gpu::Result<()>>()?)
 }
 
 /// The batch's tables in one buffer, written at once.

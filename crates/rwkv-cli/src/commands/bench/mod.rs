@@ -18,7 +18,7 @@ use crate::{
 use anyhow::Result;
 use host_memory::Watch;
 use measure::{Interrupted, Workload};
-use report::{Caches, DeviceInfo, DeviceMemory, HostMemory, Report, WorkloadReport};
+use report::{Caches, DeviceInfo, DeviceMemory, HostMemory, Pipelines, Report, WorkloadReport};
 use rwkv_gpu::Timing;
 use rwkv_model::export::{SyntheticSpec, SyntheticWeights};
 use rwkv_sched::{Device, Executor, Model, StepTimes};
@@ -86,6 +86,7 @@ fn measure(
     let mut private = watch.stop();
     let mut executor = executor?;
     let executor = executor.as_mut();
+    let pipelines = Pipelines::of(&executor.stats());
     let profile = args.profile.is_some();
     if profile {
         check_timestamps(executor)?;
@@ -133,6 +134,7 @@ fn measure(
         device: device_info(&device, executor.device()),
         repeat: args.repeat,
         load_seconds,
+        pipelines,
         host_memory,
         device_memory,
         copy,

@@ -22,6 +22,8 @@ pub(super) struct Report {
     /// Rounds that were measured, after a warm-up.
     pub(super) repeat: u32,
     pub(super) load_seconds: f64,
+    /// Part of loading; absent on the processor.
+    pub(super) pipelines: Option<Pipelines>,
     pub(super) host_memory: HostMemory,
     pub(super) device_memory: DeviceMemory,
     pub(super) copy: Option<Copy>,
@@ -53,6 +55,15 @@ pub(super) struct DeviceInfo {
     pub(super) driver: Option<String>,
     /// Shaders check bounds, which slows them down.
     pub(super) checks: bool,
+}
+
+/// What the first steps launch, compiled before they come.
+#[derive(Serialize)]
+pub(super) struct Pipelines {
+    pub(super) seconds: f64,
+    pub(super) compiled: u64,
+    /// Of those, which an earlier run had kept on disk.
+    pub(super) kept: u64,
 }
 
 #[derive(Serialize)]
@@ -143,6 +154,17 @@ impl Model {
             token_bytes: reads.token,
             head_bytes: reads.outputs,
         }
+    }
+}
+
+impl Pipelines {
+    /// From what an executor tells right after it was made.
+    pub(super) fn of(stats: &ExecutorStats) -> Option<Self> {
+        (stats.pipelines.misses > 0).then_some(Self {
+            seconds: stats.warm_up.as_secs_f64(),
+            compiled: stats.pipelines.misses,
+            kept: stats.pipelines_kept,
+        })
     }
 }
 

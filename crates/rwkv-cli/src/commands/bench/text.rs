@@ -58,7 +58,15 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         bytes(report.host_memory.peak_private_bytes),
         bytes(report.host_memory.peak_resident_bytes),
     )?;
-    writeln!(out, "loading   {:.2} s", report.load_seconds)?;
+    write!(out, "loading   {:.2} s", report.load_seconds)?;
+    match &report.pipelines {
+        Some(p) => writeln!(
+            out,
+            "; pipelines ready in {:.2} s, {} compiled, {} of them kept by an earlier run",
+            p.seconds, p.compiled, p.kept
+        )?,
+        None => writeln!(out)?,
+    }
     match &report.copy {
         Some(copy) => writeln!(
             out,

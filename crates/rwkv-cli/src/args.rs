@@ -2,7 +2,7 @@
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use rwkv_model::export::SyntheticSpec;
-use rwkv_sched::Quantization;
+use rwkv_sched::{PruneRatio, Quantization};
 use std::path::PathBuf;
 
 /// Run RWKV language models on any GPU, or on the CPU.
@@ -326,9 +326,21 @@ pub(crate) struct QuantizeArgs {
     #[command(flatten)]
     pub(crate) files: FilesArgs,
     /// What the matrices become: q8_0, q6_k, q5_k_m, q4_k_m and other types of ggml in GGUF files; int8, nf4 or sf4 in
-    /// safetensors files; f16 in either. A wrong one lists all.
-    #[arg(long = "type", short = 't', value_name = "TYPE[:FIRST-LAST]")]
-    pub(crate) weight_type: Quantization,
+    /// safetensors files; f16 in either. May be left out with --prune, for f16. A wrong one lists all.
+    #[arg(
+        long = "type",
+        short = 't',
+        value_name = "TYPE[:FIRST-LAST]",
+        required_unless_present = "prune",
+        default_value_if("prune", clap::builder::ArgPredicate::IsPresent, "f16")
+    )]
+    pub(crate) weight_type: Option<Quantization>,
+    /// Make this share of each matrix zero first, the smallest elements, such as 0.7; 0 only finds zeros that are there.
+    /// Pruned are a layer's receptance, key, value, gate, output and its channel mix, not the embedding, the head and
+    /// low-rank pairs. In safetensors files what is left of a matrix is kept as sparse rows of F16 where that is less
+    /// than 40 % and smaller than TYPE; GGUF files have the zeros in TYPE.
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) prune: Option<PruneRatio>,
 }
 
 #[derive(ClapArgs)]
@@ -356,6 +368,10 @@ pub(crate) struct BenchArgs {
     pub(crate) synthetic: Option<SyntheticSpec>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    /// Prune the matrices of layers first, as `quantize` does, and measure each share twice on a GPU: with dense matrices
+    /// and with sparse ones. Shows from where on sparse ones are faster.
+    #[arg(long, value_name = "RATIO,…", value_delimiter = ',', conflicts_with_all = ["quant", "profile"])]
+    pub(crate) prune: Vec<PruneRatio>,
     /// Tokens of the prompt; 0 measures none.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub(crate) prefill: u32,

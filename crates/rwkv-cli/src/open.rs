@@ -11,7 +11,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rwkv_model::{AdapterFile, ModelFile, OpenOptions, StateOrigin, TimeStateOrder};
 use rwkv_sched::{
-    Adapter, Device, Executor, LoadOptions, Model, SlotId, State, WeightsDType, load,
+    Adapter, Device, Executor, LoadOptions, Model, SlotId, SparseWeights, State, WeightsDType, load,
 };
 use std::{io::Read, path::Path, sync::Arc};
 
@@ -73,6 +73,17 @@ pub(crate) fn load_model(
     args: &DeviceArgs,
     slots: usize,
 ) -> Result<Box<dyn Executor>> {
+    load_as(model, device, args, slots, SparseWeights::default())
+}
+
+/// The same with a say in which matrices are sparse.
+pub(crate) fn load_as(
+    model: &Model,
+    device: &Device,
+    args: &DeviceArgs,
+    slots: usize,
+    sparse: SparseWeights,
+) -> Result<Box<dyn Executor>> {
     let weights_dtype = match args.weights_dtype {
         WeightsDTypeArg::F16 => WeightsDType::F16,
         WeightsDTypeArg::F32 => WeightsDType::F32,
@@ -87,6 +98,7 @@ pub(crate) fn load_model(
             weights_dtype,
             quantization: args.quant.clone(),
             deterministic: args.deterministic,
+            sparse,
             ..LoadOptions::default()
         },
         &mut |progress| {

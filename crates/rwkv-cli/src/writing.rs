@@ -8,6 +8,7 @@ use anyhow::Result;
 use rwkv_model::{
     Error,
     export::{ExportError, OnProgress, Written},
+    files::TensorType,
 };
 use std::{collections::BTreeMap, ops::ControlFlow, path::Path, process::ExitCode};
 
@@ -41,7 +42,11 @@ pub(crate) fn run(
 fn summary(path: &Path, written: &Written) -> String {
     let mut formats: BTreeMap<String, u64> = BTreeMap::new();
     for tensor in &written.tensors {
-        *formats.entry(tensor.format.to_string()).or_default() += tensor.bytes;
+        let format = match tensor.entries {
+            Some(_) => TensorType::Csr.to_string(),
+            None => tensor.format.to_string(),
+        };
+        *formats.entry(format).or_default() += tensor.bytes;
     }
     let parts: Vec<_> = formats
         .iter()

@@ -182,6 +182,48 @@ fn counts_and_times() {
     }
 }
 
+/// A row for each share, in which sparse matrices read four bytes an entry and dense ones two an element.
+#[test]
+fn break_even() {
+    let gpu = gpu();
+    let args = [
+        "--synthetic",
+        SPEC,
+        "--prune",
+        "0.5,0.9",
+        "--prefill",
+        "0",
+        "--decode",
+        "2",
+        "--repeat",
+        "1",
+        "--device",
+        &gpu,
+    ];
+    let report: Value = serde_json::from_str(&stdout(&[&args[..], &["--json"]].concat())).unwrap();
+    let shares = report["shares"].as_array().unwrap();
+    assert_eq!(shares.len(), 2);
+    for (share, pruned) in shares.iter().zip([0.5, 0.9]) {
+        near(&share["pruned"], pruned);
+        let [dense, sparse] = ["dense", "csr"].map(|how| &share[how]["workloads"][0]);
+        positive(&dense["tokens_per_second"]["median"]);
+        positive(&sparse["tokens_per_second"]["median"]);
+        let of = |workload: &Value| positive(&workload["weight_bytes_per_token"]);
+        let (step, row) = weight_bytes();
+        near(&dense["weight_bytes_per_token"], (step + row) as f64);
+        assert_eq!(of(sparse) < of(dense), pruned > 0.5, "{pruned}");
+    }
+    let shown = stdout(&args);
+    for part in [
+        "decode × 1",
+        "csr tokens/s",
+        "pruned 50.0 %",
+        "pruned 90.0 %",
+    ] {
+        assert!(shown.contains(part), "{shown}");
+    }
+}
+
 #[test]
 fn profile() {
     let folder = tempfile::tempdir().unwrap();
@@ -266,5 +308,8 @@ fn mistakes() {
     check(&with(&["--repeat", "0"]), 2, "--repeat");
     check(&with(&["--model", "x.st"]), 2, "exclude each other");
     check(&with(&["--profile"]), 1, "timestamps");
+    check(&with(&["--prune", "0.5"]), 1, "choose a GPU");
+    check(&with(&["--prune", "0.5,1"]), 2, "from 0 to less than 1");
+    check(&with(&["--prune", "0.5", "--quant", "q8_0"]), 2, "--quant");
     check(&["--synthetic", "v9:2x64"], 2, "version");
 }

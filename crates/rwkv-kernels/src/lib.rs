@@ -5,6 +5,7 @@
 //! twins are the oracle that the kernels are tested against, and what runs where there is no GPU.
 
 mod copy_bandwidth;
+mod csr_upload;
 mod error;
 pub mod formats;
 mod gpu_columns;
@@ -19,6 +20,7 @@ pub mod sampling;
 pub mod shaders;
 
 pub use copy_bandwidth::CopyBandwidth;
+pub use csr_upload::CsrUpload;
 pub use error::Error;
 pub use formats::{Csr, CsrColumns, Format, GpuLayout};
 pub use gpu_columns::GpuColumns;

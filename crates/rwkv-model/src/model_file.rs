@@ -47,6 +47,8 @@ pub struct TensorSummary {
     pub shape: Vec<usize>,
     /// Bytes in the file.
     pub bytes: u64,
+    /// How many elements of a sparse matrix the file has; the others are zero.
+    pub entries: Option<u64>,
 }
 
 impl ModelFile {
@@ -127,7 +129,8 @@ impl ModelFile {
                 name: t.name.to_owned(),
                 kind: t.kind,
                 shape: t.shape.to_vec(),
-                bytes: t.bytes.len() as u64,
+                bytes: t.len_bytes(),
+                entries: t.csr.map(|csr| csr.entries()),
             })
             .collect()
     }

@@ -604,7 +604,7 @@ fn known_better() {
     );
     let output = folder.path("b.st");
     let q = "f16".parse().unwrap();
-    export::quantize_with(&turned, options, &output, &q, None, &mut onward).unwrap();
+    export::quantize_with(&turned, options, &output, &q, None, None, &mut onward).unwrap();
     let file = ModelFile::open(&output).unwrap();
     assert_eq!(file.config(), want.config());
     assert!(distance(&logits(&file), &logits(&want)) < 1e-2);

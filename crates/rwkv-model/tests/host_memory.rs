@@ -26,9 +26,11 @@ use checkpoint::{
 use pytorch::pytorch;
 use rename::{converted, flash_linear_attention, llama_6};
 use rwkv_kernels::Format;
-use rwkv_model::{AdapterFile, ModelFile, files::Field};
-use rwkv_sched::{Batch, CpuExecutor, Executor, Model, SlotId, Version, Wanted, Weight};
-use std::{collections::HashMap, path::Path};
+use rwkv_model::{AdapterFile, ModelFile, OpenOptions, export, files::Field};
+use rwkv_sched::{
+    Batch, CpuExecutor, Executor, Model, PruneRatio, SlotId, Version, Wanted, Weight,
+};
+use std::{collections::HashMap, ops::ControlFlow, path::Path};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -209,6 +211,26 @@ fn adapter() -> Tensors {
     tensors
 }
 
+/// Writes a model of sparse matrices.
+fn prune(input: &Path, output: &Path) {
+    let written = |_: export::Progress| ControlFlow::Continue(());
+    let (known, ratio) = (OpenOptions::default(), PruneRatio::new(0.7).unwrap());
+    let quantization = "f16".parse().unwrap();
+    export::quantize_with(
+        input,
+        known,
+        output,
+        &quantization,
+        Some(ratio),
+        None,
+        &mut { written },
+    )
+    .unwrap();
+    let sparse = ModelFile::open(output).unwrap().tensors();
+    let sparse = sparse.iter().filter(|t| t.entries.is_some()).count();
+    assert_eq!(sparse, 6 * MIDDLE.layers);
+}
+
 /// One test: the allocator counts for the whole process.
 #[test]
 fn stays_small() {
@@ -230,6 +252,12 @@ fn stays_small() {
     same_rows(&path);
     let path = save("original.safetensors", safetensors(&seven, Format::Bf16));
     check("safetensors", &path, Version::V7, pair);
+    let pruned = folder.path().join("pruned.safetensors");
+    prune(&path, &pruned);
+    check("pruned safetensors", &pruned, Version::V7, |w| {
+        pair(w) || w.is_prunable()
+    });
+    same_rows(&pruned);
     let turned = safetensors(&pairs_transposed(&seven), Format::F16);
     check(".st", &save("turned.st", turned), Version::V7, |_| false);
     let fla = flash_linear_attention(&seven, true);

@@ -37,6 +37,13 @@ pub enum Error {
         problem: String,
     },
 
+    /// A share of elements to prune that is none.
+    #[error("`{text}` cannot be pruned: give a share from 0 to less than 1, such as 0.7")]
+    PruneRatio {
+        /// As it was written.
+        text: String,
+    },
+
     /// Dimensions that make no model.
     #[error("not a model that can run: {problem}")]
     Config {

@@ -2,8 +2,8 @@
 
 use crate::{
     Adapter, Batch, BlendProgress, CpuExecutor, Decoding, Device, ExecutorStats, GpuExecutor,
-    Logits, Model, ModelConfig, OnTokens, Quantization, Result, SlotId, State, StepTimes, TokenId,
-    WeightReads, decode::on_the_host,
+    Logits, Model, ModelConfig, OnTokens, Quantization, Result, SlotId, SparseWeights, State,
+    StepTimes, TokenId, WeightReads, decode::on_the_host,
 };
 use rwkv_gpu::Timing;
 use std::sync::Arc;
@@ -144,6 +144,9 @@ pub struct LoadOptions {
     pub weights_dtype: WeightsDType,
     /// What matrices become, on any device; without one they stay as the file has them.
     pub quantization: Option<Quantization>,
+    /// Which matrices a GPU keeps as compressed sparse rows. The CPU uses those that the file has so, and the others
+    /// where they lie.
+    pub sparse: SparseWeights,
     /// Bytes of blends of adapters that are kept beside the model's own weights, so that switching back to one costs
     /// nothing; 4 GiB by default. Those that were used least recently go first. The blend in use, one that was prepared
     /// and waits to be used, and the one that is being computed stay whatever they take: 0 keeps no others. A tensor
@@ -163,6 +166,7 @@ impl Default for LoadOptions {
             slots: 1,
             weights_dtype: WeightsDType::default(),
             quantization: None,
+            sparse: SparseWeights::default(),
             blend_bytes: BLEND_BYTES,
             deterministic: false,
         }

@@ -19,6 +19,7 @@ mod graph;
 mod layers;
 mod model;
 mod quantization;
+mod sparse;
 mod state;
 mod stats;
 mod traffic;
@@ -40,6 +41,7 @@ pub use quantization::{
     Chosen, Packing, Quantization, QuantizedWeights, WeightType, encode_rows, pack,
 };
 pub use rwkv_kernels::sampling;
+pub use sparse::{BREAK_EVEN, PruneRatio, PrunedWeights, SparseWeights, row_offsets, slab_rows};
 pub use state::{State, StateLayout};
 pub use stats::{ExecutorStats, StepTimes};
 pub use traffic::WeightReads;

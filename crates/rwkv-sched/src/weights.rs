@@ -1,7 +1,7 @@
 //! Logical names of a model's tensors, and where the tensors come from.
 
 use crate::{Error, Result};
-use rwkv_kernels::{Format, Matrix};
+use rwkv_kernels::{Csr, Format, Matrix};
 use rwkv_mem::{Cols, Rows, Shape};
 use std::{collections::HashMap, ops::Range};
 
@@ -143,6 +143,20 @@ pub trait Weights: Send + Sync {
     fn describe(&self, weight: Weight) -> Result<(Format, Shape)> {
         let matrix = self.matrix(weight)?;
         Ok((matrix.format(), matrix.shape()))
+    }
+
+    /// How many elements of a matrix are kept, where it lies as compressed sparse rows; `None` for all others. Nothing
+    /// but a header is read for that. To those who do not ask, such a matrix is one of F16.
+    fn entries(&self, _weight: Weight) -> Option<u64> {
+        None
+    }
+
+    /// The compressed sparse rows of a matrix that lies as such; `None` for all others.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] and [`Error::Kernel`] for parts that make no matrix; both name the tensor.
+    fn sparse(&self, _weight: Weight) -> Result<Option<Csr<'_>>> {
+        Ok(None)
     }
 
     /// Whether a tensor lies somewhere as it is, so that [`matrix`](Self::matrix) copies nothing. The rows of others are

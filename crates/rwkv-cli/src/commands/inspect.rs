@@ -2,7 +2,7 @@
 
 use crate::{args::InspectArgs, open, output};
 use anyhow::Result;
-use rwkv_model::ModelFile;
+use rwkv_model::{ModelFile, TensorSummary};
 use rwkv_sched::{
     self as sched, DeviceMemory, Model, Quantization, StateLayout, Weight, WeightsDType,
 };
@@ -27,6 +27,9 @@ struct Report {
     file_bytes: u64,
     /// Tensors and bytes a format.
     formats: BTreeMap<String, (usize, u64)>,
+    /// From 0 to 1: the share of elements that sparse matrices keep, all together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    density: Option<f64>,
     state_bytes: u64,
     /// What a GPU will need.
     device: Device,
@@ -70,6 +73,9 @@ struct Tensor {
     format: String,
     shape: Vec<usize>,
     bytes: u64,
+    /// From 0 to 1: the share of elements that a sparse matrix keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    density: Option<f64>,
     /// What packing it lost, where the file says.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<f64>,
@@ -102,13 +108,20 @@ fn report(file: &ModelFile, model: &Model, args: &InspectArgs) -> Result<Report>
     let config = file.config();
     let mut formats: BTreeMap<String, (usize, u64)> = BTreeMap::new();
     let mut tensors = Vec::new();
+    // Of sparse matrices.
+    let (mut entries, mut elements) = (0, 0);
     for tensor in file.tensors() {
+        if let Some(kept) = tensor.entries {
+            entries += kept;
+            elements += tensor.shape.iter().map(|n| *n as u64).product::<u64>();
+        }
         let format = tensor.kind.to_string();
         let entry = formats.entry(format.clone()).or_default();
         *entry = (entry.0 + 1, entry.1 + tensor.bytes);
         if args.tensors {
             tensors.push(Tensor {
                 error: errors.get(&tensor.name).copied(),
+                density: density(&tensor),
                 name: tensor.name,
                 format,
                 shape: tensor.shape,
@@ -128,6 +141,7 @@ fn report(file: &ModelFile, model: &Model, args: &InspectArgs) -> Result<Report>
         vocab: config.vocab,
         file_bytes: file.checkpoint().len_bytes(),
         formats,
+        density: (elements > 0).then(|| entries as f64 / elements as f64),
         state_bytes: StateLayout::of(config).bytes(),
         device: Device {
             weights: memory.weights,
@@ -141,6 +155,12 @@ fn report(file: &ModelFile, model: &Model, args: &InspectArgs) -> Result<Report>
             .map_err(|e| e.to_string()),
         tensors,
     })
+}
+
+/// The share of elements that a sparse matrix keeps.
+fn density(tensor: &TensorSummary) -> Option<f64> {
+    let elements: f64 = tensor.shape.iter().map(|n| *n as f64).product();
+    Some(tensor.entries? as f64 / elements.max(1.0))
 }
 
 /// What `--quant` makes of each matrix.
@@ -209,6 +229,9 @@ fn text(report: &Report) -> String {
             format!("{count} in {format}, {}", output::bytes(*bytes)),
         );
     }
+    if let Some(density) = report.density {
+        line("density", format!("{:.1} % of the csr", density * 100.0));
+    }
     line(
         "state",
         format!("{} a sequence", output::bytes(report.state_bytes)),
@@ -249,6 +272,9 @@ fn text(report: &Report) -> String {
             output::bytes(tensor.bytes),
             tensor.name
         );
+        if let Some(density) = tensor.density {
+            let _ = write!(value, "  (density {:.1} %)", density * 100.0);
+        }
         if let Some(error) = tensor.error {
             let _ = write!(value, "  (error {:.2} %)", error * 100.0);
         }

@@ -85,6 +85,22 @@ impl<'a> Csr<'a> {
         }
     }
 
+    /// As [`new`](Self::new), of parts that it has accepted before: nothing is looked at. Where they are others after all
+    /// (a file that changed), products are wrong, and nothing else happens.
+    pub fn accepted(
+        shape: Shape,
+        values: impl Into<Cow<'a, [f16]>>,
+        columns: CsrColumns<'a>,
+        row_offsets: impl Into<Cow<'a, [u32]>>,
+    ) -> Self {
+        Self {
+            shape,
+            values: values.into(),
+            columns,
+            row_offsets: row_offsets.into(),
+        }
+    }
+
     /// What is wrong with it.
     fn problem(&self) -> Option<String> {
         let (rows, cols) = (self.shape.rows.0, self.shape.cols.0);
@@ -145,7 +161,7 @@ impl<'a> Csr<'a> {
             row_offsets.push(end);
         }
         let columns = found.iter().flat_map(|(columns, _)| columns).copied();
-        let columns = if cols <= NARROW {
+        let columns = if column_bytes(cols) == 2 {
             // Checked: each is below `cols`.
             CsrColumns::U16(
                 columns
@@ -189,10 +205,54 @@ impl<'a> Csr<'a> {
         self.values.len() * (2 + self.columns.width()) + self.row_offsets.len() * 4
     }
 
+    /// Bytes of all three parts of a matrix of this shape with so many entries, as [`from_dense`](Self::from_dense)
+    /// makes it.
+    pub fn bytes_of(shape: Shape, entries: u64) -> u64 {
+        let entry = 2 + column_bytes(shape.cols.0) as u64;
+        let rows = (shape.rows.0 as u64).saturating_add(1);
+        entries
+            .saturating_mul(entry)
+            .saturating_add(rows.saturating_mul(4))
+    }
+
+    /// Whether [`from_dense`](Self::from_dense) gives entries of a matrix of `cols` columns columns of 32 bits.
+    pub fn is_wide(cols: usize) -> bool {
+        column_bytes(cols) == 4
+    }
+
+    /// How many entries [`from_dense`](Self::from_dense) makes of `row`, where it keeps all that are not zero.
+    pub fn entries_of(row: &[f32]) -> usize {
+        row.iter().filter(|x| is_entry(**x, 0.0)).count()
+    }
+
+    /// The same matrix, borrowed from this one.
+    pub fn lend(&self) -> Csr<'_> {
+        let columns = match &self.columns {
+            CsrColumns::U16(columns) => CsrColumns::U16(Cow::Borrowed(columns)),
+            CsrColumns::U32(columns) => CsrColumns::U32(Cow::Borrowed(columns)),
+        };
+        Csr::accepted(
+            self.shape,
+            self.values.as_ref(),
+            columns,
+            self.row_offsets.as_ref(),
+        )
+    }
+
+    /// The same matrix with parts of its own.
+    pub fn into_owned(self) -> Csr<'static> {
+        let columns = match self.columns {
+            CsrColumns::U16(columns) => CsrColumns::U16(columns.into_owned().into()),
+            CsrColumns::U32(columns) => CsrColumns::U32(columns.into_owned().into()),
+        };
+        let (values, row_offsets) = (self.values.into_owned(), self.row_offsets.into_owned());
+        Csr::accepted(self.shape, values, columns, row_offsets)
+    }
+
     /// The density below which the entries of a matrix of `cols` columns take fewer bytes than F16 does: a product is as
     /// fast as its weights are read. About a half with 16-bit columns, a third with 32.
     pub fn break_even(cols: usize) -> f64 {
-        let entry = if cols <= NARROW { 4.0 } else { 6.0 };
+        let entry = if column_bytes(cols) == 2 { 4.0 } else { 6.0 };
         let row = 2.0 * cols as f64;
         // A row's offset costs 4 bytes.
         ((row - 4.0) / (entry * cols.max(1) as f64)).max(0.0)
@@ -213,7 +273,7 @@ impl<'a> Csr<'a> {
     }
 
     /// How many entries row `index` has.
-    pub(crate) fn row_entries(&self, index: usize) -> usize {
+    pub fn row_entries(&self, index: usize) -> usize {
         self.range(index).len()
     }
 
@@ -230,11 +290,22 @@ impl<'a> Csr<'a> {
     fn range(&self, row: usize) -> std::ops::Range<usize> {
         let offset = |i: usize| self.row_offsets.get(i).map_or(0, |n| *n as usize);
         if row < self.shape.rows.0 {
-            offset(row)..offset(row + 1)
+            offset(row)..offset(row + 1).min(self.values.len())
         } else {
             0..0
         }
     }
+}
+
+/// Whether an element gets an entry: NaN does; what rounds to zero is zero.
+fn is_entry(x: f32, threshold: f32) -> bool {
+    let small = x.abs() <= threshold || f16::from_f32(x) == f16::ZERO;
+    !small
+}
+
+/// Bytes of the column of an entry of a matrix of `cols` columns, as [`Csr::from_dense`] makes it.
+fn column_bytes(cols: usize) -> usize {
+    if cols <= NARROW { 2 } else { 4 }
 }
 
 /// The entries of one row.
@@ -247,13 +318,10 @@ fn compress(name: &str, row: &[f32], threshold: f32) -> Result<(Vec<u32>, Vec<f1
                 value: *x,
             });
         }
-        let value = f16::from_f32(*x);
-        // What rounds to zero is zero.
-        if x.abs() <= threshold || value == f16::ZERO {
-            continue;
+        if is_entry(*x, threshold) {
+            found.0.push(column);
+            found.1.push(f16::from_f32(*x));
         }
-        found.0.push(column);
-        found.1.push(value);
     }
     Ok(found)
 }
@@ -272,7 +340,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn elements_come_back(rows in 0usize..9, cols in 0usize..40, threshold in 0.0f32..1.0,
+        fn elements_come_back(rows in 0usize..9, cols in 0usize..40, threshold in prop_oneof![Just(0.0f32), 0.0f32..1.0],
                               bits in prop::collection::vec(any::<u16>(), 360)) {
             let numbers = bits.iter().map(|b| f16::from_bits(*b)).filter(|x| !x.is_nan());
             let values: Vec<f32> = numbers.cycle().map(f16::to_f32).take(rows * cols).collect();
@@ -291,6 +359,13 @@ mod tests {
             let kept = values.iter().filter(|x| x.abs() > threshold).count();
             prop_assert_eq!(sparse.bytes(), kept * 4 + (rows + 1) * 4);
             prop_assert_eq!(sparse.pays(), sparse.bytes() < rows * cols * 2);
+            prop_assert_eq!(Csr::bytes_of(sparse.shape(), kept as u64), sparse.bytes() as u64);
+            prop_assert_eq!(&sparse.lend(), &sparse);
+            prop_assert_eq!(&sparse.lend().into_owned(), &sparse);
+            if threshold == 0.0 {
+                let counted: usize = values.chunks(cols.max(1)).map(Csr::entries_of).sum();
+                prop_assert_eq!(counted, kept);
+            }
         }
 
         /// Any lengths, offsets and columns: a matrix whose rows can be expanded, or an error.

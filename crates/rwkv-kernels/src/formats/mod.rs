@@ -17,6 +17,7 @@ mod int8;
 mod iq4_nl;
 mod layout;
 mod nested;
+mod prune;
 mod q2_k;
 mod q3_k;
 mod q4;
@@ -32,6 +33,7 @@ pub use choice::{Choice, Family};
 pub use csr::{Csr, CsrColumns};
 pub use float::{F16_MAX, outside_f16};
 pub use layout::GpuLayout;
+pub use prune::{Cut, Magnitudes};
 
 /// A weight format: everything that differs between one and another.
 pub trait WeightFormat: Sync {

@@ -107,10 +107,10 @@ impl Kernels {
     /// Beside pairs there are several products, whose rows are to be shared out: in blocks of fewer rows.
     fn norm_project_shape(&self, weights: &GpuMatrix, pairs: bool) -> StreamShape {
         let shape = self.stream_shape(weights, true);
-        if pairs && shape.rows > 2 {
+        if pairs && shape.rows * shape.unroll > 2 {
             StreamShape {
-                rows: 2,
-                unroll: 2,
+                rows: 1,
+                unroll: 4,
                 ..shape
             }
         } else {
@@ -290,19 +290,30 @@ impl Kernels {
             all.map(|p| p.rows.len()).sum::<usize>()
         };
         let bytes = rows(Stack::Weights) * weight_row + rows(Stack::Pairs) * pair_row;
-        // Blocks that each workgroup makes.
-        let turns = (bytes / (block * weight_row).max(1) + stream.most_workgroups() / 2)
-            / stream.most_workgroups();
-        let share = turns.max(1) * block;
-        let pair_share = (share * weight_row / pair_row.max(1))
-            .next_multiple_of(pair_block)
-            .max(pair_block);
-        let mut first = 0;
-        for (segment, product) in segments.iter_mut().zip(op.products) {
-            let count = product.rows.len().div_ceil(match product.stack {
+        // Blocks that each workgroup makes: as few as need no more workgroups than there are places.
+        let shares = |turns: usize| {
+            let share = turns * block;
+            let pairs = (share * weight_row / pair_row.max(1)).next_multiple_of(pair_block);
+            (share, pairs.max(pair_block))
+        };
+        let count = |(share, pair_share): (usize, usize), product: &MixedProduct| {
+            product.rows.len().div_ceil(match product.stack {
                 Stack::Weights => share,
                 Stack::Pairs => pair_share,
-            });
+            })
+        };
+        let fits = |turns: &usize| {
+            let all = op.products.iter().map(|p| count(shares(*turns), p));
+            all.sum::<usize>() <= stream.most_workgroups()
+        };
+        let least = bytes / (block * weight_row * stream.most_workgroups()).max(1);
+        // Products of a row or two never fit, and then wait for each other.
+        let turns = (least.max(1)..2 * least + 8)
+            .find(fits)
+            .unwrap_or(least + 1);
+        let mut first = 0;
+        for (segment, product) in segments.iter_mut().zip(op.products) {
+            let count = count(shares(turns), product);
             segment.first_workgroup = u32_of("workgroups", first)?;
             segment.workgroups = u32_of("workgroups", count)?;
             first += count;

@@ -102,12 +102,10 @@ impl StreamShape {
         let integers = layout.codes_are_integers();
         let bytes = layout.unit() <= 16;
         let (rows, unroll, workgroups) = match (norm, integers) {
-            (true, false) if short => (2, 1, FOUR_A_CORE),
-            (true, false) if long => (4, 1, TWO_A_CORE),
-            (true, false) => (4, 1, FOUR_A_CORE),
+            (true, false) if short => (2, 1, TWO_A_CORE),
             (true, true) if short || (bytes && long) => (2, 2, TWO_A_CORE),
-            (true, true) if bytes => (1, 4, FOUR_A_CORE),
-            (true, true) => (4, 1, TWO_A_CORE),
+            (true, true) if bytes => (1, 4, TWO_A_CORE),
+            (true, _) => (4, 1, TWO_A_CORE),
             (false, false) if long => (2, 2, TWO_A_CORE),
             (false, false) => (1, 4, 0),
             (false, true) if long || (bytes && !short) => (2, 2, TWO_A_CORE),
@@ -125,7 +123,7 @@ impl StreamShape {
         match (norm, integers) {
             // x of a very long row takes long to bring to every workgroup.
             (false, true) if cols >= 2 * VERY_LONG && bytes => Self {
-                workgroups: FOUR_A_CORE / 8,
+                workgroups: TWO_A_CORE / 8,
                 slices: 8,
                 ..usual
             },

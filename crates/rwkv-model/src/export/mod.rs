@@ -22,7 +22,9 @@ use crate::{
     files::{Container, Metadata},
     names, output_file,
 };
-use rwkv_sched::{ModelConfig, Packing, Quantization, Weight, WeightType, Weights};
+use rwkv_sched::{
+    ModelConfig, Packing, PruneRatio, PrunedWeights, Quantization, Weight, WeightType, Weights,
+};
 use std::{ops::ControlFlow, path::Path};
 
 /// How far writing is, in bytes of tensors.
@@ -53,6 +55,8 @@ pub struct WrittenTensor {
     pub name: String,
     /// Its format.
     pub format: rwkv_kernels::Format,
+    /// How many elements it keeps, where it is a matrix of compressed sparse rows; these are F16.
+    pub entries: Option<u64>,
     /// Bytes in the file.
     pub bytes: u64,
     /// What packing it lost, relative to its root mean square, where a choice was measured.
@@ -64,6 +68,8 @@ struct Export<'a> {
     config: &'a ModelConfig,
     weights: &'a dyn Weights,
     quantization: Option<&'a Quantization>,
+    /// Whether matrices were pruned, so that zeros are looked for in them.
+    prunes: bool,
     /// For people.
     name: String,
     /// Of the file that this is made of, if that is GGUF.
@@ -88,10 +94,23 @@ pub fn quantize(
     progress: OnProgress<'_>,
 ) -> Result<Written> {
     let options = OpenOptions::default();
-    quantize_with(input, options, output, quantization, tokenizer, progress)
+    quantize_with(
+        input,
+        options,
+        output,
+        quantization,
+        None,
+        tokenizer,
+        progress,
+    )
 }
 
-/// As [`quantize`], with what the caller knows better than the file.
+/// As [`quantize`], with what the caller knows better than the file, and perhaps pruned first.
+///
+/// `prune` is the share of elements that become zero in each matrix that the quantization changes, the smallest by
+/// magnitude, but for the embedding and the head. In a safetensors file a matrix of which less than [`rwkv_sched::BREAK_EVEN`] is
+/// left is written as compressed sparse rows of F16, where that takes fewer bytes than its type would; other matrices,
+/// and all of a GGUF file, have their type, with zeros.
 ///
 /// # Errors
 /// As [`quantize`].
@@ -100,11 +119,12 @@ pub fn quantize_with(
     options: OpenOptions,
     output: &Path,
     quantization: &Quantization,
+    prune: Option<PruneRatio>,
     tokenizer: Option<&str>,
     progress: OnProgress<'_>,
 ) -> Result<Written> {
-    let quantization = Some(quantization);
-    rewrite(input, options, output, quantization, tokenizer, progress)
+    let how = Some((quantization, prune));
+    rewrite(input, options, output, how, tokenizer, progress)
 }
 
 /// Writes the model at `input` to `output`, each tensor in the format that it has where `output`'s container can hold
@@ -141,10 +161,11 @@ fn rewrite(
     input: &Path,
     options: OpenOptions,
     output: &Path,
-    quantization: Option<&Quantization>,
+    how: Option<(&Quantization, Option<PruneRatio>)>,
     tokenizer: Option<&str>,
     progress: OnProgress<'_>,
 ) -> Result<Written> {
+    let quantization = how.map(|(quantization, _)| quantization);
     let container = container_of(output)?;
     if let Some(quantization) = quantization {
         check_container(quantization, container)?;
@@ -177,10 +198,21 @@ fn rewrite(
         let tokenizer = tokenizer.name().to_owned();
         return Err(ExportError::OtherTokenizer { tokenizer }.into());
     }
+    let pruned;
+    let weights = match how {
+        Some((quantization, Some(ratio))) => {
+            let mut tensors = model.tensors();
+            tensors.retain(|weight| quantization.packing(*weight).is_some());
+            pruned = PrunedWeights::new(file.weights()?, &tensors, ratio);
+            &pruned
+        }
+        _ => model.weights(),
+    };
     let export = Export {
         config: file.config(),
-        weights: model.weights(),
+        weights,
         quantization,
+        prunes: how.is_some_and(|(_, prune)| prune.is_some()),
         name: stem(input),
         source,
         tokenizer,
@@ -219,6 +251,7 @@ pub fn synthesize(
         config,
         weights: &weights,
         quantization: None,
+        prunes: false,
         name: format!("synthetic {spec}"),
         source: None,
         tokenizer,

@@ -8,8 +8,9 @@ use crate::{
         table::{Presence, Row},
     },
 };
-use rwkv_kernels::Format;
-use rwkv_sched::{BlockWeight, Result, Weight};
+use rwkv_kernels::{Csr, Format};
+use rwkv_mem::Shape;
+use rwkv_sched::{BREAK_EVEN, BlockWeight, Quantization, Result, Weight, row_offsets};
 
 /// A tensor of the file.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub(super) struct Tensor {
     pub(super) format: Format,
     /// What packing it loses, where that was measured.
     pub(super) error: Option<f64>,
+    /// Where rows begin, if it is written as compressed sparse rows: of F16 then.
+    pub(super) row_offsets: Option<Vec<u32>>,
 }
 
 impl Tensor {
@@ -33,8 +36,17 @@ impl Tensor {
         weight.filter(|_| self.row.is_plain())
     }
 
+    /// How many elements are kept, if it is written as compressed sparse rows.
+    pub(super) fn entries(&self) -> Option<u64> {
+        let last = self.row_offsets.as_ref()?.last();
+        Some(last.map_or(0, |n| u64::from(*n)))
+    }
+
     /// Bytes in the file, or `None` where they overflow.
     pub(super) fn bytes(&self) -> Option<u64> {
+        if let (Some(entries), &[rows, cols]) = (self.entries(), self.shape.as_slice()) {
+            return Some(Csr::bytes_of(Shape::new(rows, cols), entries));
+        }
         let (cols, outer) = self.shape.split_last()?;
         let row = self.format.row_bytes(*cols)? as u64;
         outer
@@ -55,9 +67,9 @@ impl Export<'_> {
         }
         let mut tensors = self.tensors(container, original::rows(self.config))?;
         // Larger elements first: every tensor is aligned then.
-        tensors.sort_by_key(|tensor| match tensor.format {
-            Format::F32 => 0,
-            Format::F16 | Format::Bf16 => 1,
+        tensors.sort_by_key(|tensor| match (tensor.format, &tensor.row_offsets) {
+            (Format::F32, _) | (_, Some(_)) => 0,
+            (Format::F16 | Format::Bf16, _) => 1,
             _ => 2,
         });
         Ok(tensors)
@@ -76,8 +88,12 @@ impl Export<'_> {
                     row,
                     format: Format::F32,
                     error: None,
+                    row_offsets: None,
                 };
                 self.choose(&mut tensor, container)?;
+                if container == Container::Safetensors {
+                    self.compress(&mut tensor)?;
+                }
                 Ok(tensor)
             })
             .collect()
@@ -124,6 +140,36 @@ impl Export<'_> {
             (true, false) => Format::F16,
             (false, _) => Format::F32,
         };
+        Ok(())
+    }
+
+    /// Makes `tensor` one of compressed sparse rows: one that is so already and would be F16, and one that was pruned
+    /// where little enough is left.
+    fn compress(&self, tensor: &mut Tensor) -> Result<()> {
+        let (Some(weight), &[rows, cols]) = (tensor.plain(), tensor.shape.as_slice()) else {
+            return Ok(());
+        };
+        let shape = Shape::new(rows, cols);
+        let stored = tensor.format == Format::F16 && self.weights.entries(weight).is_some();
+        let changes = |q: &Quantization| q.packing(weight).is_some();
+        let pruned = self.prunes && weight.is_prunable() && self.quantization.is_some_and(changes);
+        let most = match (stored, pruned) {
+            (true, _) => f64::INFINITY,
+            (false, true) => BREAK_EVEN * rows as f64 * cols as f64,
+            (false, false) => return Ok(()),
+        };
+        let Some(offsets) = row_offsets(self.weights, weight, most)? else {
+            return Ok(());
+        };
+        let entries = offsets.last().map_or(0, |n| u64::from(*n));
+        let smaller = tensor
+            .bytes()
+            .is_some_and(|bytes| Csr::bytes_of(shape, entries) < bytes);
+        if stored || smaller {
+            tensor.format = Format::F16;
+            tensor.error = None;
+            tensor.row_offsets = Some(offsets);
+        }
         Ok(())
     }
 

@@ -9,11 +9,16 @@ use crate::{
     output_file::OutputFile,
     state_file::{ORDER_KEY, VALUE_KEY, is_tuned_state},
 };
-use rwkv_sched::{ModelConfig, Weight, Weights, encode_rows, pack};
+use half::f16;
+use rwkv_kernels::{Csr, CsrColumns};
+use rwkv_sched::{ModelConfig, Weight, Weights, encode_rows, pack, slab_rows};
 use std::{collections::BTreeMap, io::Write, ops::ControlFlow, path::Path};
 
 /// Bytes that are encoded and then written at a time.
 const SLAB: usize = 8 << 20;
+
+/// Takes the next bytes of a part of a sparse matrix, which it names.
+type WritePart<'a> = &'a mut dyn FnMut(&str, &[u8]) -> Result<(), ExportError>;
 
 impl Export<'_> {
     /// Writes the model to `output`.
@@ -101,7 +106,15 @@ impl Export<'_> {
             file.set(crate::model_file::ERRORS_KEY, &text);
         }
         for tensor in plan {
-            file.tensor(tensor.name(), tensor.format, &tensor.shape)?;
+            match (tensor.entries(), tensor.shape.as_slice()) {
+                (Some(entries), &[rows, cols]) => {
+                    let entries = usize::try_from(entries).unwrap_or(usize::MAX);
+                    file.csr(tensor.name(), [rows, cols], entries, Csr::is_wide(cols))?;
+                }
+                (_, shape) => {
+                    file.tensor(tensor.name(), tensor.format, shape)?;
+                }
+            }
         }
         Ok(file.begin(out)?)
     }
@@ -136,7 +149,12 @@ impl Stream<'_> {
         let mut slab = Vec::new();
         let mut written = Vec::with_capacity(self.plan.len());
         for tensor in self.plan {
-            if let Some(weight) = tensor.plain() {
+            if let (Some(weight), Some(offsets)) = (tensor.plain(), &tensor.row_offsets) {
+                self.sparse(weight, tensor, offsets, &mut |part, bytes| {
+                    body.write(part, bytes)?;
+                    tell(bytes.len())
+                })?;
+            } else if let Some(weight) = tensor.plain() {
                 self.rows(weight, tensor, &mut slab, &mut |bytes| {
                     body.write(tensor.name(), bytes)?;
                     tell(bytes.len())
@@ -149,6 +167,7 @@ impl Stream<'_> {
             written.push(WrittenTensor {
                 name: tensor.name().to_owned(),
                 format: tensor.format,
+                entries: tensor.entries(),
                 bytes: tensor.bytes().unwrap_or(0),
                 error: tensor.error,
             });
@@ -193,6 +212,51 @@ impl Stream<'_> {
         Ok(())
     }
 
+    /// The parts of a sparse matrix, slab by slab: once for the columns, once for the values.
+    fn sparse(
+        &self,
+        weight: Weight,
+        tensor: &Tensor,
+        offsets: &[u32],
+        write: WritePart<'_>,
+    ) -> Result<(), ExportError> {
+        let [first, columns, values] = SafetensorsWriter::csr_parts(tensor.name());
+        write(&first, &little_endian(offsets, u32::to_le_bytes))?;
+        self.entries(weight, tensor.name(), &mut |slab| {
+            let bytes = match slab.columns() {
+                CsrColumns::U16(columns) => little_endian(columns, u16::to_le_bytes),
+                CsrColumns::U32(columns) => little_endian(columns, u32::to_le_bytes),
+            };
+            write(&columns, &bytes)
+        })?;
+        self.entries(weight, tensor.name(), &mut |slab| {
+            write(&values, &little_endian(slab.values(), f16::to_le_bytes))
+        })
+    }
+
+    /// What is not zero in a logical tensor, slab by slab.
+    fn entries(
+        &self,
+        weight: Weight,
+        name: &str,
+        each: &mut dyn FnMut(&Csr<'_>) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError> {
+        let shape = self.weights.describe(weight)?.1;
+        let count = slab_rows(shape.cols.0);
+        for first in (0..shape.rows.0).step_by(count) {
+            let rows = first..shape.rows.0.min(first + count);
+            let mut slab = None;
+            self.weights.with_rows(weight, rows, &mut |matrix| {
+                slab = Some(Csr::from_dense(name, matrix, 0.0)?);
+                Ok(())
+            })?;
+            if let Some(slab) = slab {
+                each(&slab)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A small tensor that is put together.
     fn whole(&self, tensor: &Tensor, out: &mut Vec<u8>) -> Result<(), ExportError> {
         let values = tensor.row.gather(self.weights, self.config)?;
@@ -201,4 +265,9 @@ impl Stream<'_> {
         out.resize(bytes.unwrap_or(0), 0);
         Ok(pack(tensor.name(), &values, tensor.format, out)?)
     }
+}
+
+/// The bytes of `numbers`.
+fn little_endian<T: Copy, const N: usize>(numbers: &[T], bytes: fn(T) -> [u8; N]) -> Vec<u8> {
+    numbers.iter().flat_map(|n| bytes(*n)).collect()
 }

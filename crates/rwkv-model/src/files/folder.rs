@@ -218,7 +218,9 @@ fn open_shards(folder: &Path, index: &Path, source: String) -> Result<Checkpoint
         // PyTorch's reader takes a prefix of trainers off the names; the index may have it still.
         let tensor = tensors
             .get(name)
-            .or_else(|| tensors.get(pytorch::plain_name(name)));
+            .or_else(|| tensors.get(pytorch::plain_name(name)))
+            // The parts of a sparse matrix have become the matrix.
+            .or_else(|| tensors.get(safetensors::matrix_of_part(name)?));
         let there = tensor.zip(spans.get(shard.as_str()));
         if there.is_none_or(|(tensor, span)| !span.contains(&tensor.region)) {
             return Err(damaged(format!(

@@ -88,10 +88,16 @@ impl fmt::Display for Container {
 pub enum TensorType {
     /// A weight format that the kernels know.
     Format(Format),
+    /// Compressed sparse rows with f16 values: [`TensorView::csr`] has the parts, and [`TensorView::format`] refuses
+    /// them.
+    Csr,
     /// Any other, by the name that its container gives it, in lower case. Its tensors are listed, but
     /// [`TensorView::format`] refuses them.
     Other(&'static str),
 }
+
+/// What a tensor of compressed sparse rows is called.
+const CSR: &str = "csr";
 
 impl From<Format> for TensorType {
     fn from(format: Format) -> Self {
@@ -103,6 +109,7 @@ impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             TensorType::Format(format) => format.fmt(f),
+            TensorType::Csr => f.write_str(CSR),
             TensorType::Other(name) => f.write_str(name),
         }
     }
@@ -132,8 +139,18 @@ struct Tensor {
     shape: Vec<usize>,
     /// Which piece of memory has its bytes: 0 for the file, 1 for [`Contents::copies`]; more where there are more files.
     region: usize,
-    /// Within the region; exactly as long as kind and shape demand.
+    /// Within the region; exactly as long as kind and shape demand. Of compressed sparse rows, their values.
     range: Range<usize>,
+    /// The other parts of compressed sparse rows, which few tensors are.
+    csr: Option<Box<CsrRanges>>,
+}
+
+/// Where the parts of compressed sparse rows are that are not their values, in the same region. Their lengths agree with
+/// each other, with the values' and with the shape.
+struct CsrRanges {
+    columns: Range<usize>,
+    column_bytes: usize,
+    row_offsets: Range<usize>,
 }
 
 /// What a header holds.
@@ -154,21 +171,62 @@ pub struct TensorView<'a> {
     /// Its dimensions, outermost first: a matrix is `[rows, cols]`, and a row is contiguous. Dimensions of 1 are kept
     /// as the file has them. The product of any of them fits a `usize`.
     pub shape: &'a [usize],
-    /// Its elements: exactly as many bytes as `kind` and `shape` demand. They need not be aligned.
+    /// Its elements: exactly as many bytes as `kind` and `shape` demand. They need not be aligned. Of compressed sparse
+    /// rows, their values.
     pub bytes: &'a [u8],
+    /// The parts of compressed sparse rows.
+    pub csr: Option<CsrView<'a>>,
     source: &'a str,
+}
+
+/// The parts of compressed sparse rows, little endian, as long as they must be to belong together. What they say (that
+/// offsets and columns ascend, say) is not checked. They need not be aligned.
+#[derive(Clone, Copy)]
+pub struct CsrView<'a> {
+    /// F16, one an entry.
+    pub values: &'a [u8],
+    /// One an entry.
+    pub columns: &'a [u8],
+    /// Bytes of a column: 2 or 4.
+    pub column_bytes: usize,
+    /// Where the entries of each row begin, and where the last one's end: U32, one more than there are rows.
+    pub row_offsets: &'a [u8],
+}
+
+impl CsrView<'_> {
+    /// How many elements are kept.
+    pub fn entries(&self) -> u64 {
+        self.values.len() as u64 / 2
+    }
+
+    /// Bytes of all parts.
+    pub fn len_bytes(&self) -> u64 {
+        (self.values.len() + self.columns.len() + self.row_offsets.len()) as u64
+    }
 }
 
 impl TensorView<'_> {
     /// The weight format, or [`FileError::TensorType`] where the elements are of a type that we cannot compute with.
     pub fn format(&self) -> Result<Format, FileError> {
-        match self.kind {
-            TensorType::Format(format) => Ok(format),
-            TensorType::Other(kind) => Err(FileError::TensorType {
+        let refused = |kind| {
+            Err(FileError::TensorType {
                 file: self.source.to_owned(),
                 tensor: self.name.to_owned(),
                 kind,
-            }),
+            })
+        };
+        match self.kind {
+            TensorType::Format(format) => Ok(format),
+            TensorType::Csr => refused(CSR),
+            TensorType::Other(kind) => refused(kind),
+        }
+    }
+
+    /// Bytes in the file, of all parts.
+    pub fn len_bytes(&self) -> u64 {
+        match self.csr {
+            Some(csr) => csr.len_bytes(),
+            None => self.bytes.len() as u64,
         }
     }
 }
@@ -289,11 +347,21 @@ impl Checkpoint {
     fn view<'a>(&'a self, name: &'a str, tensor: &'a Tensor) -> Option<TensorView<'a>> {
         let region = self.inner.regions.get(tensor.region)?;
         let bytes = region.get(tensor.range.clone())?;
+        let csr = match &tensor.csr {
+            None => None,
+            Some(ranges) => Some(CsrView {
+                values: bytes,
+                columns: region.get(ranges.columns.clone())?,
+                column_bytes: ranges.column_bytes,
+                row_offsets: region.get(ranges.row_offsets.clone())?,
+            }),
+        };
         Some(TensorView {
             name,
             kind: tensor.kind,
             shape: &tensor.shape,
             bytes,
+            csr,
             source: &self.inner.source,
         })
     }

@@ -10,6 +10,7 @@ pub(crate) mod original;
 pub(crate) mod partial;
 mod rescaled;
 mod sources;
+mod sparse;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;

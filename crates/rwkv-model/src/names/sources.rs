@@ -1,8 +1,8 @@
 //! Where each logical tensor's rows are: in the file as they are, or made of the file's bytes as they are asked for.
 
-use super::{rescaled, turned};
+use super::{rescaled, sparse, turned};
 use crate::files::{Checkpoint, TensorView};
-use rwkv_kernels::{Format, Matrix};
+use rwkv_kernels::{Csr, Format, Matrix};
 use rwkv_mem::{Cols, Rows, Shape};
 use rwkv_sched::{Error, Weight, Weights};
 use std::{collections::HashMap, ops::Range, sync::OnceLock};
@@ -28,10 +28,12 @@ struct Source {
     place: Place,
     /// The rows, where they are not in the file and have been wanted in one piece.
     made: OnceLock<Vec<u8>>,
+    /// What is known of its entries, where it is sparse.
+    checked: sparse::Checked,
 }
 
 /// What the file has of a matrix.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Place {
     /// Its rows.
     Rows,
@@ -41,6 +43,8 @@ enum Place {
     Divided { exponent: u32 },
     /// What it was computed from.
     Computed,
+    /// The entries of the whole matrix.
+    Sparse,
 }
 
 impl BoundWeights {
@@ -87,6 +91,7 @@ impl BoundWeights {
             cols: len,
             place: Place::Rows,
             made: OnceLock::new(),
+            checked: sparse::Checked::default(),
         };
         self.sources.insert(weight, source);
         Ok(())
@@ -101,10 +106,14 @@ impl BoundWeights {
         Err(problem(name, what))
     }
 
-    /// Binds matrices `[out, in]`, one below the other.
+    /// Binds matrices `[out, in]`, one below the other. One alone may be sparse.
     pub(super) fn rows(&mut self, weights: &[Weight], name: &str) -> Result<(), Error> {
         let shape = self.dimensions(name)?;
-        self.split(weights, name, shape, Place::Rows)
+        let place = match (self.find(name)?.csr, weights) {
+            (Some(_), [_]) => Place::Sparse,
+            _ => Place::Rows,
+        };
+        self.split(weights, name, shape, place)
     }
 
     /// Binds a matrix that the file has divided by 2^`exponent`.
@@ -178,6 +187,7 @@ impl BoundWeights {
             cols: values.len(),
             place: Place::Computed,
             made: OnceLock::from(bytes),
+            checked: sparse::Checked::default(),
         };
         self.sources.insert(weight, source);
     }
@@ -200,7 +210,11 @@ impl BoundWeights {
         [rows, cols]: [usize; 2],
         place: Place,
     ) -> Result<(), Error> {
-        let format = self.format(name)?;
+        let format = match place {
+            // To those who do not ask for entries.
+            Place::Sparse => Format::F16,
+            _ => self.format(name)?,
+        };
         let count = weights.len().max(1);
         if !rows.is_multiple_of(count) {
             let what = format!("{rows}×{cols}, which are not {count} matrices");
@@ -216,6 +230,7 @@ impl BoundWeights {
                 cols,
                 place,
                 made: OnceLock::new(),
+                checked: sparse::Checked::default(),
             };
             self.sources.insert(weight, source);
         }
@@ -312,8 +327,25 @@ impl BoundWeights {
                     .map_err(|what| problem(&source.name, what))?;
                 Ok(made)
             }
+            Place::Sparse => {
+                let bytes = count.checked_mul(source.row_bytes()?);
+                let mut made = vec![0; bytes.ok_or_else(|| source.misfit())?];
+                sparse::expand(&self.csr(source)?, first, &mut made);
+                Ok(made)
+            }
             Place::Rows | Place::Computed => Ok(self.stored(source, first, count)?.to_vec()),
         }
+    }
+}
+
+impl BoundWeights {
+    /// The entries of `source`, which is sparse.
+    fn csr<'a>(&'a self, source: &'a Source) -> Result<Csr<'a>, Error> {
+        let parts = self.find(&source.name)?.csr;
+        let parts = parts.ok_or_else(|| problem(&source.name, "it is not sparse".to_owned()))?;
+        let name = format!("tensor {}", source.name);
+        let shape = Shape::new(source.rows, source.cols);
+        Ok(source.checked.matrix(&name, shape, parts)?)
     }
 }
 
@@ -372,6 +404,19 @@ impl Weights for BoundWeights {
         let source = self.source(weight)?;
         source.row_bytes()?;
         Ok((source.format, Shape::new(source.rows, source.cols)))
+    }
+
+    fn entries(&self, weight: Weight) -> Option<u64> {
+        let source = self.sources.get(&weight)?;
+        Some(self.find(&source.name).ok()?.csr?.entries()).filter(|_| source.place == Place::Sparse)
+    }
+
+    fn sparse(&self, weight: Weight) -> Result<Option<Csr<'_>>, Error> {
+        let source = self.source(weight)?;
+        match source.place {
+            Place::Sparse => self.csr(source).map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn is_in_place(&self, weight: Weight) -> bool {

@@ -5,7 +5,7 @@ use crate::{
     adapter::{Blender, Held, Recipe},
     weights::InMemoryWeights,
 };
-use rwkv_kernels::{Format, Matrix, formats::outside_f16};
+use rwkv_kernels::{Csr, Format, Matrix, formats::outside_f16};
 use rwkv_mem::Shape;
 use std::{
     collections::{HashMap, HashSet},
@@ -168,6 +168,18 @@ impl Weights for BlendedWeights {
         } else {
             self.base.weights().describe(weight)
         }
+    }
+
+    fn entries(&self, weight: Weight) -> Option<u64> {
+        let changed = self.changed.has(weight);
+        self.base.weights().entries(weight).filter(|_| !changed)
+    }
+
+    fn sparse(&self, weight: Weight) -> Result<Option<Csr<'_>>> {
+        if self.changed.has(weight) {
+            return Ok(None);
+        }
+        self.base.weights().sparse(weight)
     }
 
     fn is_in_place(&self, weight: Weight) -> bool {

@@ -11,6 +11,7 @@ use crate::{
     quantization::packed_bytes,
 };
 use blend::{CpuBlend, CpuBlender, PartialBlend};
+use rwkv_kernels::Csr;
 use std::{collections::HashMap, sync::Arc};
 use step::Step;
 
@@ -49,6 +50,10 @@ impl CpuExecutor {
         for weight in model.graph().nodes().iter().flat_map(|n| n.op.vectors()) {
             let len = model.weights().describe(weight)?.1.elements().unwrap_or(0);
             vectors.insert(weight, model.weights().vector(weight, len)?);
+        }
+        for weight in model.matrices() {
+            // Checked before the first step: a file may say anything of its entries.
+            model.weights().sparse(weight)?;
         }
         let threads = rayon::current_num_threads();
         Ok(Self {
@@ -211,7 +216,11 @@ impl Executor for CpuExecutor {
             Some(blend) => blend.model.weights(),
             None => self.model.weights(),
         };
-        let matrix = |weight| weights.describe(weight).map_or(0, packed_bytes);
+        let matrix = |weight| match (weights.describe(weight), weights.entries(weight)) {
+            (Ok((_, shape)), Some(entries)) => Csr::bytes_of(shape, entries),
+            (Ok(dense), None) => packed_bytes(dense),
+            (Err(_), _) => 0,
+        };
         let vectors = |op: &Op| op.vectors().iter().map(|w| self.vector_bytes(*w)).sum();
         WeightReads::of(
             self.model.graph(),

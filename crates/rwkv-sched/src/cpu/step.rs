@@ -264,6 +264,9 @@ const MADE: usize = 1 << 20;
 
 /// `W x` for each token. Of a matrix that does not lie anywhere as it is, a few rows at a time are made.
 fn matmul(weights: &dyn Weights, weight: Weight, x: &[f32], y: &mut [f32]) -> Result<()> {
+    if let Some(sparse) = weights.sparse(weight)? {
+        return Ok(ops::csr_matmul(x, &sparse, y)?);
+    }
     if weights.is_in_place(weight) {
         return Ok(ops::matmul(x, &weights.matrix(weight)?, y)?);
     }

@@ -7,7 +7,7 @@ use crate::{
 };
 use rwkv_gpu::{Buffer, BufferKind, Readback};
 use rwkv_kernels::{
-    Format, GpuColumns, GpuMatrix, GpuVector, Kernels, View, formats::F16_MAX, ops::Blend,
+    Format, GpuColumns, GpuCsr, GpuMatrix, GpuVector, Kernels, View, formats::F16_MAX, ops::Blend,
 };
 use rwkv_mem::{Pool, Pooled, Upload};
 use std::collections::HashMap;
@@ -60,6 +60,13 @@ impl<'a> ActiveWeights<'a> {
     pub(super) fn columns(&self, weight: Weight) -> Option<&'a GpuColumns> {
         self.base
             .columns(weight)
+            .filter(|_| !self.is_blended(weight))
+    }
+
+    /// A matrix that lies as compressed sparse rows, unless it is blended.
+    pub(super) fn sparse(&self, weight: Weight) -> Option<&'a GpuCsr> {
+        self.base
+            .sparse(weight)
             .filter(|_| !self.is_blended(weight))
     }
 
@@ -166,12 +173,12 @@ impl Blender for GpuBlender<'_> {
 }
 
 impl<'a> GpuBlender<'a> {
-    /// The base model's matrix, row by row: resident, or for one that lies input by input from its file once more.
+    /// The base model's matrix, row by row: resident, or for one that lies input by input or has only entries from its file once more.
     fn base(&self, weight: Weight, upload: &mut Upload) -> Result<Option<Base<'a>>> {
         if let Some(matrix) = self.weights.matrix(weight) {
             return Ok(Some(Base::Resident(matrix)));
         }
-        if self.weights.columns(weight).is_none() {
+        if self.weights.columns(weight).is_none() && self.weights.sparse(weight).is_none() {
             return Ok(None);
         }
         let weights = self.model.weights();

@@ -103,6 +103,9 @@ impl Choice<'_> {
                 let Some(weight) = product.map(|product| product.weight) else {
                     return Ok(false);
                 };
+                if weights.sparse(weight).is_some() {
+                    return Ok(false);
+                }
                 let matrix = weights
                     .matrix(weight)
                     .ok_or_else(|| missing(context, weight))?;

@@ -1,7 +1,11 @@
 //! How much device memory a model will take, told before it is loaded.
 
 use super::{CHUNK, resident::resident_format};
-use crate::{Chosen, Domain, LoadOptions, Model, Result, StateLayout, Value, Weight, WeightsDType};
+use crate::{
+    Chosen, Domain, LoadOptions, Model, Result, SparseWeights, StateLayout, Value, Weight, Weights,
+    WeightsDType,
+};
+use rwkv_kernels::{Format, GpuCsr};
 use std::collections::{HashMap, HashSet};
 
 /// Bytes of device memory.
@@ -63,6 +67,11 @@ fn weights(model: &Model, chosen: &HashMap<Weight, Chosen>, dtype: WeightsDType)
             && seen.insert(weight)
         {
             let shape = weights.describe(weight)?.1;
+            // Zeros in a dense matrix are found only while it is loaded.
+            if let Some(entries) = stored_entries(weights, weight, chosen.get(&weight)) {
+                bytes += GpuCsr::about(shape, entries);
+                continue;
+            }
             let format = resident_format(weights, weight, chosen.get(&weight).copied(), dtype)?;
             let row: usize = match format.gpu_layout() {
                 Some(layout) => layout.row_bytes(shape.cols.0).iter().sum(),
@@ -78,6 +87,15 @@ fn weights(model: &Model, chosen: &HashMap<Weight, Chosen>, dtype: WeightsDType)
         }
     }
     Ok(bytes)
+}
+
+/// Entries of a matrix that will lie as the compressed rows that its file has.
+fn stored_entries(weights: &dyn Weights, weight: Weight, chosen: Option<&Chosen>) -> Option<u64> {
+    let shape = weights.describe(weight).ok()?.1;
+    let entries = weights.entries(weight)?;
+    let most = SparseWeights::default().below(weight)? * shape.elements()? as f64;
+    let half = chosen.is_none_or(|c| c.format == Format::F16);
+    (half && (entries as f64) < most).then_some(entries)
 }
 
 fn activations(model: &Model) -> u64 {

@@ -2,6 +2,7 @@
 
 mod blend;
 mod choose;
+mod compress;
 mod decode;
 mod memory;
 mod meter;

@@ -1,12 +1,15 @@
 //! A model's weights in GPU memory.
 
+use super::compress::{Compression, choose, compress};
 use crate::{
     BlockWeight as B, Chosen, LoadOptions, LoadProgress, Model, Op, Result, Weight, Weights,
     WeightsDType,
     fuse::{Group, Kernel, Step},
     quantization::packed_bytes,
 };
-use rwkv_kernels::{Format, GpuColumns, GpuMatrix, GpuVector, Kernels, LoraUp, MatrixUpload};
+use rwkv_kernels::{
+    Format, GpuColumns, GpuCsr, GpuMatrix, GpuVector, Kernels, LoraUp, MatrixUpload,
+};
 use rwkv_mem::{Cols, Rows, Shape, Upload};
 use std::{
     collections::{HashMap, HashSet},
@@ -21,6 +24,8 @@ pub(super) struct ResidentWeights {
     stacks: Vec<WeightStack>,
     /// Matrices whose inputs are mostly zeros, input by input.
     columns: HashMap<Weight, GpuColumns>,
+    /// Matrices with few elements that are not zero.
+    sparse: HashMap<Weight, GpuCsr>,
     /// The second halves of low-rank pairs once more, for the kernels that read those of a layer together.
     pairs: HashMap<Vec<Weight>, LoraUp>,
     vectors: HashMap<Vec<Weight>, GpuVector>,
@@ -62,10 +67,12 @@ impl ResidentWeights {
             kernels,
             options,
             upload: Upload::new(kernels.gpu()),
+            compressed: HashMap::new(),
             resident: Self {
                 matrices: HashMap::new(),
                 stacks: Vec::new(),
                 columns: HashMap::new(),
+                sparse: HashMap::new(),
                 pairs: HashMap::new(),
                 vectors: HashMap::new(),
                 groups: vector_groups(model, steps),
@@ -112,6 +119,11 @@ impl ResidentWeights {
         self.columns.get(&weight)
     }
 
+    /// A matrix that lies as compressed sparse rows.
+    pub(super) fn sparse(&self, weight: Weight) -> Option<&GpuCsr> {
+        self.sparse.get(&weight)
+    }
+
     /// The stack that `weight` is in.
     pub(super) fn stack(&self, weight: Weight) -> Option<&WeightStack> {
         self.stacks.iter().find(|s| s.members.contains_key(&weight))
@@ -135,6 +147,7 @@ impl ResidentWeights {
     /// Bytes of one matrix, wherever it lies.
     pub(super) fn matrix_bytes(&self, weight: Weight) -> u64 {
         let columns = self.columns(weight).map(GpuColumns::bytes);
+        let columns = columns.or_else(|| self.sparse(weight).map(GpuCsr::bytes));
         let alone = || self.matrix(weight).map(GpuMatrix::bytes);
         let stacked = || {
             let stack = self.stack(weight)?;
@@ -155,9 +168,10 @@ impl ResidentWeights {
         let matrices: u64 = alone.map(|(_, m)| m.bytes()).sum();
         let stacks: u64 = self.stacks.iter().map(|s| s.matrix.bytes()).sum();
         let columns: u64 = self.columns.values().map(GpuColumns::bytes).sum();
+        let sparse: u64 = self.sparse.values().map(GpuCsr::bytes).sum();
         let pairs: u64 = self.pairs.values().map(LoraUp::bytes).sum();
         let vectors: u64 = self.vectors.values().map(GpuVector::bytes).sum();
-        matrices + stacks + columns + pairs + vectors
+        matrices + stacks + columns + sparse + pairs + vectors
     }
 }
 
@@ -167,12 +181,17 @@ struct Loader<'a> {
     kernels: &'a Kernels,
     options: &'a LoadOptions,
     upload: Upload,
+    /// How each matrix that was looked at becomes compressed sparse rows, or that it does not.
+    compressed: HashMap<Weight, Option<Compression>>,
     resident: ResidentWeights,
 }
 
 impl Loader<'_> {
     fn has(&self, weight: Weight) -> bool {
-        self.resident.matrices.contains_key(&weight) || self.resident.columns.contains_key(&weight)
+        let resident = &self.resident;
+        resident.matrices.contains_key(&weight)
+            || resident.columns.contains_key(&weight)
+            || resident.sparse.contains_key(&weight)
     }
 
     fn format(&self, weight: Weight) -> Result<Format> {
@@ -192,6 +211,13 @@ impl Loader<'_> {
 
     /// One matrix on its own.
     fn single(&mut self, weight: Weight) -> Result<()> {
+        if self.is_sparse(weight)? {
+            let result = self.compress(weight);
+            if self.widens(&result) {
+                return self.by_rows(weight, Format::F32);
+            }
+            return result;
+        }
         let format = self.format(weight)?;
         // Which inputs are zero together depends on the batch, and so would the order of sums.
         let by_columns = format == Format::F16
@@ -206,6 +232,26 @@ impl Loader<'_> {
             return self.by_rows(weight, Format::F32);
         }
         result
+    }
+
+    /// Whether `weight` becomes compressed sparse rows; found out once.
+    fn is_sparse(&mut self, weight: Weight) -> Result<bool> {
+        if let Some(known) = self.compressed.get(&weight) {
+            return Ok(known.is_some());
+        }
+        let found = choose(self.weights, weight, self.options)?;
+        let is = found.is_some();
+        self.compressed.insert(weight, found);
+        Ok(is)
+    }
+
+    fn compress(&mut self, weight: Weight) -> Result<()> {
+        if let Some(Some(how)) = self.compressed.get(&weight) {
+            let gpu = self.kernels.gpu();
+            let matrix = compress(gpu, self.weights, weight, how, &mut self.upload)?;
+            self.resident.sparse.insert(weight, matrix);
+        }
+        Ok(())
     }
 
     fn by_rows(&mut self, weight: Weight, format: Format) -> Result<()> {
@@ -237,6 +283,11 @@ impl Loader<'_> {
 
     /// All of `members` in one stack, unless they differ in format or width; says whether.
     fn stack(&mut self, members: &[Weight]) -> Result<bool> {
+        for &member in members {
+            if self.is_sparse(member)? {
+                return Ok(false);
+            }
+        }
         let mut rows = 0;
         let mut same = HashSet::new();
         let mut places = HashMap::new();

@@ -12,8 +12,9 @@ use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     BatchTables, GpuMatrix, GpuVector, View,
     ops::{
-        Bonus, Decay, Embed, Function, Keys7, Linear, Map, Norm, Previous, Select, SparseLinear,
-        SparseTuning, StoreShift, StreamLinear, TokenMatMul, TokenShift, Weighs, Wkv4, Wkv6, Wkv7,
+        Bonus, CsrLinear, Decay, Embed, Function, Keys7, Linear, Map, Norm, Previous, Select,
+        SparseLinear, SparseTuning, StoreShift, StreamLinear, TokenMatMul, TokenShift, Weighs,
+        Wkv4, Wkv6, Wkv7,
     },
 };
 
@@ -93,6 +94,15 @@ impl Resolver<'_> {
                 store: stores.next(),
                 dense: false,
                 tuning: SparseTuning::default(),
+            })?);
+        } else if let Some(weight) = self.context.weights.sparse(step.weight) {
+            out.extend(kernels.csr_linear(&CsrLinear {
+                x,
+                weight,
+                bias: step.bias.map(|b| self.vector(b)).transpose()?,
+                function: step.function,
+                residual,
+                y,
             })?);
         } else if let weight = self.matrix(step.weight)?
             && x.rows == 1

@@ -2,7 +2,7 @@
 
 use super::{Chosen, Quantization, encode_rows, packed_bytes};
 use crate::{LoadProgress, Model, Result, Weight, Weights};
-use rwkv_kernels::{Format, Matrix};
+use rwkv_kernels::{Csr, Format, Matrix};
 use rwkv_mem::Shape;
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -95,6 +95,18 @@ impl Weights for QuantizedWeights {
             Some(packed) => Ok((packed.chosen.format, packed.shape)),
             None => self.source.describe(weight),
         }
+    }
+
+    fn entries(&self, weight: Weight) -> Option<u64> {
+        let changed = self.matrices.contains_key(&weight);
+        self.source.entries(weight).filter(|_| !changed)
+    }
+
+    fn sparse(&self, weight: Weight) -> Result<Option<Csr<'_>>> {
+        if self.matrices.contains_key(&weight) {
+            return Ok(None);
+        }
+        self.source.sparse(weight)
     }
 
     fn is_in_place(&self, weight: Weight) -> bool {

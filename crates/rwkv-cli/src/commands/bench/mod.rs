@@ -1,5 +1,6 @@
 //! `rwkv-cli bench`: how fast a model runs, and where the time goes.
 
+mod break_even;
 mod copy_bandwidth;
 mod host_memory;
 mod kernels;
@@ -21,7 +22,8 @@ use measure::{Interrupted, Workload};
 use report::{Caches, DeviceInfo, DeviceMemory, HostMemory, Pipelines, Report, WorkloadReport};
 use rwkv_gpu::Timing;
 use rwkv_model::export::{SyntheticSpec, SyntheticWeights};
-use rwkv_sched::{Device, Executor, Model, StepTimes};
+use rwkv_sched::{Device, Executor, Model, SparseWeights, StepTimes};
+use serde::Serialize;
 use std::{io::Write, process::ExitCode, sync::Arc, time::Instant};
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
@@ -32,24 +34,53 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         ));
     }
     let interrupt = Interrupt::listen()?;
-    match measure(args, &workloads, &interrupt) {
-        Ok((report, traces)) => {
-            if let Some(Some(path)) = &args.profile {
-                trace::write(path, &traces)?;
-            }
-            let mut out = std::io::stdout().lock();
-            if args.json {
-                serde_json::to_writer_pretty(&mut out, &report)?;
-                writeln!(out)?;
-            } else {
-                write!(out, "{}", text::of(&report))?;
-            }
-            out.flush()?;
-            Ok(ExitCode::SUCCESS)
-        }
+    let shown = if args.prune.is_empty() {
+        whole(args, &workloads, &interrupt)
+    } else {
+        break_even::run(args, &workloads, &interrupt)
+    };
+    match shown {
+        Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(EXIT_CODE)),
         Err(error) => Err(error),
     }
+}
+
+/// Measures the model as it is.
+fn whole(args: &BenchArgs, workloads: &[Workload], interrupt: &Interrupt) -> Result<()> {
+    let (name, model) = model(args)?;
+    let device = open::device(&args.device)?;
+    let subject = Subject {
+        name,
+        model: &model,
+        device: &device,
+        sparse: SparseWeights::default(),
+    };
+    let (report, traces) = measure(args, &subject, workloads, interrupt)?;
+    if let Some(Some(path)) = &args.profile {
+        trace::write(path, &traces)?;
+    }
+    show(args, &report, text::of)
+}
+
+/// Prints a report, for programs or for people.
+fn show<T: Serialize>(args: &BenchArgs, report: &T, text: fn(&T) -> String) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, report)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{}", text(report))?;
+    }
+    Ok(out.flush()?)
+}
+
+/// What is measured, and where.
+struct Subject<'a> {
+    name: String,
+    model: &'a Model,
+    device: &'a Device,
+    sparse: SparseWeights,
 }
 
 /// What the command line asks to measure, in its order.
@@ -70,18 +101,18 @@ type Trace = (String, Vec<StepTimes>);
 
 fn measure(
     args: &BenchArgs,
+    subject: &Subject<'_>,
     workloads: &[Workload],
     interrupt: &Interrupt,
 ) -> Result<(Report, Vec<Trace>)> {
-    let (name, model) = model(args)?;
-    let device = open::device(&args.device)?;
+    let &Subject { model, device, .. } = subject;
     let slots = match args.decode {
         0 => 1,
         _ => args.batch.iter().copied().max().unwrap_or(1) as usize,
     };
     let watch = Watch::start();
     let start = Instant::now();
-    let executor = open::load_model(&model, &device, &args.device, slots);
+    let executor = open::load_as(model, device, &args.device, slots, subject.sparse);
     let load_seconds = start.elapsed().as_secs_f64();
     let mut private = watch.stop();
     let mut executor = executor?;
@@ -117,12 +148,12 @@ fn measure(
     };
     let device_memory = DeviceMemory {
         used_bytes: executor.device_bytes(),
-        reserved_bytes: match &device {
+        reserved_bytes: match device {
             Device::Gpu(gpu) => gpu.reserved_bytes(),
             Device::Cpu => None,
         },
     };
-    let copy = copy_bandwidth::measure(&device);
+    let copy = copy_bandwidth::measure(device);
     for report in &mut reports {
         report.relate(copy.as_ref());
     }
@@ -130,8 +161,8 @@ fn measure(
     let report = Report {
         program: concat!("rwkv-cli ", env!("CARGO_PKG_VERSION")),
         debug_build: cfg!(debug_assertions),
-        model: report::Model::of(name, model.config(), quant, reads),
-        device: device_info(&device, executor.device()),
+        model: report::Model::of(subject.name.clone(), model.config(), quant, reads),
+        device: device_info(device, executor.device()),
         repeat: args.repeat,
         load_seconds,
         pipelines,

@@ -1,5 +1,6 @@
 //! The report for people.
 
+use super::break_even::BreakEven;
 use super::report::{Cache, Report, WorkloadReport};
 use crate::output;
 use std::fmt::Write;
@@ -12,6 +13,57 @@ pub(super) fn of(report: &Report) -> String {
     // Writing to a string cannot fail.
     let _ = write(&mut text, report);
     text
+}
+
+/// The report of pruned models.
+pub(super) fn of_pruned(report: &BreakEven) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_pruned(&mut text, report);
+    text
+}
+
+/// A table for each workload: a row for each share.
+fn write_pruned(out: &mut String, report: &BreakEven) -> std::fmt::Result {
+    let Some(first) = report.shares.first() else {
+        return Ok(());
+    };
+    writeln!(out, "model     {}", first.dense.model.name)?;
+    writeln!(out, "device    {}", first.dense.device.name)?;
+    for (index, workload) in first.dense.workloads.iter().enumerate() {
+        writeln!(
+            out,
+            "\n{:<14} {:>14} {:>14} {:>9} {:>15} {:>15}",
+            workload.title(),
+            "dense tokens/s",
+            "csr tokens/s",
+            "csr is",
+            "dense bytes/tok",
+            "csr bytes/tok"
+        )?;
+        for share in &report.shares {
+            let of = |report: &Report| {
+                let measured = report.workloads.get(index);
+                let speed = measured.and_then(|w| Some(w.tokens_per_second.as_ref()?.median));
+                (speed, measured.map_or(0.0, |w| w.weight_bytes_per_token))
+            };
+            let ((dense, dense_bytes), (csr, csr_bytes)) = (of(&share.dense), of(&share.csr));
+            let gain = dense
+                .zip(csr)
+                .map(|(dense, csr)| format!("{}×", number(csr / dense)));
+            writeln!(
+                out,
+                "{:<14} {:>14} {:>14} {:>9} {:>15} {:>15}",
+                format!("pruned {}", percent(share.pruned)),
+                dense.map_or_else(unknown, number),
+                csr.map_or_else(unknown, number),
+                gain.unwrap_or_else(unknown),
+                size(dense_bytes),
+                size(csr_bytes),
+            )?;
+        }
+    }
+    Ok(())
 }
 
 fn write(out: &mut String, report: &Report) -> std::fmt::Result {

@@ -237,6 +237,7 @@ fn place(
                 shape,
                 region: 0,
                 range,
+                csr: None,
             }),
         };
     }

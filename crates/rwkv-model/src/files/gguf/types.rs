@@ -76,6 +76,7 @@ impl GgmlType {
         let name = match kind {
             TensorType::Format(format) => format.spec().name(),
             TensorType::Other(name) => name,
+            TensorType::Csr => return None,
         };
         TYPES.iter().find(|row| row.name == name)
     }

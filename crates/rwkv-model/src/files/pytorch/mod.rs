@@ -218,6 +218,7 @@ impl Scattered {
             shape: layout.shape.clone(),
             region,
             range,
+            csr: None,
         };
         if let Some(range) = layout.contiguous() {
             return Ok(tensor(&layout, 0, range));

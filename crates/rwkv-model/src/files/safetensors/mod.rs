@@ -3,6 +3,7 @@
 //! The crate `safetensors` parses the JSON and checks that shapes, types and offsets agree; what is left to us is the
 //! length of the file, which its own errors do not tell.
 
+mod csr;
 mod packed;
 mod write;
 
@@ -17,6 +18,7 @@ use super::error::{Fault, quoted};
 use super::metadata::Entry;
 use super::{Contents, Tensor, TensorType, elements};
 
+pub(super) use csr::matrix_of_part;
 pub use write::SafetensorsWriter;
 
 /// Bytes of the header's length at the start of the file.
@@ -76,12 +78,16 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Fault> {
             shape: info.shape.clone(),
             region: 0,
             range,
+            csr: None,
         };
         tensors.insert(name, tensor);
     }
     let texts = || header.metadata().iter().flatten();
     if let Some((_, text)) = texts().find(|(key, _)| *key == packed::KEY) {
         packed::apply(text, &mut tensors)?;
+    }
+    if let Some((_, text)) = texts().find(|(key, _)| *key == csr::KEY) {
+        csr::apply(text, &mut tensors)?;
     }
     let metadata = texts()
         .map(|(key, text)| (key.clone(), Entry::Text(text.clone())))

@@ -100,7 +100,7 @@ fn format(entry: &Value) -> Option<Format> {
     Some(family.format(block))
 }
 
-fn shape(entry: &Value) -> Option<[usize; 2]> {
+pub(super) fn shape(entry: &Value) -> Option<[usize; 2]> {
     match entry.get("shape")?.as_array()?.as_slice() {
         [rows, cols] => {
             let number = |value: &Value| usize::try_from(value.as_u64()?).ok();

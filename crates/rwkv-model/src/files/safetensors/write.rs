@@ -3,7 +3,7 @@
 
 use super::super::body::{Body, Planned, WriteError};
 use super::super::elements;
-use super::packed;
+use super::{csr, packed};
 use rwkv_kernels::Format;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ struct Row {
     /// As it stands in the file: bytes for what safetensors has no type for.
     dtype: &'static str,
     shape: Vec<usize>,
-    /// As the model has it.
+    /// As the model has it, where that is packed.
     matrix: Option<[usize; 2]>,
     bytes: u64,
 }
@@ -29,6 +29,8 @@ struct Row {
 pub struct SafetensorsWriter {
     texts: BTreeMap<String, String>,
     rows: Vec<Row>,
+    /// Matrices of compressed sparse rows, whose parts are among `rows`.
+    sparse: Vec<(String, [usize; 2])>,
 }
 
 impl SafetensorsWriter {
@@ -60,9 +62,6 @@ impl SafetensorsWriter {
             tensor: name.to_owned(),
             what,
         };
-        if self.rows.iter().any(|row| row.name == name) {
-            return Err(wrong("is planned twice".to_owned()));
-        }
         let dtype = match format {
             Format::F32 => "F32",
             Format::F16 => "F16",
@@ -74,7 +73,6 @@ impl SafetensorsWriter {
                 )));
             }
         };
-        let too_large = || wrong(format!("of shape {shape:?} is too large"));
         let (stored, matrix) = match (packed::is_packed(format), shape) {
             (false, _) => (shape.to_vec(), None),
             (true, &[rows, cols]) => {
@@ -89,25 +87,83 @@ impl SafetensorsWriter {
                 )));
             }
         };
+        self.plan(name, dtype, stored, format, matrix)?;
+        Ok(self)
+    }
+
+    /// Plans a matrix of compressed sparse rows with so many entries: three tensors, whose bytes come in this order
+    /// under [`csr_parts`](Self::csr_parts)' names. Row offsets are U32; columns are U16, or U32 where `wide`; values
+    /// are F16. It begins aligned where its elements may have four bytes.
+    ///
+    /// # Errors
+    /// [`WriteError::Tensor`] for a shape that cannot be kept, or a name that was planned before.
+    pub fn csr(
+        &mut self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        entries: usize,
+        wide: bool,
+    ) -> Result<&mut Self, WriteError> {
+        let offsets = rows
+            .checked_add(1)
+            .filter(|_| elements(&[rows, cols]).is_some());
+        let Some(offsets) = offsets else {
+            return Err(WriteError::Tensor {
+                tensor: name.to_owned(),
+                what: format!("of shape [{rows}, {cols}] is too large"),
+            });
+        };
+        let [first, columns, values] = Self::csr_parts(name);
+        let column = if wide { "U32" } else { "U16" };
+        // What a part's elements are is of no consequence but for those that are packed.
+        self.plan(&first, "U32", vec![offsets], Format::F32, None)?;
+        self.plan(&columns, column, vec![entries], Format::F32, None)?;
+        self.plan(&values, "F16", vec![entries], Format::F16, None)?;
+        self.sparse.push((name.to_owned(), [rows, cols]));
+        Ok(self)
+    }
+
+    /// The names of a sparse matrix's parts: row offsets, columns, values.
+    pub fn csr_parts(name: &str) -> [String; 3] {
+        [csr::ROW_OFFSETS, csr::COLUMNS, csr::VALUES].map(|end| format!("{name}{end}"))
+    }
+
+    fn plan(
+        &mut self,
+        name: &str,
+        dtype: &'static str,
+        shape: Vec<usize>,
+        format: Format,
+        matrix: Option<[usize; 2]>,
+    ) -> Result<(), WriteError> {
+        let wrong = |what: String| WriteError::Tensor {
+            tensor: name.to_owned(),
+            what,
+        };
+        let planned = |row: &Row| row.name == name;
+        if self.rows.iter().any(planned) || self.sparse.iter().any(|(known, _)| known == name) {
+            return Err(wrong("is planned twice".to_owned()));
+        }
         let element = match dtype {
-            "F32" => 4,
+            "F32" | "U32" => 4,
             "U8" => 1,
             _ => 2,
         };
-        elements(&stored).ok_or_else(too_large)?;
-        let bytes = stored
-            .iter()
-            .try_fold(element, |product: u64, n| product.checked_mul(*n as u64))
-            .ok_or_else(too_large)?;
+        let product = |first: u64| {
+            let sizes = shape.iter().map(|n| *n as u64);
+            sizes.into_iter().try_fold(first, u64::checked_mul)
+        };
+        let bytes = elements(&shape).and_then(|_| product(element));
+        let bytes = bytes.ok_or_else(|| wrong(format!("of shape {shape:?} is too large")))?;
         self.rows.push(Row {
             name: name.to_owned(),
             format,
             dtype,
-            shape: stored,
+            shape,
             matrix,
             bytes,
         });
-        Ok(self)
+        Ok(())
     }
 
     /// Writes the header. Give it a [`BufWriter`](std::io::BufWriter) where `out` is a file.
@@ -121,6 +177,10 @@ impl SafetensorsWriter {
             .filter_map(|row| Some((row.name.as_str(), row.format, row.matrix?)));
         if let Some(description) = packed::describe(matrices) {
             self.texts.insert(packed::KEY.to_owned(), description);
+        }
+        let sparse = self.sparse.iter();
+        if let Some(description) = csr::describe(sparse.map(|(name, s)| (name.as_str(), *s))) {
+            self.texts.insert(csr::KEY.to_owned(), description);
         }
         let mut header = Map::new();
         if !self.texts.is_empty() {

@@ -9,6 +9,7 @@ use super::*;
 
 mod attack;
 mod attack_pth;
+mod csr;
 mod folders;
 mod packed;
 mod pth;

@@ -20,7 +20,7 @@ fn assert_tensors(checkpoint: &Checkpoint, tensors: &BTreeMap<String, Planned>) 
         );
         match *kind {
             TensorType::Format(format) => assert_eq!(view.format().unwrap(), format),
-            TensorType::Other(_) => {
+            TensorType::Csr | TensorType::Other(_) => {
                 assert!(matches!(view.format(), Err(FileError::TensorType { .. })));
             }
         }

@@ -286,4 +286,8 @@ impl Weights for InMemoryWeights {
     fn name(&self, weight: Weight) -> String {
         format!("{weight:?}")
     }
+
+    fn is_in_place(&self, weight: Weight) -> bool {
+        self.has(weight)
+    }
 }

@@ -45,7 +45,7 @@ struct Way {
 
 const USUAL: Way = Way {
     packing: Packing::F16,
-    sequences: 1,
+    sequences: 2,
     adapter: None,
 };
 
@@ -133,6 +133,31 @@ fn of_each_version() {
         Version::V7,
         USUAL,
         "norm_shift projections wkv7_step matvec norm_shift_linear sparse_matvec",
+    );
+    // One token's products stream their weights, and the norms go with them.
+    let one = Way {
+        sequences: 1,
+        ..USUAL
+    };
+    check(
+        Version::V7,
+        one,
+        "norm_project wkv7_step stream_matvec norm_project sparse_matvec",
+    );
+    check(
+        Version::V7,
+        Way {
+            adapter: Some(B::AttKey),
+            ..one
+        },
+        "norm_shift stream_matvec stream_matvec stream_matvec stream_matvec stream_matvec stream_matvec \
+         stream_matvec matvec matvec stream_matvec matvec map keys7 wkv7 norm bonus map stream_matvec \
+         norm_project sparse_matvec",
+    );
+    check(
+        Version::V5_2,
+        one,
+        &format!("norm_shift projections wkv6_step stream_matvec {channel_mix}"),
     );
     // What the groups stand for, one kernel each.
     check(

@@ -104,10 +104,12 @@ impl Kernels {
                 .is_some()
     }
 
-    /// Beside pairs there are several products, whose rows are to be shared out: in blocks of fewer rows.
+    /// Beside pairs there are several products, whose rows are to be shared out: where codes are integers, in blocks of
+    /// fewer rows.
     fn norm_project_shape(&self, weights: &GpuMatrix, pairs: bool) -> StreamShape {
         let shape = self.stream_shape(weights, true);
-        if pairs && shape.rows * shape.unroll > 2 {
+        let integers = weights.layout().codes_are_integers();
+        if pairs && integers && shape.rows * shape.unroll > 2 {
             StreamShape {
                 rows: 1,
                 unroll: 4,

@@ -123,7 +123,7 @@ impl StreamShape {
         match (norm, integers) {
             // x of a very long row takes long to bring to every workgroup.
             (false, true) if cols >= 2 * VERY_LONG && bytes => Self {
-                workgroups: TWO_A_CORE / 8,
+                workgroups: FOUR_A_CORE / 8,
                 slices: 8,
                 ..usual
             },

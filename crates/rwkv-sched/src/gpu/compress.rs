@@ -48,6 +48,10 @@ pub(super) fn choose(
         let elements = shape.rows.0 as f64 * shape.cols.0 as f64;
         return Ok(((entries as f64) < below * elements).then_some(Compression::Stored));
     }
+    // To look for zeros in what is made anew each time costs as much as making it.
+    if !weights.is_in_place(weight) {
+        return Ok(None);
+    }
     let offsets = sparse_row_offsets(weights, weight, below)?;
     Ok(offsets.map(Compression::Counted))
 }

@@ -70,7 +70,7 @@ pub(crate) fn sparse_row_offsets(
     if found as f64 >= (density + MARGIN) * seen as f64 {
         return Ok(None);
     }
-    row_offsets(weights, weight, density * rows as f64 * cols as f64)
+    row_offsets(weights, weight, density * (rows * cols) as f64)
 }
 
 /// Elements of each row that are not zero.

@@ -2,8 +2,9 @@
 //!
 //! A layer of version 7 becomes six (docs/ARCHITECTURE.md): norm and shift; receptance, key, value and the first halves
 //! of the low-rank pairs; the recurrence with everything around it; the output; norm, shift and the channel mix's key;
-//! its value. One of versions 4 and 5 becomes eight, since its channel mix has a receptance too, and version 6 takes two
-//! more for the mixes that depend on the data.
+//! its value. With one sequence it is five (`one_token`): norms go with the products after them. One of versions 4 and 5
+//! becomes eight, since its channel mix has a receptance too, and version 6 takes two more for the mixes that depend on
+//! the data.
 
 mod gates;
 mod grouping;

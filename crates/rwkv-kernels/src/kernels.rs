@@ -197,6 +197,12 @@ impl Kernels {
         Binding::from(&self.unused_output)
     }
 
+    /// Whether a workgroup sees what others stored in [`partials`](Self::partials) before they counted themselves, as
+    /// `sparse_matvec.wgsl` explains: where not, no sum may be shared between workgroups.
+    pub(crate) fn orders_partials(&self) -> bool {
+        matches!(self.gpu.backend(), "vulkan" | "dx12")
+    }
+
     /// Where workgroups of one dispatch leave partial sums for the last of them: [`PARTIAL_COUNTS`] counts that are
     /// zero between dispatches, then [`PARTIAL_SUMS`] sums. Made on first use. Dispatches that bind it run one after
     /// the other, because each writes it: so all of them can share one.

@@ -85,8 +85,8 @@ fn main(at: Invocation) {
     if SLICES == 1u {
         return;
     }
-    // All sums of this workgroup are written before it is counted (a storage barrier orders them for the whole device,
-    // in SPIR-V, MSL and HLSL as naga writes them), and those of the others before they were.
+    // All sums of this workgroup are written before it is counted, and those of the others before they were: in SPIR-V and
+    // HLSL (sparse_matvec.wgsl has what that rests on); elsewhere the host asks for one slice.
     storageBarrier();
     workgroupBarrier();
     if at.thread == 0u {

@@ -193,8 +193,7 @@ impl Kernels {
         let limits = &gpu.capabilities().limits;
         Able {
             large: limits.workgroup_invocations >= 512 && limits.workgroup_bytes >= 24 << 10,
-            // As `sparse_matvec.wgsl` says, under what the order rests on.
-            ordered: matches!(gpu.backend(), "vulkan" | "dx12"),
+            ordered: self.orders_partials(),
             software: gpu.kind() == Kind::Software,
         }
     }

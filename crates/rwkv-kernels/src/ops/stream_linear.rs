@@ -60,11 +60,14 @@ impl Kernels {
             && self.stream_resolved(weight, None).is_some()
     }
 
-    /// `shape`, or the default one, with as many slices as there is room for.
+    /// `shape`, or the default one, with as many slices as there is room for: one where workgroups cannot share sums.
     fn stream_resolved(&self, weight: &GpuMatrix, shape: Option<StreamShape>) -> Option<Stream> {
         let mut shape = shape.unwrap_or_else(|| self.stream_shape(weight, false));
         let room = PARTIAL_SUMS / weight.shape().rows.0.max(1);
-        let room = u32::try_from(room).unwrap_or(u32::MAX);
+        let room = match u32::try_from(room).unwrap_or(u32::MAX) {
+            room if self.orders_partials() => room,
+            _ => 1,
+        };
         shape.slices = shape.slices.clamp(1, room.max(1));
         let mut stream = self.stream(weight, shape, 0)?;
         if stream.slices > 1 {

@@ -8,6 +8,7 @@
 // Whoever imports this defines `global_x(token, part)`: elements `4 * part ..` of a token's x.
 #import formats/$FORMAT
 #import lanes/$LANES
+#import lanes/team
 
 const MAX_TOKENS: u32 = 8u;
 const MAX_ROWS: u32 = 4u;
@@ -16,7 +17,6 @@ const MAX_UNROLL: u32 = 4u;
 override TOKENS: u32 = 1u;
 override ROWS: u32 = 1u;
 override UNROLL: u32 = 1u;
-override SPLIT: u32 = 1u;
 override STAGED: bool = false;
 // vec4s of workgroup memory for the x of a token (a multiple of 8) and of all of them.
 override X_PITCH: u32 = 1u;
@@ -28,26 +28,6 @@ var<workgroup> staged: array<vec4<f32>, X_PARTS>;
 var<workgroup> partials: array<f32, PARTIALS>;
 
 alias Sums = array<f32, MAX_ROWS * MAX_TOKENS>;
-
-struct Team {
-    // This lane's place in its team, and the lanes of a team.
-    member: u32,
-    members: u32,
-    // The team's place among those of the workgroup.
-    number: u32,
-    teams: u32,
-}
-
-fn team_of(lane: Lane) -> Team {
-    // Subgroups may be larger, and so fewer, than the host expected.
-    let split = min(SPLIT, lane.groups);
-    return Team(
-        lane.index + lane.group % split * lane.count,
-        lane.count * split,
-        lane.group / split,
-        lane.groups / split,
-    );
-}
 
 // The rows that a team makes: every `step`-th from `first` on, repeating the last one past the end.
 struct TeamRows {

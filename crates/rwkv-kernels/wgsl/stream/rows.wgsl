@@ -9,12 +9,12 @@
 // Whoever imports this defines `emit(row, sum)`, which one thread calls for each row.
 #import formats/$FORMAT
 #import lanes/subgroup
+#import lanes/team
 #import stream/$CODES
 
 // ROWS * UNROLL is 1, 2 or 4.
 override ROWS: u32 = 1u;
 override UNROLL: u32 = 1u;
-override SPLIT: u32 = 1u;
 // Units of a row of the bound weights.
 override UNITS: u32 = 1u;
 // A place for each row of a block and subgroup of its team.
@@ -32,28 +32,6 @@ struct Work {
     stride: u32,
     // The first of the SLICE units.
     unit: u32,
-}
-
-struct Team {
-    // This lane's place in its team, and the lanes of a team.
-    member: u32,
-    members: u32,
-    // The team's place among those of the workgroup, and the subgroups that it has.
-    number: u32,
-    teams: u32,
-    split: u32,
-}
-
-fn team_of(lane: Lane) -> Team {
-    // Subgroups may be larger, and so fewer, than the host expected.
-    let split = min(SPLIT, lane.groups);
-    return Team(
-        lane.index + lane.group % split * lane.count,
-        lane.count * split,
-        lane.group / split,
-        lane.groups / split,
-        split,
-    );
 }
 
 // What a lane has under way: unit u of row r in slot u * ROWS + r, of which there are at most four. Members and not an

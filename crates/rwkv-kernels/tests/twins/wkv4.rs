@@ -5,7 +5,7 @@ use crate::{
     batch::{Ragged, SLOTS, Tables, page_of, ragged},
     noise::{Noise, scale},
     setup::{cases, setups},
-    tolerance::{check, check_rms},
+    tolerance::{check, check_rms, relative_error},
 };
 use proptest::prelude::*;
 use rwkv_kernels::{
@@ -15,6 +15,11 @@ use rwkv_kernels::{
 
 /// Four exponentials a token, of numbers that are themselves rounded: at an exponent of 100 by 8e-6.
 const BOUND: f64 = 1e-5;
+
+/// What moves exp(decay) by a unit or two in its last place, which is as exact as an exponential on a GPU gets. Where a
+/// large exponent fades by nearly half a unit of its own, that decides how it is rounded, at every token alike: what the
+/// twin makes of it is allowed on top.
+const LAST_PLACE: f32 = 2.4e-7;
 
 proptest! {
     #![proptest_config(cases(20))]
@@ -66,22 +71,30 @@ fn compare(ragged: &Ragged, width: usize, keys: f32, gated: bool, scale: f32, se
     let slot = 3 * width;
     let state = states(width, keys, scale, &mut noise);
 
-    let mut next = state.clone();
-    let mut want = vec![0.0; tokens * width];
-    for span in &ragged.spans {
-        let at = span.start as usize * width..(span.start + span.length) as usize * width;
-        let operands = Wkv4Operands {
-            k: &k[at.clone()],
-            v: &v[at.clone()],
-            decay: &decay,
-            bonus: &bonus,
-        };
-        let kept = &mut next[span.slot as usize * slot..][..slot];
-        wkv4(operands, kept, &mut want[at]).unwrap();
-    }
-    if gated {
-        multiply(&want.clone(), &gate, &mut want);
-    }
+    let twin = |decay: &[f32]| {
+        let mut next = state.clone();
+        let mut y = vec![0.0; tokens * width];
+        for span in &ragged.spans {
+            let at = span.start as usize * width..(span.start + span.length) as usize * width;
+            let operands = Wkv4Operands {
+                k: &k[at.clone()],
+                v: &v[at.clone()],
+                decay,
+                bonus: &bonus,
+            };
+            let kept = &mut next[span.slot as usize * slot..][..slot];
+            wkv4(operands, kept, &mut y[at]).unwrap();
+        }
+        if gated {
+            multiply(&y.clone(), &gate, &mut y);
+        }
+        (y, next)
+    };
+    let (want, next) = twin(&decay);
+    let others = [-LAST_PLACE, LAST_PLACE].map(|off| {
+        let decay: Vec<f32> = decay.iter().map(|d| d + off).collect();
+        twin(&decay)
+    });
 
     for setup in setups() {
         let batch = Tables::of(setup, ragged);
@@ -110,12 +123,18 @@ fn compare(ragged: &Ragged, width: usize, keys: f32, gated: bool, scale: f32, se
             }
         });
         setup.run(&dispatches.collect::<Vec<_>>());
-        check_rms(&format!("y, {}", setup.name), &y.read(), &want, BOUND);
+        let near = |what: &str, got: &[f32], want: &[f32], others: [&[f32]; 2]| {
+            let moved: f64 = others.map(|other| relative_error(other, want)).iter().sum();
+            check_rms(&format!("{what}, {}", setup.name), got, want, BOUND + moved);
+        };
+        near("y", &y.read(), &want, [&others[0].0, &others[1].0]);
         for (page, state) in pages.iter().zip(&states) {
-            let (got, want) = (state.read(), page_of(&next, *page, slot));
+            let got = state.read();
             for (row, name) in ["aa", "bb", "pp"].into_iter().enumerate() {
-                let (got, want) = (row_of(&got, width, row), row_of(want, width, row));
-                check_rms(&format!("{name}, {}", setup.name), &got, &want, BOUND);
+                let row = |state: &[f32]| row_of(state, width, row);
+                let of = |next: &[f32]| row(page_of(next, *page, slot));
+                let [low, high] = [&others[0].1, &others[1].1].map(|next| of(next));
+                near(name, &row(&got), &of(&next), [&low, &high]);
             }
         }
     }

@@ -90,6 +90,9 @@ pub(crate) struct DeviceArgs {
     /// speed on a GPU.
     #[arg(long)]
     pub(crate) deterministic: bool,
+    /// Do not time kernels when a GPU first runs a model of these shapes; what was found earlier is used all the same.
+    #[arg(long)]
+    pub(crate) no_tune: bool,
 }
 
 /// What training added to the model, or a sequence before this one.

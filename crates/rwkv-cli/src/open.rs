@@ -11,7 +11,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rwkv_model::{AdapterFile, ModelFile, OpenOptions, StateOrigin, TimeStateOrder};
 use rwkv_sched::{
-    Adapter, Device, Executor, LoadOptions, Model, SlotId, SparseWeights, State, WeightsDType, load,
+    Adapter, Device, Executor, LoadOptions, LoadStage, Model, SlotId, SparseWeights, State,
+    WeightsDType, load,
 };
 use std::{io::Read, path::Path, sync::Arc};
 
@@ -90,6 +91,7 @@ pub(crate) fn load_as(
         WeightsDTypeArg::Auto => WeightsDType::Auto,
     };
     let bar = progress_bar("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
+    let mut stage = LoadStage::Tensors;
     let executor = load(
         model,
         device,
@@ -98,10 +100,15 @@ pub(crate) fn load_as(
             weights_dtype,
             quantization: args.quant.clone(),
             deterministic: args.deterministic,
+            tune: !args.no_tune,
             sparse,
             ..LoadOptions::default()
         },
         &mut |progress| {
+            if progress.stage != stage {
+                stage = progress.stage;
+                bar.set_style(bar_style("timing kernels {bar:30} {pos}/{len}"));
+            }
             bar.set_length(progress.total);
             bar.set_position(progress.done);
         },
@@ -170,9 +177,11 @@ fn two_states(one: &Path, other: &Path) -> anyhow::Error {
 
 /// A bar on stderr, which shows nothing where stderr is no terminal.
 pub(crate) fn progress_bar(template: &'static str) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(0).with_style(style)
+    ProgressBar::new(0).with_style(bar_style(template))
+}
+
+fn bar_style(template: &'static str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// The bytes of a file, or of stdin for `-`.

@@ -25,6 +25,7 @@ fn generate() -> Result<(), Box<dyn Error>> {
     let manifest: Manifest = toml::from_str(&fs::read_to_string("wgsl/manifest.toml")?)?;
     let out = env::var("OUT_DIR")?;
     let mut rows = BTreeMap::new();
+    let mut hash = crc32fast::Hasher::new();
     for kernel in &manifest.kernel {
         for variant in kernel.variants() {
             let source = Composer::new(&files, &variant.definitions)
@@ -33,6 +34,8 @@ fn generate() -> Result<(), Box<dyn Error>> {
             let reflection = reflect::reflect(&source)
                 .map_err(|e| format!("kernel {} is not valid: {e}", variant.name))?;
             let file = format!("{}.wgsl", variant.name.replace('/', "-"));
+            hash.update(variant.name.as_bytes());
+            hash.update(source.as_bytes());
             fs::write(Path::new(&out).join(&file), source)?;
             rows.insert(
                 variant.name.clone(),
@@ -42,6 +45,8 @@ fn generate() -> Result<(), Box<dyn Error>> {
     }
     let rows: String = rows.into_values().collect();
     fs::write(Path::new(&out).join("shaders.rs"), format!("&[\n{rows}]\n"))?;
+    let hash = format!("{:08x}", hash.finalize());
+    fs::write(Path::new(&out).join("kernels.hash"), hash)?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! What every kernel launch needs: the GPU, the parameter cache, and views of activations.
 
-use crate::{Error, Result, shaders};
+use crate::{Error, Result, shaders, tuning::Tuning};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
 use rwkv_mem::ParamCache;
@@ -19,6 +19,8 @@ pub struct Kernels {
     unused_output: Buffer,
     /// See [`Kernels::partials`].
     partials: Arc<OnceLock<Buffer>>,
+    /// How they cut their work.
+    tuning: Arc<Tuning>,
 }
 
 /// Slices of outputs that can be put together in [`Kernels::partials`], as in `sparse_matvec.wgsl`.
@@ -151,6 +153,7 @@ impl Kernels {
             unused,
             unused_output,
             partials: Arc::default(),
+            tuning: Arc::default(),
         })
     }
 
@@ -160,6 +163,17 @@ impl Kernels {
     pub fn declaring(&self) -> Self {
         Self {
             declares: true,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn tuning(&self) -> &Arc<Tuning> {
+        &self.tuning
+    }
+
+    pub(crate) fn with_tuning(&self, tuning: Tuning) -> Self {
+        Self {
+            tuning: Arc::new(tuning),
             ..self.clone()
         }
     }

@@ -18,6 +18,7 @@ mod matrix_upload;
 pub mod ops;
 pub mod sampling;
 pub mod shaders;
+pub mod tuning;
 
 pub use copy_bandwidth::CopyBandwidth;
 pub use csr_upload::CsrUpload;

@@ -155,6 +155,10 @@ pub struct LoadOptions {
     /// Whether the logits of a sequence have the same bits whatever else is in its batches and however its prompt is cut:
     /// every sum in one order, which costs speed on a GPU (docs/performance.md). The CPU always does so.
     pub deterministic: bool,
+    /// Whether a GPU's kernels are timed when it first runs a model of these shapes, which takes a few seconds. It is done
+    /// only where the results are kept ([`Gpu::cache_file`](rwkv_gpu::Gpu::cache_file)), and never on software adapters;
+    /// what is kept is used in any case. See [`GpuExecutor::tune`](crate::GpuExecutor::tune).
+    pub tune: bool,
 }
 
 /// Bytes of blends that are kept, if nobody says otherwise.
@@ -169,17 +173,30 @@ impl Default for LoadOptions {
             sparse: SparseWeights::default(),
             blend_bytes: BLEND_BYTES,
             deterministic: false,
+            tune: true,
         }
     }
 }
 
-/// How far loading is, in bytes of the model's tensors.
+/// How far loading is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadProgress {
-    /// Bytes done.
+    /// What is being done.
+    pub stage: LoadStage,
+    /// Bytes of tensors, or rounds of timing, that are done.
     pub done: u64,
-    /// Bytes in all.
+    /// The same in all.
     pub total: u64,
+}
+
+/// What loading a model does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoadStage {
+    /// Brings tensors to where they are used.
+    Tensors,
+    /// Times kernels.
+    Tuning,
 }
 
 /// An executor of `model` on `device`.

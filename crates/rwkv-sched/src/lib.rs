@@ -32,7 +32,7 @@ pub use cpu::CpuExecutor;
 pub use decode::{Decoding, OnTokens};
 pub use device::{Device, Opened};
 pub use error::Error;
-pub use executor::{Executor, LoadOptions, LoadProgress, WeightsDType, load};
+pub use executor::{Executor, LoadOptions, LoadProgress, LoadStage, WeightsDType, load};
 pub use generation::{Generation, prefill};
 pub use gpu::{DeviceMemory, GpuExecutor};
 pub use graph::{Domain, Graph, Node, Op, ShiftHalf, Value, ValueId};

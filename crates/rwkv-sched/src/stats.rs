@@ -26,6 +26,10 @@ pub struct ExecutorStats {
     pub pipelines: CacheCounts,
     /// Those misses whose pipeline a run before has kept on disk.
     pub pipelines_kept: u64,
+    /// Host time, while the executor was made, that went into timing kernels.
+    pub tuning: Duration,
+    /// Kernels, of certain shapes and formats, whose cut was measured on this adapter, now or in an earlier run.
+    pub tuned: u64,
     /// Requests to the buffer pool.
     pub buffers: CacheCounts,
     /// Buffers made, for whatever use.
@@ -47,6 +51,8 @@ impl ExecutorStats {
             params: self.params.since(earlier.params),
             pipelines: self.pipelines.since(earlier.pipelines),
             pipelines_kept: self.pipelines_kept.saturating_sub(earlier.pipelines_kept),
+            tuning: self.tuning.saturating_sub(earlier.tuning),
+            tuned: self.tuned.saturating_sub(earlier.tuned),
             buffers: self.buffers.since(earlier.buffers),
             buffers_made: self.buffers_made.saturating_sub(earlier.buffers_made),
         }

@@ -6,6 +6,7 @@ use crate::{
     BatchTables, Error, Format, GpuMatrix, GpuVector, Kernels, Page, Result, View,
     kernels::u32_of,
     ops::{Function, MAX_SEGMENTS, Stack, Weighs},
+    tuning::{Problem, Tunable},
 };
 use bytemuck::{NoUninit, Pod, Zeroable};
 use rwkv_gpu::{Binding, Buffer, Dispatch};
@@ -120,18 +121,36 @@ impl Kernels {
         }
     }
 
-    /// `shape`, or the default one, with all of x in workgroup memory, if it fits.
+    /// `shape`, or the one that was tuned or else the default one.
     fn norm_project_resolved(
         &self,
         weights: &GpuMatrix,
         pairs: bool,
         shape: Option<StreamShape>,
     ) -> Option<Stream> {
-        let cols = weights.shape().cols.0;
-        let shape = StreamShape {
-            slices: 1,
-            ..shape.unwrap_or_else(|| self.norm_project_shape(weights, pairs))
+        let kernel = if pairs {
+            Tunable::NormProjectPairs
+        } else {
+            Tunable::NormProject
         };
+        let problem = || Problem::of_matrix(kernel, weights, 1);
+        let tuned = shape.or_else(|| self.stream_choice(problem()));
+        let usual =
+            || self.norm_project_fitted(weights, pairs, self.norm_project_shape(weights, pairs));
+        tuned
+            .and_then(|shape| self.norm_project_fitted(weights, pairs, shape))
+            .or_else(usual)
+    }
+
+    /// `shape` with all of x in workgroup memory, if it fits.
+    fn norm_project_fitted(
+        &self,
+        weights: &GpuMatrix,
+        pairs: bool,
+        shape: StreamShape,
+    ) -> Option<Stream> {
+        let cols = weights.shape().cols.0;
+        let shape = StreamShape { slices: 1, ..shape };
         let slots = if pairs { cols / 4 } else { 0 };
         let stream = self.stream(weights, shape, slots)?;
         (stream.slices == 1 && cols / 8 <= stream.threads as usize * MOST_OWN).then_some(stream)

@@ -12,7 +12,7 @@
 //! each time. With [`SparseLinear::dense`] the inputs' values do not matter either, nor how many tokens there are.
 
 use crate::{
-    Error, GpuColumns, Kernels, Page, Result, View,
+    Error, Format, GpuColumns, Kernels, Page, Result, View,
     gpu_weights::Chunk,
     kernels::u32_of,
     ops::{
@@ -20,6 +20,7 @@ use crate::{
         linear::LinearParams,
         sparse_tuning::{Able, MOST_TOKENS, cut},
     },
+    tuning::{Problem, Tunable},
 };
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Dispatch, Kind};
@@ -113,11 +114,12 @@ impl Kernels {
     fn sparse_matvec(&self, op: &SparseLinear<'_>) -> Result<Vec<Dispatch>> {
         let able = self.able();
         let units = op.weight.units();
+        let tuning = self.sparse_tuning(op, able);
         let stride = u32_of("stride", View::stride(op.y.width))?;
         let mut dispatches = Vec::new();
         for chunk in op.weight.chunks() {
             let first = chunk.first_row == 0;
-            let cut = cut(op.tuning, able, units, chunk.rows as usize, op.x.rows)?;
+            let cut = cut(tuning, able, units, chunk.rows as usize, op.x.rows)?;
             let grid = [
                 u32_of("slices of outputs", cut.slices)?,
                 u32_of("ranges of inputs", cut.ranges)?,
@@ -185,6 +187,27 @@ impl Kernels {
             dispatches.push(dispatch);
         }
         Ok(dispatches)
+    }
+
+    /// What `op` asks for, or what was found for products like it, if every part of the matrix can be cut so.
+    fn sparse_tuning(&self, op: &SparseLinear<'_>, able: Able) -> SparseTuning {
+        if op.tuning != SparseTuning::default() {
+            return op.tuning;
+        }
+        let shape = op.weight.shape();
+        let tuned = self.sparse_choice(Problem {
+            kernel: Tunable::SparseMatvec,
+            format: Format::F16.to_string(),
+            rows: shape.rows.0,
+            cols: shape.cols.0,
+            tokens: op.x.rows.next_power_of_two(),
+        });
+        let cuts = |tuning: &SparseTuning| {
+            let units = op.weight.units();
+            let mut rows = op.weight.chunks().iter().map(|chunk| chunk.rows as usize);
+            rows.all(|rows| cut(*tuning, able, units, rows, op.x.rows).is_ok())
+        };
+        tuned.filter(cuts).unwrap_or_default()
     }
 
     /// How this adapter can share a product.

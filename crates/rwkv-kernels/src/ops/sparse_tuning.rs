@@ -4,9 +4,10 @@ use crate::{
     Error, Result,
     kernels::{PARTIAL_COUNTS, PARTIAL_SUMS},
 };
+use serde::{Deserialize, Serialize};
 
 /// How workgroups share a product. `None` chooses by shape and adapter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SparseTuning {
     /// Threads of a workgroup: 256, or 512 where the adapter has as many.
     pub threads: Option<u32>,

@@ -4,9 +4,10 @@ use super::heads::compiled_head;
 use crate::{Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, shaders};
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Dispatch, Shader};
+use serde::{Deserialize, Serialize};
 
 /// How the work of a step's kernel is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StepTile {
     /// Threads that share a row of the state in heads of up to 64: 4, 8 or 16; half of them in larger heads.
     pub share: usize,

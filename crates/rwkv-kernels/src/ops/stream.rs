@@ -2,12 +2,13 @@
 
 use crate::{Error, GpuLayout, GpuMatrix, Kernels, Result};
 use rwkv_gpu::{Kind, Pipeline};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The shape of the work of a product of one token. What does not fit the adapter or the matrix is brought to what does.
 ///
 /// Outcomes differ between shapes by the order of sums only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StreamShape {
     /// Threads of a workgroup: a power of two from 32 to 1024.
     pub threads: u32,

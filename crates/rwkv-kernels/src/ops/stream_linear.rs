@@ -5,6 +5,7 @@ use crate::{
     Error, GpuMatrix, Kernels, Page, Result, View,
     kernels::{PARTIAL_COUNTS, PARTIAL_SUMS, u32_of},
     ops::{Function, StoreShift},
+    tuning::{Problem, Tunable},
 };
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Dispatch};
@@ -60,9 +61,18 @@ impl Kernels {
             && self.stream_resolved(weight, None).is_some()
     }
 
-    /// `shape`, or the default one, with as many slices as there is room for: one where workgroups cannot share sums.
+    /// `shape`, or the one that was tuned or else the default one.
     fn stream_resolved(&self, weight: &GpuMatrix, shape: Option<StreamShape>) -> Option<Stream> {
-        let mut shape = shape.unwrap_or_else(|| self.stream_shape(weight, false));
+        let problem = || Problem::of_matrix(Tunable::StreamMatvec, weight, 1);
+        let tuned = shape.or_else(|| self.stream_choice(problem()));
+        let usual = || self.stream_fitted(weight, self.stream_shape(weight, false));
+        tuned
+            .and_then(|shape| self.stream_fitted(weight, shape))
+            .or_else(usual)
+    }
+
+    /// `shape` with as many slices as there is room for: one where workgroups cannot share sums.
+    fn stream_fitted(&self, weight: &GpuMatrix, mut shape: StreamShape) -> Option<Stream> {
         let room = PARTIAL_SUMS / weight.shape().rows.0.max(1);
         let room = match u32::try_from(room).unwrap_or(u32::MAX) {
             room if self.orders_partials() => room,

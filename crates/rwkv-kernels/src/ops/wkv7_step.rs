@@ -3,7 +3,11 @@
 //! the other. Those are its twin.
 
 use super::step::{StepKernel, StepTile, check_hidden, head_suits, hidden_quads, one_buffer};
-use crate::{BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View, kernels::u32_of};
+use crate::{
+    BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View,
+    kernels::u32_of,
+    tuning::{Problem, Tunable},
+};
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
 
@@ -111,8 +115,18 @@ impl Kernels {
     /// compile.
     pub fn wkv7_step(&self, op: &Wkv7Step<'_>) -> Result<Dispatch> {
         let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
-        let tile = StepTile::for_wkv7(self, op.batch.span_count, heads, op.head_size);
-        self.wkv7_step_tiled(op, tile)
+        let tuned = self.step_choice(Problem {
+            kernel: Tunable::Wkv7Step,
+            format: op.up.format().to_string(),
+            rows: heads,
+            cols: op.head_size,
+            tokens: op.batch.span_count.next_power_of_two(),
+        });
+        let fits = |tile: &StepTile| {
+            tile.spans <= op.batch.span_count.max(1) && tile.fits(self, op.head_size)
+        };
+        let usual = || StepTile::for_wkv7(self, op.batch.span_count, heads, op.head_size);
+        self.wkv7_step_tiled(op, tuned.filter(fits).unwrap_or_else(usual))
     }
 
     /// As [`Self::wkv7_step`], cut in a given way.

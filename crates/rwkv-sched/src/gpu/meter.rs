@@ -39,6 +39,11 @@ impl Meter {
         self.stats.warm_up += time;
     }
 
+    /// Kernels were timed.
+    pub(super) fn tuned(&mut self, time: Duration) {
+        self.stats.tuning += time;
+    }
+
     pub(super) fn begin(&mut self) {
         self.stage = Some(Instant::now());
     }

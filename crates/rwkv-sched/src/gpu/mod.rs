@@ -12,6 +12,7 @@ mod resident;
 mod resolve;
 mod resolve_group;
 mod states;
+mod tune;
 
 use crate::{
     Adapter, Batch, BlendProgress, Decoding, Error, Executor, ExecutorStats, LoadOptions,
@@ -28,11 +29,14 @@ use meter::Meter;
 use plan::{BatchShape, Plan};
 use quick_cache::unsync::Cache;
 use resident::ResidentWeights;
-use rwkv_gpu::{CacheCounts, Gpu, Readback, Timing};
+use rwkv_gpu::{CacheCounts, Gpu, Kind, Readback, Timing};
 use rwkv_kernels::{GpuVector, Kernels};
 use rwkv_mem::{Interned, Interner, Pool, Upload};
 use states::States;
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Runs a model on a GPU.
 pub struct GpuExecutor {
@@ -63,6 +67,9 @@ type PlanKey = (BatchShape, u64);
 
 /// Batch shapes whose plans are kept. Each holds its activations, so the number is small.
 const PLANS: usize = 16;
+
+/// After this long no more candidates are timed.
+const TUNING: Duration = Duration::from_secs(4);
 
 /// Tokens of a prompt's chunk.
 const CHUNK: usize = 256;
@@ -127,6 +134,11 @@ impl GpuExecutor {
             model: model.clone(),
         };
         executor.set_initial_state(None)?;
+        executor.recall_choices();
+        let kept = gpu.cache_file("tuner", "").is_some();
+        if options.tune && kept && gpu.kind() != Kind::Software {
+            executor.tune(TUNING, progress)?;
+        }
         // New states are zeros.
         if executor.states.has_initial() {
             for slot in (0u32..).take(executor.slots()) {
@@ -153,9 +165,14 @@ impl GpuExecutor {
 
     /// A plan whose pipelines may not be compiled.
     fn resolve(&self, shape: BatchShape) -> Result<Plan> {
+        self.resolve_by(&self.kernels.declaring(), shape)
+    }
+
+    /// The same by `kernels`.
+    fn resolve_by(&self, kernels: &Kernels, shape: BatchShape) -> Result<Plan> {
         let context = plan::Context {
             model: &self.model,
-            kernels: &self.kernels.declaring(),
+            kernels,
             pool: &self.pool,
             weights: ActiveWeights {
                 base: &self.weights,
@@ -413,6 +430,7 @@ impl Executor for GpuExecutor {
             params: self.kernels.param_counts(),
             pipelines: gpu.pipelines,
             pipelines_kept: gpu.pipelines_kept,
+            tuned: self.kernels.choices().len() as u64,
             buffers: CacheCounts {
                 hits: pool.hits,
                 misses: pool.misses,

@@ -4,10 +4,11 @@ use super::{blend::ActiveWeights, choose, resolve::Resolver, states::States};
 use crate::{Domain, Error, Model, Result, ValueId, batch::Tables, fuse::Step};
 use rayon::prelude::*;
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
-use rwkv_kernels::{BatchTables, Kernels, View};
+use rwkv_kernels::{BatchTables, Kernels, View, tuning::Problem};
 use rwkv_mem::{Pool, Pooled};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    ops::Range,
     sync::Arc,
 };
 
@@ -38,6 +39,8 @@ pub(super) struct Context<'a> {
 pub(super) struct Plan {
     shape: BatchShape,
     dispatches: Vec<Dispatch>,
+    /// Which of them can be cut in several ways: where their kernels were observed.
+    problems: Vec<(Range<usize>, Problem)>,
     tables: TableBuffer,
     logits: Option<(Buffer, u64)>,
     /// Activations: held so that nobody else takes them.
@@ -60,9 +63,15 @@ impl Plan {
             batch: tables.bindings(shape),
         };
         let mut dispatches = Vec::new();
+        let mut problems = Vec::new();
+        // Which groups suit depends on the same questions.
+        context.kernels.asked();
         for step in &steps {
             if !skipped(context, shape, step) {
+                let first = dispatches.len();
                 resolver.resolve(step, &mut dispatches)?;
+                let asked = context.kernels.asked().pop();
+                problems.extend(asked.map(|problem| (first..dispatches.len(), problem)));
             }
         }
         let logits = match context.model.graph().logits() {
@@ -75,6 +84,7 @@ impl Plan {
         Ok(Self {
             shape,
             dispatches,
+            problems,
             logits,
             _buffers: activations.buffers,
             tables,
@@ -83,6 +93,11 @@ impl Plan {
 
     pub(super) fn dispatches(&self) -> &[Dispatch] {
         &self.dispatches
+    }
+
+    /// Which dispatches can be cut in several ways, if the kernels were observed.
+    pub(super) fn problems(&self) -> &[(Range<usize>, Problem)] {
+        &self.problems
     }
 
     /// What is to be compiled before it is launched; many dispatches share one.

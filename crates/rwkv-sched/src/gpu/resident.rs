@@ -2,8 +2,8 @@
 
 use super::compress::{Compression, choose, compress};
 use crate::{
-    BlockWeight as B, Chosen, LoadOptions, LoadProgress, Model, Op, Result, Weight, Weights,
-    WeightsDType,
+    BlockWeight as B, Chosen, LoadOptions, LoadProgress, LoadStage, Model, Op, Result, Weight,
+    Weights, WeightsDType,
     fuse::{Group, Kernel, Step},
     quantization::packed_bytes,
 };
@@ -100,6 +100,7 @@ impl ResidentWeights {
                 done += packed_bytes(weights.describe(weight)?);
             }
             progress(LoadProgress {
+                stage: LoadStage::Tensors,
                 done: done.min(total),
                 total,
             });

@@ -1,7 +1,7 @@
 //! Weights with their matrices re-encoded in memory.
 
 use super::{Chosen, Quantization, encode_rows, packed_bytes};
-use crate::{LoadProgress, Model, Result, Weight, Weights};
+use crate::{LoadProgress, LoadStage, Model, Result, Weight, Weights};
 use rwkv_kernels::{Csr, Format, Matrix};
 use rwkv_mem::Shape;
 use std::{collections::HashMap, ops::Range, sync::Arc};
@@ -63,7 +63,11 @@ impl QuantizedWeights {
                 matrices.insert(weight, packed);
             }
             done += packed_bytes((format, shape));
-            progress(LoadProgress { done, total });
+            progress(LoadProgress {
+                stage: LoadStage::Tensors,
+                done,
+                total,
+            });
         }
         Ok(Self { source, matrices })
     }

@@ -236,7 +236,7 @@ mod tests {
             let pruned = PrunedWeights::new(source.clone(), &[KEY, Weight::Head], ratio);
             prop_assert_eq!(pruned.matrix(Weight::Head).unwrap().bytes(), source.matrix(Weight::Head).unwrap().bytes());
 
-            let mut slabs = Vec::new();
+            let mut slabs: Vec<u8> = Vec::new();
             for first in (0..rows).step_by(3) {
                 pruned.with_rows(KEY, first..first + 3, &mut |rows| {
                     slabs.extend(rows.bytes());

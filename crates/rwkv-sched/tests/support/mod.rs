@@ -51,7 +51,7 @@ pub(crate) fn gpus() -> &'static [TestGpu] {
     })
 }
 
-fn open(options: &OpenOptions) -> Gpu {
+pub(crate) fn open(options: &OpenOptions) -> Gpu {
     let named = std::env::var("RWKV_DEVICE").unwrap_or_else(|_| "auto".to_owned());
     let selectors = [named.parse::<Selector>().unwrap(), Selector::Index(0)];
     selectors

@@ -64,6 +64,9 @@ pub(super) struct Pipelines {
     pub(super) compiled: u64,
     /// Of those, which an earlier run had kept on disk.
     pub(super) kept: u64,
+    /// Kernels whose cut was measured, now or in an earlier run, and the seconds that went into it now.
+    pub(super) tuned_kernels: u64,
+    pub(super) tuning_seconds: f64,
 }
 
 #[derive(Serialize)]
@@ -164,6 +167,8 @@ impl Pipelines {
             seconds: stats.warm_up.as_secs_f64(),
             compiled: stats.pipelines.misses,
             kept: stats.pipelines_kept,
+            tuned_kernels: stats.tuned,
+            tuning_seconds: stats.tuning.as_secs_f64(),
         })
     }
 }

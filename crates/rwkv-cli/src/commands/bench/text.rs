@@ -114,8 +114,8 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     match &report.pipelines {
         Some(p) => writeln!(
             out,
-            "; pipelines ready in {:.2} s, {} compiled, {} of them kept by an earlier run",
-            p.seconds, p.compiled, p.kept
+            "; pipelines ready in {:.2} s, {} compiled, {} of them kept by an earlier run; tuning {:.2} s, {} kernels tuned",
+            p.seconds, p.compiled, p.kept, p.tuning_seconds, p.tuned_kernels
         )?,
         None => writeln!(out)?,
     }

@@ -25,6 +25,9 @@ const SLAB: usize = 32 << 20;
 const GRAIN: usize = 64;
 
 impl GpuColumns {
+    /// What the number of outputs of a piece must be a multiple of, but for the last one.
+    pub const OUTPUTS: usize = GRAIN;
+
     /// Uploads `matrix` as F16, converting if it has another format, and turns it on the GPU slab by slab; `name` names
     /// it in errors.
     ///
@@ -52,27 +55,42 @@ impl GpuColumns {
         upload: &mut Upload,
         most: u64,
     ) -> Result<Self> {
-        let shape = matrix.shape();
-        let gpu = kernels.gpu();
-        let made = Self::zeros_in_parts(gpu, name, shape, most)?;
+        let made = Self::zeros_in_parts(kernels.gpu(), name, matrix.shape(), most)?;
+        made.fill(kernels, name, matrix, 0, upload)?;
+        Ok(made)
+    }
+
+    /// Sets the outputs from `first` on, a multiple of [`OUTPUTS`](Self::OUTPUTS), to the rows of `matrix`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn fill(
+        &self,
+        kernels: &Kernels,
+        name: &str,
+        matrix: &Matrix<'_>,
+        first: usize,
+        upload: &mut Upload,
+    ) -> Result<()> {
+        let (gpu, shape) = (kernels.gpu(), matrix.shape());
         if shape.cols.0 == 0 {
-            return Ok(made);
+            return Ok(());
         }
         let row_bytes = shape.cols.0.next_multiple_of(8) * 2;
         let slab = (SLAB / row_bytes).next_multiple_of(GRAIN).max(GRAIN);
-        for first in (0..shape.rows.0).step_by(slab) {
-            let rows = matrix.rows(first..first + slab)?;
+        for start in (0..shape.rows.0).step_by(slab) {
+            let rows = matrix.rows(start..start + slab)?;
             let rows = GpuMatrix::new(gpu, name, &rows, Format::F16, upload)?;
             let dispatches = kernels.transpose(&Transpose {
                 x: &rows,
-                first_output: first,
-                y: &made,
+                first_output: first + start,
+                y: self,
             })?;
             let mut recorder = gpu.recorder("transpose");
             recorder.dispatch(&dispatches);
             recorder.submit()?;
         }
-        Ok(made)
+        Ok(())
     }
 
     /// A matrix of zeros, for [`Kernels::transpose`] to write: `shape` has outputs as rows and inputs as columns.

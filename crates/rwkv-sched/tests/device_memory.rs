@@ -6,7 +6,8 @@ mod support;
 use rwkv_kernels::{Format, Matrix};
 use rwkv_mem::Shape;
 use rwkv_sched::{
-    DeviceMemory, LoadOptions, Model, Quantization, Result, Version, Weight, Weights, WeightsDType,
+    DeviceMemory, GpuExecutor, LoadOptions, Model, Quantization, Result, Version, Weight, Weights,
+    WeightsDType,
 };
 use std::{
     ops::Range,
@@ -15,26 +16,38 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
-use support::random_model::{Dimensions, Packing};
+use support::{
+    feed, gpus, on_gpu,
+    random_model::{Dimensions, Packing},
+};
 
-/// Counts how often the elements of a tensor are looked at.
-struct Counted(Model, Arc<AtomicUsize>);
+/// Counts how often the elements of a tensor are looked at, and how many at a time.
+struct Counted {
+    model: Model,
+    looks: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    in_place: bool,
+}
 
 impl Weights for Counted {
     fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
-        self.0.weights().matrix(weight)
+        self.model.weights().matrix(weight)
     }
 
     fn has(&self, weight: Weight) -> bool {
-        self.0.weights().has(weight)
+        self.model.weights().has(weight)
     }
 
     fn name(&self, weight: Weight) -> String {
-        self.0.weights().name(weight)
+        self.model.weights().name(weight)
     }
 
     fn describe(&self, weight: Weight) -> Result<(Format, Shape)> {
-        self.0.weights().describe(weight)
+        self.model.weights().describe(weight)
+    }
+
+    fn is_in_place(&self, _: Weight) -> bool {
+        self.in_place
     }
 
     fn with_rows(
@@ -43,8 +56,10 @@ impl Weights for Counted {
         rows: Range<usize>,
         on: &mut dyn FnMut(&Matrix<'_>) -> Result<()>,
     ) -> Result<()> {
-        self.1.fetch_add(1, Relaxed);
-        self.0.weights().with_rows(weight, rows, on)
+        self.looks.fetch_add(1, Relaxed);
+        let cols = self.describe(weight)?.1.cols.0;
+        self.most.fetch_max(rows.len() * cols, Relaxed);
+        self.model.weights().with_rows(weight, rows, on)
     }
 }
 
@@ -61,7 +76,12 @@ fn matrices_are_looked_at_once() {
     };
     let model = dimensions.model(Packing::F32, 1);
     let looks = Arc::new(AtomicUsize::new(0));
-    let weights = Arc::new(Counted(model.clone(), looks.clone()));
+    let weights = Arc::new(Counted {
+        model: model.clone(),
+        looks: looks.clone(),
+        most: Arc::default(),
+        in_place: true,
+    });
     let model = Model::new(model.config().clone(), weights).unwrap();
     looks.store(0, Relaxed);
     let quantization: Quantization = "int8".parse().unwrap();
@@ -75,4 +95,72 @@ fn matrices_are_looked_at_once() {
         ..LoadOptions::default()
     };
     assert_eq!(DeviceMemory::estimate(&model, &options).unwrap(), memory);
+}
+
+/// Tensors that are made on demand are made a piece at a time, and come out the same.
+#[test]
+fn made_in_pieces() {
+    let dimensions = Dimensions {
+        version: Version::V7,
+        layers: 1,
+        heads: 1,
+        head_size: 32,
+        ffn: 40_000,
+        vocab: 70_000,
+        ranks: [5, 6, 7, 8],
+    };
+    let model = dimensions.model(Packing::F32, 1);
+    let most = Arc::new(AtomicUsize::new(0));
+    let on_demand = |in_place| {
+        let weights = Arc::new(Counted {
+            model: model.clone(),
+            looks: Arc::default(),
+            most: most.clone(),
+            in_place,
+        });
+        Model::new(model.config().clone(), weights).unwrap()
+    };
+    let gpu = &gpus()[0].gpu;
+    let [in_place, in_pieces] = [true, false].map(|in_place| {
+        let model = on_demand(in_place);
+        most.store(0, Relaxed);
+        let mut executor = on_gpu(&model, 1, gpu, WeightsDType::F16);
+        feed(&mut executor, 0, &[5, 69_999], 1)
+    });
+    let pieces = most.load(Relaxed);
+    // 8 MiB of F32.
+    assert_eq!(pieces, 2 << 20);
+    assert_eq!(in_pieces, in_place);
+}
+
+/// The estimate is what an executor takes but for its activations: of tables, padding and buffers kept for reuse.
+#[test]
+fn estimates_are_right() {
+    for version in [Version::V7, Version::V6, Version::V4] {
+        let dimensions = Dimensions {
+            version,
+            layers: 3,
+            heads: 4,
+            head_size: 32,
+            ffn: 512,
+            vocab: 1000,
+            ranks: [16, 16, 16, 32],
+        };
+        for packing in [Packing::F16, Packing::Q8_0] {
+            let model = dimensions.model(packing, 5);
+            let options = LoadOptions {
+                slots: 2,
+                ..LoadOptions::default()
+            };
+            let estimate = DeviceMemory::estimate(&model, &options).unwrap();
+            let executor = GpuExecutor::new(&model, &gpus()[0].gpu, &options, &mut |_| {}).unwrap();
+            let weights = executor.weights_bytes();
+            let error = estimate.weights.abs_diff(weights) as f64 / weights as f64;
+            assert!(
+                error < 0.01,
+                "{version}: {} estimated, {weights} taken",
+                estimate.weights
+            );
+        }
+    }
 }

@@ -1,9 +1,13 @@
 //! How much device memory a model will take, told before it is loaded.
 
-use super::{CHUNK, resident::resident_format};
+use super::{
+    CHUNK,
+    resident::{groups, resident_format, vector_groups},
+};
 use crate::{
     Chosen, Domain, LoadOptions, Model, Result, SparseWeights, StateLayout, Value, Weight, Weights,
     WeightsDType,
+    fuse::{Group, fuse_decode},
 };
 use rwkv_kernels::{Format, GpuCsr};
 use std::collections::{HashMap, HashSet};
@@ -60,30 +64,38 @@ impl DeviceMemory {
 
 fn weights(model: &Model, chosen: &HashMap<Weight, Chosen>, dtype: WeightsDType) -> Result<u64> {
     let weights = model.weights();
+    let matrix = |weight: Weight| -> Result<(Format, u64)> {
+        let shape = weights.describe(weight)?.1;
+        let format = resident_format(weights, weight, chosen.get(&weight).copied(), dtype)?;
+        let row: usize = match format.gpu_layout() {
+            Some(layout) => layout.row_bytes(shape.cols.0).iter().sum(),
+            None => format.row_bytes(shape.cols.0).unwrap_or(0),
+        };
+        Ok((format, row as u64 * shape.rows.0 as u64))
+    };
     let mut seen = HashSet::new();
     let mut bytes = 0;
-    for node in model.graph().nodes() {
-        if let Some(weight) = node.op.matrix()
-            && seen.insert(weight)
-        {
-            let shape = weights.describe(weight)?.1;
-            // Zeros in a dense matrix are found only while it is loaded.
-            if let Some(entries) = stored_entries(weights, weight, chosen.get(&weight)) {
-                bytes += GpuCsr::about(shape, entries);
-                continue;
-            }
-            let format = resident_format(weights, weight, chosen.get(&weight).copied(), dtype)?;
-            let row: usize = match format.gpu_layout() {
-                Some(layout) => layout.row_bytes(shape.cols.0).iter().sum(),
-                None => format.row_bytes(shape.cols.0).unwrap_or(0),
-            };
-            bytes += row as u64 * shape.rows.0 as u64;
+    for weight in model.graph().nodes().iter().filter_map(|n| n.op.matrix()) {
+        if !seen.insert(weight) {
+            continue;
         }
-        for weight in node.op.vectors() {
-            if seen.insert(weight) {
-                let shape = weights.describe(weight)?.1;
-                bytes += shape.elements().unwrap_or(0) as u64 * 4;
-            }
+        // Zeros in a dense matrix are found only while it is loaded.
+        bytes += match stored_entries(weights, weight, chosen.get(&weight)) {
+            Some(entries) => GpuCsr::about(weights.describe(weight)?.1, entries),
+            None => matrix(weight)?.1,
+        };
+    }
+    let steps = fuse_decode(model.graph());
+    for weight in vector_groups(model, &steps).into_iter().flatten() {
+        let shape = weights.describe(weight)?.1;
+        bytes += shape.elements().unwrap_or(0) as u64 * 4;
+    }
+    // The second halves of low-rank pairs lie there once more, if they are of one format.
+    for ups in groups(&steps).filter_map(Group::packed_pairs) {
+        let all = ups.into_iter().map(matrix).collect::<Result<Vec<_>>>()?;
+        let formats: HashSet<Format> = all.iter().map(|(format, _)| *format).collect();
+        if formats.len() == 1 && formats.is_subset(&HashSet::from([Format::F16, Format::F32])) {
+            bytes += all.iter().map(|(_, bytes)| bytes).sum::<u64>();
         }
     }
     Ok(bytes)

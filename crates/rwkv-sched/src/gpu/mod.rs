@@ -149,6 +149,12 @@ impl GpuExecutor {
         Ok(executor)
     }
 
+    /// Bytes of GPU memory that the model's tensors take; [`device_bytes`](Executor::device_bytes) has states and
+    /// activations as well.
+    pub fn weights_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
     /// The plan for batches of this shape, made on first use.
     fn plan(&mut self, shape: BatchShape) -> Result<Interned<PlanKey>> {
         let key = self.shapes.intern((shape, self.blends.number()));

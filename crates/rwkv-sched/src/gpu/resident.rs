@@ -256,30 +256,24 @@ impl Loader<'_> {
     }
 
     fn by_rows(&mut self, weight: Weight, format: Format) -> Result<()> {
-        let (name, shape) = (self.weights.name(weight), self.weights.describe(weight)?.1);
-        let Self {
-            upload, resident, ..
-        } = self;
-        let gpu = self.kernels.gpu();
-        self.weights
-            .with_rows(weight, 0..shape.rows.0, &mut |matrix| {
-                let matrix = GpuMatrix::new(gpu, &name, matrix, format, upload)?;
-                resident.matrices.insert(weight, matrix);
-                Ok(())
-            })
+        let shape = self.weights.describe(weight)?.1;
+        let matrix = self.fill(&[weight], shape, format)?;
+        self.resident.matrices.insert(weight, matrix);
+        Ok(())
     }
 
     fn by_columns(&mut self, weight: Weight) -> Result<()> {
         let (name, shape) = (self.weights.name(weight), self.weights.describe(weight)?.1);
-        let Self {
-            upload, resident, ..
-        } = self;
-        self.weights
-            .with_rows(weight, 0..shape.rows.0, &mut |matrix| {
-                let columns = GpuColumns::new(self.kernels, &name, matrix, upload)?;
-                resident.columns.insert(weight, columns);
-                Ok(())
-            })
+        let (kernels, upload) = (self.kernels, &mut self.upload);
+        let columns = GpuColumns::zeros(kernels.gpu(), &name, shape)?;
+        for rows in slabs(self.weights, weight)? {
+            let first = rows.start;
+            self.weights.with_rows(weight, rows, &mut |matrix| {
+                Ok(columns.fill(kernels, &name, matrix, first, upload)?)
+            })?;
+        }
+        self.resident.columns.insert(weight, columns);
+        Ok(())
     }
 
     /// All of `members` in one stack, unless they differ in format or width; says whether.
@@ -320,6 +314,7 @@ impl Loader<'_> {
         Ok(true)
     }
 
+    /// `members` one below the other.
     fn fill(&mut self, members: &[Weight], shape: Shape, format: Format) -> Result<GpuMatrix> {
         let gpu = self.kernels.gpu();
         let name = members
@@ -328,11 +323,12 @@ impl Loader<'_> {
             .unwrap_or_default();
         let mut stack = MatrixUpload::new(gpu, &name, shape, format, u64::MAX)?;
         for &member in members {
-            let rows = 0..self.weights.describe(member)?.1.rows.0;
             let (name, upload) = (self.weights.name(member), &mut self.upload);
-            self.weights.with_rows(member, rows, &mut |matrix| {
-                Ok(stack.push(&name, matrix, upload)?)
-            })?;
+            for rows in slabs(self.weights, member)? {
+                self.weights.with_rows(member, rows, &mut |matrix| {
+                    Ok(stack.push(&name, matrix, upload)?)
+                })?;
+            }
         }
         Ok(stack.finish()?)
     }
@@ -376,7 +372,26 @@ impl Loader<'_> {
     }
 }
 
-fn groups(steps: &[Step]) -> impl Iterator<Item = &Group> {
+/// Bytes of rows, as F32, that are made at once where a tensor does not lie in memory as it is.
+const SLAB: usize = 8 << 20;
+
+/// All rows of a tensor, in as many pieces as keep memory flat.
+fn slabs(weights: &dyn Weights, weight: Weight) -> Result<impl Iterator<Item = Range<usize>>> {
+    let shape = weights.describe(weight)?.1;
+    let rows = shape.rows.0;
+    let slab = if weights.is_in_place(weight) {
+        rows.max(1)
+    } else {
+        (SLAB / (shape.cols.0 * 4).max(1))
+            .max(1)
+            .next_multiple_of(GpuColumns::OUTPUTS)
+    };
+    Ok((0..rows)
+        .step_by(slab)
+        .map(move |first| first..rows.min(first + slab)))
+}
+
+pub(super) fn groups(steps: &[Step]) -> impl Iterator<Item = &Group> {
     steps.iter().filter_map(|step| match step {
         Step::Group(group) => Some(&**group),
         _ => None,
@@ -405,7 +420,7 @@ pub(super) fn is_pair(weight: Weight) -> bool {
 }
 
 /// The vectors of each operation, as its kernel binds them, and those of the groups of `steps`.
-fn vector_groups(model: &Model, steps: &[Step]) -> Vec<Vec<Weight>> {
+pub(super) fn vector_groups(model: &Model, steps: &[Step]) -> Vec<Vec<Weight>> {
     let graph = model.graph();
     let operations = graph.nodes().iter().flat_map(|n| operation_vectors(&n.op));
     let fused = groups(steps).filter_map(|group| group.vectors(graph));

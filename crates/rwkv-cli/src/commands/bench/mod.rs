@@ -113,11 +113,13 @@ fn measure(
     let watch = Watch::start();
     let start = Instant::now();
     let executor = open::load_as(model, device, &args.device, slots, subject.sparse);
-    let load_seconds = start.elapsed().as_secs_f64();
+    let load_time = start.elapsed();
     let mut private = watch.stop();
     let mut executor = executor?;
     let executor = executor.as_mut();
-    let pipelines = Pipelines::of(&executor.stats());
+    let stats = executor.stats();
+    let load_seconds = load_time.saturating_sub(stats.tuning).as_secs_f64();
+    let pipelines = Pipelines::of(&stats);
     let profile = args.profile.is_some();
     if profile {
         check_timestamps(executor)?;

@@ -21,6 +21,7 @@ pub(super) struct Report {
     pub(super) device: DeviceInfo,
     /// Rounds that were measured, after a warm-up.
     pub(super) repeat: u32,
+    /// Without tuning.
     pub(super) load_seconds: f64,
     /// Part of loading; absent on the processor.
     pub(super) pipelines: Option<Pipelines>,

@@ -220,7 +220,7 @@ impl Session<'_> {
             }
         }
         for problem in problems {
-            let of = |choice: Option<Choice>| samples.get(&(problem, choice)).and_then(median);
+            let of = |choice: Option<Choice>| median(samples.get(&(problem, choice)));
             let Some(default) = of(None) else {
                 continue;
             };
@@ -279,7 +279,7 @@ impl Session<'_> {
     ) -> Result<()> {
         let found = self.time(plan, steps, timer)?;
         for (problem, choice) in round {
-            if let Some(seconds) = found.get(problem).and_then(median) {
+            if let Some(seconds) = median(found.get(problem)) {
                 let all = times.entry(problem.clone()).or_default();
                 all.push((*choice, seconds));
             }
@@ -333,9 +333,9 @@ impl Session<'_> {
     }
 }
 
-#[allow(clippy::ptr_arg, reason = "passed to `and_then` of an Option of a Vec")]
-fn median(times: &Vec<f64>) -> Option<f64> {
-    let mut sorted = times.clone();
+/// Of what was measured of one candidate.
+fn median(times: Option<&Vec<f64>>) -> Option<f64> {
+    let mut sorted = times?.clone();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied()
 }

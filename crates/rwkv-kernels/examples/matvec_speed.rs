@@ -1,4 +1,5 @@
-//! Measures the matrix-vector kernels: the products of a decoded token alone, and fused as RWKV-7 has them.
+//! Measures the matrix-vector kernels that any adapter can run: products alone, and several as RWKV-7 has them. (Those
+//! that adapters with subgroups run instead: `token_speed`.)
 //!
 //! `cargo run --release --example matvec_speed [-- --chained] [--all] [--only TEXT] [--formats f16,q4_k] [--tokens 1,8]`
 //!
@@ -6,12 +7,10 @@
 //! `--chained` makes each dispatch wait for the one before, as in a model; `--all` tries every candidate shape and
 //! prints the fastest three after the default one; `--only` keeps rows whose name contains TEXT.
 
-use rwkv_gpu::{
-    Binding, Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Selector, list_adapters,
-};
+use rwkv_gpu::{Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Selector, list_adapters};
 use rwkv_kernels::{
-    BatchTables, Error, Format, GpuMatrix, GpuVector, Kernels, Matrix, Page, Result, Span, View,
-    ops::{Function, Linear, MatvecShape, NormShiftLinear, Projections, Segment, Stack, Weighs},
+    Error, Format, GpuMatrix, Kernels, Matrix, Result, View,
+    ops::{Function, Linear, MatvecShape, Projections, Segment, Stack},
 };
 use rwkv_mem::{Cols, Rows, Upload};
 use std::{env, time::Instant};
@@ -36,11 +35,11 @@ const LINEAR: [(usize, usize); 11] = [
     (65536, 4096),
 ];
 
-/// RWKV-7's width, FFN width, and low ranks of decay, rate, value and gate.
-const MODELS: [(&str, usize, usize, [usize; 4]); 3] = [
-    ("0.1B", 768, 3072, [64, 64, 32, 128]),
-    ("1.5B", 2048, 8192, [96, 96, 64, 256]),
-    ("7.2B", 4096, 16384, [128, 128, 96, 480]),
+/// RWKV-7's width, and low ranks of decay, rate, value and gate.
+const MODELS: [(&str, usize, [usize; 4]); 3] = [
+    ("0.1B", 768, [64, 64, 32, 128]),
+    ("1.5B", 2048, [96, 96, 64, 256]),
+    ("7.2B", 4096, [128, 128, 96, 480]),
 ];
 
 struct Options {
@@ -109,9 +108,8 @@ fn main() -> Result<()> {
             for (rows, cols) in LINEAR {
                 bench.linear(rows, cols, format, tokens)?;
             }
-            for (model, width, ffn, ranks) in MODELS {
+            for (model, width, ranks) in MODELS {
                 bench.projections(model, width, ranks, format, tokens)?;
-                bench.norm_shift(model, width, ffn, format, tokens)?;
             }
         }
     }
@@ -334,90 +332,6 @@ impl Bench {
             })
             .collect()
         })
-    }
-
-    fn norm_shift(
-        &self,
-        model: &str,
-        width: usize,
-        ffn: usize,
-        format: Format,
-        tokens: usize,
-    ) -> Result<()> {
-        let name = format!("{model} norm, shift, key");
-        if !self.wanted(&name) || format.row_bytes(width).is_none() {
-            return Ok(());
-        }
-        let matrices = self.matrices(&[ffn], width, format, None)?;
-        if !self.kernels.norm_shift_linear_suits(&matrices[0], tokens) {
-            println!("| {name} | {format} | {tokens} | does not suit | | |");
-            return Ok(());
-        }
-        let mut noise = Noise(3);
-        let values: Vec<f32> = (0..3 * width).map(|_| noise.next()).collect();
-        let mut upload = Upload::new(self.gpu());
-        let vectors = GpuVector::new(self.gpu(), "vectors", &values, &mut upload)?;
-        let x = self.input(View::bytes(tokens, width))?;
-        let state = self.input((tokens * 2 * width * 4) as u64)?;
-        let table: Vec<Span> = (0u32..8)
-            .map(|slot| Span {
-                start: slot,
-                length: 1,
-                slot,
-                padding: 0,
-            })
-            .collect();
-        let spans = self.gpu().buffer(BufferKind::Storage, "spans", 128)?;
-        self.gpu().write(&spans, 0, bytemuck::cast_slice(&table))?;
-        let results = self.results(View::bytes(tokens, ffn), matrices.len())?;
-        let shifted = self.results(View::bytes(tokens, width), matrices.len())?;
-        let slots = u32::try_from(tokens).unwrap_or(1);
-        let default = self.kernels.norm_shift_shape(&matrices[0], tokens);
-        for workgroups in [132, 264, 528, 1056] {
-            let default = MatvecShape {
-                workgroups,
-                ..default
-            };
-            self.rows(
-                &name,
-                format,
-                tokens,
-                matrices[0].bytes(),
-                default,
-                |shape| {
-                    let mut all = Vec::new();
-                    let places = results.iter().zip(&shifted).cycle();
-                    for (weight, (y, shifted)) in matrices.iter().zip(places) {
-                        let op = NormShiftLinear {
-                            batch: BatchTables {
-                                tokens: Binding::from(&spans),
-                                spans: Binding::from(&spans),
-                                outputs: Binding::from(&spans),
-                                span_count: tokens,
-                            },
-                            x: view(&x, tokens, width),
-                            vectors: &vectors,
-                            epsilon: 1e-5,
-                            weighs: Weighs::Previous,
-                            state: &state,
-                            page: Page {
-                                first_slot: 0,
-                                slots,
-                                padding: [0; 2],
-                            },
-                            which: 1,
-                            weight,
-                            function: Function::SquaredRelu,
-                            shifted: view(shifted, tokens, width),
-                            y: view(y, tokens, ffn),
-                        };
-                        all.extend(self.kernels.norm_shift_linear(&op, Some(shape))?);
-                    }
-                    Ok(all)
-                },
-            )?;
-        }
-        Ok(())
     }
 }
 

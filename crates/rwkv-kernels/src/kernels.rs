@@ -17,8 +17,8 @@ pub struct Kernels {
     unused: Buffer,
     /// The same for slots that are written.
     unused_output: Buffer,
-    /// See [`Kernels::partials`].
-    partials: Arc<OnceLock<Buffer>>,
+    /// See [`Kernels::partials`]: few of them, and as many as there may be.
+    partials: Arc<[OnceLock<Buffer>; 2]>,
     /// How they cut their work.
     tuning: Arc<Tuning>,
 }
@@ -28,6 +28,9 @@ pub(crate) const PARTIAL_COUNTS: usize = 1024;
 
 /// Words of partial sums: 32 ranges of 4,096 outputs for 8 tokens, 4 MiB.
 pub(crate) const PARTIAL_SUMS: usize = 1 << 20;
+
+/// Words of partial sums at most, where one product asks for more: 8 slices of 65,536 outputs for 16 tokens, 32 MiB.
+pub(crate) const MOST_PARTIAL_SUMS: usize = 1 << 23;
 
 /// An activation on the GPU: `rows × width` f32, rows at [`View::stride`].
 #[derive(Clone, Copy, Debug)]
@@ -218,18 +221,24 @@ impl Kernels {
     }
 
     /// Where workgroups of one dispatch leave partial sums for the last of them: [`PARTIAL_COUNTS`] counts that are
-    /// zero between dispatches, then [`PARTIAL_SUMS`] sums. Made on first use. Dispatches that bind it run one after
-    /// the other, because each writes it: so all of them can share one.
-    pub(crate) fn partials(&self) -> Result<Binding<'_>> {
-        if let Some(found) = self.partials.get() {
+    /// zero between dispatches, then at least `words` sums, of [`MOST_PARTIAL_SUMS`]. Made on first use. Dispatches that
+    /// bind it run one after the other, because each writes it: so all of them can share one.
+    pub(crate) fn partials(&self, words: usize) -> Result<Binding<'_>> {
+        let sizes = [PARTIAL_SUMS, MOST_PARTIAL_SUMS];
+        let fitting = sizes.into_iter().zip(&*self.partials);
+        let Some((size, place)) = fitting.into_iter().find(|(size, _)| words <= *size) else {
+            let problem = format!("{words} are more than {MOST_PARTIAL_SUMS}");
+            return Err(Error::shape("partial sums", problem));
+        };
+        if let Some(found) = place.get() {
             return Ok(Binding::from(found));
         }
-        let bytes = (PARTIAL_COUNTS + PARTIAL_SUMS) as u64 * 4;
+        let bytes = (PARTIAL_COUNTS + size) as u64 * 4;
         let made = self
             .gpu
             .buffer(BufferKind::Storage, "partial sums", bytes)?;
         // Two threads may make it; the first one stored is kept.
-        Ok(Binding::from(self.partials.get_or_init(|| made)))
+        Ok(Binding::from(place.get_or_init(|| made)))
     }
 
     pub(crate) fn pipeline(

@@ -196,10 +196,10 @@ fn mix_eight(eight: Eight, index: u32, mean: f32, scale: f32, writes: bool, for_
         staged[index] = bitcast<vec4<u32>>(near);
         staged[PAIR_UNITS + index] = bitcast<vec4<u32>>(far);
     } else {
-        stage_eight(index, near, far);
+        stage_eight(0u, index, near, far);
     }
 #else
-    stage_eight(index, near, far);
+    stage_eight(0u, index, near, far);
 #endif
 }
 

@@ -80,7 +80,7 @@ override DENSE: bool = false;
 // There are several ranges.
 override SPLIT: bool = false;
 
-// The list: inputs, then the x of each token for each; later sums.
+// The list: inputs, then for each the x of all tokens, next to each other; later sums.
 var<workgroup> words: array<u32, max(BLOCK * (TOKENS + 1u), 8u * PITCH)>;
 // For four inputs a thread, then for 32: a bit for each that is listed.
 var<workgroup> quads: array<u32, BLOCK / 4u>;
@@ -144,7 +144,7 @@ fn list(block: u32, end: u32, thread: u32, seen: ptr<function, array<vec4<f32>, 
             if (found >> i & 1u) != 0u {
                 words[place] = first + i;
                 for (var token = 0u; token < TOKENS; token++) {
-                    words[(token + 1u) * BLOCK + place] = bitcast<u32>((*seen)[token][i]);
+                    words[BLOCK + place * TOKENS + token] = bitcast<u32>((*seen)[token][i]);
                 }
                 place++;
             }
@@ -155,8 +155,73 @@ fn list(block: u32, end: u32, thread: u32, seen: ptr<function, array<vec4<f32>, 
     return total;
 }
 
+// A thread's sums for each token. Members and not an array, which compilers may keep in memory if some loop over it is
+// not unrolled; those past TOKENS are never used.
+struct Sums {
+    t0: Eight,
+    t1: Eight,
+    t2: Eight,
+    t3: Eight,
+    t4: Eight,
+    t5: Eight,
+    t6: Eight,
+    t7: Eight,
+}
+
+fn sums_of(sums: ptr<function, Sums>, token: u32) -> Eight {
+    switch token {
+        case 1u: {
+            return (*sums).t1;
+        }
+        case 2u: {
+            return (*sums).t2;
+        }
+        case 3u: {
+            return (*sums).t3;
+        }
+        case 4u: {
+            return (*sums).t4;
+        }
+        case 5u: {
+            return (*sums).t5;
+        }
+        case 6u: {
+            return (*sums).t6;
+        }
+        case 7u: {
+            return (*sums).t7;
+        }
+        default: {
+            return (*sums).t0;
+        }
+    }
+}
+
+fn add_to(sums: Eight, weight: Eight, x: u32) -> Eight {
+    let value = bitcast<f32>(x);
+    return Eight(sums.low + weight.low * value, sums.high + weight.high * value);
+}
+
+// Adds a column's piece, whose x of the first token is in `place`.
+fn add_column(weight: Eight, place: u32, sums: ptr<function, Sums>) {
+    (*sums).t0 = add_to((*sums).t0, weight, words[place]);
+    if TOKENS > 1u {
+        (*sums).t1 = add_to((*sums).t1, weight, words[place + 1u]);
+    }
+    if TOKENS > 2u {
+        (*sums).t2 = add_to((*sums).t2, weight, words[place + 2u]);
+        (*sums).t3 = add_to((*sums).t3, weight, words[place + 3u]);
+    }
+    if TOKENS > 4u {
+        (*sums).t4 = add_to((*sums).t4, weight, words[place + 4u]);
+        (*sums).t5 = add_to((*sums).t5, weight, words[place + 5u]);
+        (*sums).t6 = add_to((*sums).t6, weight, words[place + 6u]);
+        (*sums).t7 = add_to((*sums).t7, weight, words[place + 7u]);
+    }
+}
+
 // Adds the columns of `count` listed inputs, of which this thread takes every (SIZE / SLICE)th.
-fn add_columns(count: u32, unit: u32, thread: u32, sums: ptr<function, array<Eight, TOKENS>>) {
+fn add_columns(count: u32, unit: u32, thread: u32, sums: ptr<function, Sums>) {
     let step = SIZE / SLICE;
     for (var start = thread / SLICE; start < count; start += step * DEPTH) {
         var packed: array<vec4<u32>, DEPTH>;
@@ -170,12 +235,7 @@ fn add_columns(count: u32, unit: u32, thread: u32, sums: ptr<function, array<Eig
         for (var i = 0u; i < DEPTH; i++) {
             let at = start + i * step;
             if at < count {
-                let weight = eight(packed[i]);
-                for (var token = 0u; token < TOKENS; token++) {
-                    let value = bitcast<f32>(words[(token + 1u) * BLOCK + at]);
-                    (*sums)[token].low += weight.low * value;
-                    (*sums)[token].high += weight.high * value;
-                }
+                add_column(eight(packed[i]), BLOCK + at * TOKENS, sums);
             }
         }
     }
@@ -309,7 +369,7 @@ fn main(at: Invocation) {
     // Span i is for range i: what it needs comes while columns do.
     let kept = keep(range, output);
 #endif
-    var sums: array<Eight, TOKENS>;
+    var sums: Sums;
     for (; block < end; block += BLOCK) {
         let count = list(block, end, thread, &seen);
         look(block + BLOCK, end, thread, &seen);
@@ -319,13 +379,13 @@ fn main(at: Invocation) {
     for (var token = 0u; token < TOKENS; token++) {
         if token < params.tokens {
             if SPLIT {
-                let sum = gather(sums[token], thread);
+                let sum = gather(sums_of(&sums, token), thread);
                 if thread < SLICE * 8u {
                     atomicStore(&partials[partials_of(at, range, token) + thread], bitcast<u32>(sum));
                 }
             } else {
                 let base = base_of(output, token);
-                store(base + gather(sums[token], thread), output, token);
+                store(base + gather(sums_of(&sums, token), thread), output, token);
             }
         }
     }

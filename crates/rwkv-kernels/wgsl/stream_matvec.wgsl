@@ -78,7 +78,7 @@ fn main(at: Invocation) {
     let first = load_step(work, team, group, 0u);
     let start = params.x + slice * SLICE * (UNIT / 4u);
     for (var i = at.thread; i < SLICE * UNIT / 8u; i += WORKGROUP) {
-        stage_eight(i, x[start + 2u * i], x[start + 2u * i + 1u]);
+        stage_eight(0u, i, x[start + 2u * i], x[start + 2u * i + 1u]);
     }
     workgroupBarrier();
     make_rows(work, lane, team, at.thread, first);

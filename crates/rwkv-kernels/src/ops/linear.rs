@@ -106,19 +106,46 @@ pub(crate) struct LinearParams {
     pub(crate) chunk: u32,
 }
 
+/// Whether the sizes fit.
+pub(crate) fn check_linear(op: &Linear<'_>) -> Result<()> {
+    let (shape, tokens) = (op.weight.shape(), op.x.rows);
+    let fits = op.x.width == shape.cols.0
+        && op.y.width == shape.rows.0
+        && op.y.rows == tokens
+        && op.bias.is_none_or(|b| b.len() == shape.rows.0)
+        && op
+            .residual
+            .is_none_or(|r| r.width == shape.rows.0 && r.rows == tokens);
+    if fits {
+        return Ok(());
+    }
+    Err(Error::shape(
+        "linear",
+        format!(
+            "{tokens}×{} by a {shape} matrix into {}×{}",
+            op.x.width, op.y.rows, op.y.width
+        ),
+    ))
+}
+
 /// The side of a matmul tile, as in the WGSL.
 const TILE: usize = 64;
 
 impl Kernels {
-    /// The dispatches of `op`: one a part of the matrix.
+    /// The dispatches of `op`: one a part of the matrix. Products of 2 to 16 tokens are those of
+    /// [`token_linear`](Self::token_linear) where it suits.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when a kernel does not compile.
     pub fn linear(&self, op: &Linear<'_>) -> Result<Vec<Dispatch>> {
+        if self.token_linear_suits(op) {
+            return self.token_linear(op, None);
+        }
         self.linear_shaped(op, None)
     }
 
-    /// As [`linear`](Self::linear), with the given shape of the matrix-vector kernel, which serves up to 8 tokens.
+    /// As [`linear`](Self::linear) with x as it is, in the given shape of the matrix-vector kernel, which serves up to 8
+    /// tokens.
     ///
     /// # Errors
     /// Those of [`linear`](Self::linear).
@@ -159,22 +186,7 @@ impl Kernels {
     ) -> Result<Vec<Dispatch>> {
         let shape = op.weight.shape();
         let tokens = op.x.rows;
-        let fits = op.x.width == shape.cols.0
-            && op.y.width == shape.rows.0
-            && op.y.rows == tokens
-            && op.bias.is_none_or(|b| b.len() == shape.rows.0)
-            && op
-                .residual
-                .is_none_or(|r| r.width == shape.rows.0 && r.rows == tokens);
-        if !fits {
-            return Err(Error::shape(
-                "linear",
-                format!(
-                    "{tokens}×{} by a {shape} matrix into {}×{}",
-                    op.x.width, op.y.rows, op.y.width
-                ),
-            ));
-        }
+        check_linear(op)?;
         let layout = op.weight.layout();
         let shader = layout.shader();
         let units = op.weight.units();

@@ -68,7 +68,6 @@ pub(crate) struct Resolved {
     pub(crate) chunk: usize,
     /// Rows of a workgroup's block at least: where subgroups are smaller than they can be, it has more.
     pub(crate) block_rows: usize,
-    staged: bool,
     workgroups: usize,
 }
 
@@ -147,29 +146,6 @@ impl Kernels {
         units: usize,
         tokens: usize,
     ) -> Resolved {
-        self.resolve_within(shape, unit, units, tokens, STAGED_BYTES)
-    }
-
-    /// As [`resolve`](Self::resolve), with all of x in workgroup memory, if it fits.
-    pub(crate) fn resolve_whole(
-        &self,
-        shape: MatvecShape,
-        unit: usize,
-        units: usize,
-        tokens: usize,
-    ) -> Option<Resolved> {
-        let resolved = self.resolve_within(shape, unit, units, tokens, usize::MAX);
-        (resolved.staged && resolved.chunk == units).then_some(resolved)
-    }
-
-    fn resolve_within(
-        &self,
-        shape: MatvecShape,
-        unit: usize,
-        units: usize,
-        tokens: usize,
-        staged_bytes: usize,
-    ) -> Resolved {
         let limits = &self.gpu().capabilities().limits;
         let (smallest, largest) = self.lane_counts();
         let two = |n: u32, low: u32, high: u32| {
@@ -189,7 +165,7 @@ impl Kernels {
         let taken = (partials + threads as usize) * 4;
         let left = (limits.workgroup_bytes as usize).saturating_sub(taken);
         let parts = unit / 4;
-        let fit = left.min(staged_bytes) / (16 * token_slots * parts);
+        let fit = left.min(STAGED_BYTES) / (16 * token_slots * parts);
         let (mut staged, mut chunk) = (shape.staged, units);
         if staged && units.next_multiple_of(8) > fit {
             chunk = fit / 8 * 8;
@@ -220,7 +196,6 @@ impl Kernels {
                 ("PARTIALS", number(partials)),
             ],
             chunk,
-            staged,
             block_rows: (threads / largest / split * rows) as usize,
             workgroups: match shape.workgroups {
                 0 => usize::MAX,

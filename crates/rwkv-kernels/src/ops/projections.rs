@@ -54,16 +54,17 @@ pub struct Projections<'a> {
     pub y: &'a Buffer,
 }
 
+/// Where a segment's operands and results lie, as the kernels read it (`wgsl/projections.wgsl`).
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-struct SegmentParams {
-    stack: u32,
-    first_row: u32,
-    rows: u32,
-    x: u32,
-    y: u32,
-    y_stride: u32,
-    function_code: u32,
+pub(crate) struct Placed {
+    pub(crate) stack: u32,
+    pub(crate) first_row: u32,
+    pub(crate) rows: u32,
+    pub(crate) x: u32,
+    pub(crate) y: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) function_code: u32,
     padding: u32,
 }
 
@@ -78,7 +79,7 @@ struct Params {
     chunk: u32,
     count: u32,
     padding: u32,
-    segments: [SegmentParams; MAX_SEGMENTS],
+    segments: [Placed; MAX_SEGMENTS],
 }
 
 impl Kernels {
@@ -92,7 +93,7 @@ impl Kernels {
             && (1..=MAX_SEGMENTS).contains(&op.segments.len())
     }
 
-    /// The dispatch of `op`, of a chosen shape or the default one.
+    /// The dispatch of `op`: of a chosen shape of the matrix-vector kernel, or without one of whichever kernel is fastest.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit or the kernel does not suit, [`Error::Gpu`] when it does not compile.
@@ -101,74 +102,17 @@ impl Kernels {
         op: &Projections<'_>,
         shape: Option<MatvecShape>,
     ) -> Result<Dispatch> {
-        let refused = |problem: String| Error::shape("projections", problem);
+        if shape.is_none() && self.token_projections_suit(op) {
+            return self.token_projections(op, None);
+        }
+        let (placed, y) = self.place_segments(op)?;
         let (tokens, cols) = (op.x.rows, op.weights.shape().cols.0);
-        let (true, [weights]) = (self.projections_suit(op), op.weights.chunks()) else {
-            return Err(refused(format!(
-                "{tokens} tokens, {} products, stacks in {} and {} parts; use one product a dispatch",
-                op.segments.len(),
-                op.weights.chunks().len(),
-                op.pairs.map_or(0, |p| p.chunks().len())
-            )));
-        };
         let pairs = op.pairs.and_then(|p| p.chunks().first());
-        if op.x.width != cols || op.pairs.is_some_and(|p| p.shape().cols.0 != cols) {
-            return Err(refused(format!(
-                "{} inputs for a {} stack and one of {} columns",
-                op.x.width,
-                op.weights.shape(),
-                op.pairs.map_or(cols, |p| p.shape().cols.0)
-            )));
+        let mut segments = [Placed::default(); MAX_SEGMENTS];
+        for (place, segment) in segments.iter_mut().zip(&placed) {
+            *place = *segment;
         }
-        let alignment = self.gpu().capabilities().limits.offset_alignment.max(4);
-        let starts = op.segments.iter().map(|s| s.y_offset);
-        let start = starts.min().unwrap_or(0) / alignment * alignment;
-        let mut end = start;
-        let mut total = 0;
-        let mut segments = [SegmentParams::default(); MAX_SEGMENTS];
-        let block = block_elements(tokens, cols)? / 4;
-        for (params, segment) in segments.iter_mut().zip(op.segments) {
-            let (code, stack, chunk) = match segment.stack {
-                Stack::Weights => (0, Some(op.weights), Some(weights)),
-                Stack::Pairs => (1, op.pairs, pairs),
-            };
-            let (rows, have) = (&segment.rows, stack.map_or(0, |s| s.shape().rows.0));
-            let count = rows.end.saturating_sub(rows.start);
-            let last = segment.y_offset.saturating_add(View::bytes(tokens, count));
-            if count == 0
-                || rows.end > have
-                || segment.x >= op.blocks
-                || !segment.y_offset.is_multiple_of(4)
-                || last > op.y.size()
-            {
-                return Err(refused(format!(
-                    "rows {} to {} of {have} by input {} of {} to byte {} of {}",
-                    rows.start,
-                    rows.end,
-                    segment.x,
-                    op.blocks,
-                    segment.y_offset,
-                    op.y.size()
-                )));
-            }
-            end = end.max(last);
-            total += count;
-            *params = SegmentParams {
-                stack: code,
-                first_row: chunk.map_or(0, |c| c.base) + u32_of("rows", rows.start)?,
-                rows: u32_of("rows", count)?,
-                x: u32_of("inputs", segment.x)?
-                    .checked_mul(block)
-                    .ok_or_else(|| refused("the inputs pass 32 bits".to_owned()))?,
-                y: u32_of(
-                    "results",
-                    usize::try_from((segment.y_offset - start) / 4).unwrap_or(usize::MAX),
-                )?,
-                y_stride: u32_of("stride", View::stride(count))?,
-                function_code: segment.function.code(),
-                padding: 0,
-            };
-        }
+        let total = op.segments.iter().map(|s| s.rows.len()).sum();
         let layout = op.weights.layout();
         let units = op.weights.units();
         let shape = shape.unwrap_or_else(|| self.shape_for(op.weights, total, tokens));
@@ -198,22 +142,98 @@ impl Kernels {
             padding: 0,
             segments,
         };
-        let y = Binding {
-            buffer: op.y,
-            offset: start,
-            size: Some(end - start),
-        };
         let bindings = [op.x.blocks_binding(op.blocks), y];
         let workgroups = op.segments.iter().map(|s| s.rows.len());
         let workgroups = workgroups
             .map(|rows| rows.div_ceil(resolved.block_rows))
             .sum();
         let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
-        dispatch.groups.push(weights.group(self.gpu(), &pipeline)?);
+        for weights in op.weights.chunks() {
+            dispatch.groups.push(weights.group(self.gpu(), &pipeline)?);
+        }
         dispatch.groups.push(match pairs {
             Some(pairs) => pairs.group_at(self.gpu(), &pipeline, 2)?,
             None => self.gpu().bind(&pipeline, 2, &[self.unused()])?,
         });
         Ok(dispatch)
+    }
+
+    /// Where all segments lie, and the range of the results.
+    pub(crate) fn place_segments<'a>(
+        &self,
+        op: &Projections<'a>,
+    ) -> Result<(Vec<Placed>, Binding<'a>)> {
+        let refused = |problem: String| Error::shape("projections", problem);
+        let (tokens, cols) = (op.x.rows, op.weights.shape().cols.0);
+        let (true, [weights]) = (self.projections_suit(op), op.weights.chunks()) else {
+            return Err(refused(format!(
+                "{tokens} tokens, {} products, stacks in {} and {} parts; use one product a dispatch",
+                op.segments.len(),
+                op.weights.chunks().len(),
+                op.pairs.map_or(0, |p| p.chunks().len())
+            )));
+        };
+        let pairs = op.pairs.and_then(|p| p.chunks().first());
+        if op.x.width != cols || op.pairs.is_some_and(|p| p.shape().cols.0 != cols) {
+            return Err(refused(format!(
+                "{} inputs for a {} stack and one of {} columns",
+                op.x.width,
+                op.weights.shape(),
+                op.pairs.map_or(cols, |p| p.shape().cols.0)
+            )));
+        }
+        let alignment = self.gpu().capabilities().limits.offset_alignment.max(4);
+        let starts = op.segments.iter().map(|s| s.y_offset);
+        let start = starts.min().unwrap_or(0) / alignment * alignment;
+        let mut end = start;
+        let mut all = Vec::new();
+        let block = block_elements(tokens, cols)? / 4;
+        for segment in op.segments {
+            let (code, stack, chunk) = match segment.stack {
+                Stack::Weights => (0, Some(op.weights), Some(weights)),
+                Stack::Pairs => (1, op.pairs, pairs),
+            };
+            let (rows, have) = (&segment.rows, stack.map_or(0, |s| s.shape().rows.0));
+            let count = rows.end.saturating_sub(rows.start);
+            let last = segment.y_offset.saturating_add(View::bytes(tokens, count));
+            if count == 0
+                || rows.end > have
+                || segment.x >= op.blocks
+                || !segment.y_offset.is_multiple_of(4)
+                || last > op.y.size()
+            {
+                return Err(refused(format!(
+                    "rows {} to {} of {have} by input {} of {} to byte {} of {}",
+                    rows.start,
+                    rows.end,
+                    segment.x,
+                    op.blocks,
+                    segment.y_offset,
+                    op.y.size()
+                )));
+            }
+            end = end.max(last);
+            all.push(Placed {
+                stack: code,
+                first_row: chunk.map_or(0, |c| c.base) + u32_of("rows", rows.start)?,
+                rows: u32_of("rows", count)?,
+                x: u32_of("inputs", segment.x)?
+                    .checked_mul(block)
+                    .ok_or_else(|| refused("the inputs pass 32 bits".to_owned()))?,
+                y: u32_of(
+                    "results",
+                    usize::try_from((segment.y_offset - start) / 4).unwrap_or(usize::MAX),
+                )?,
+                y_stride: u32_of("stride", View::stride(count))?,
+                function_code: segment.function.code(),
+                padding: 0,
+            });
+        }
+        let y = Binding {
+            buffer: op.y,
+            offset: start,
+            size: Some(end - start),
+        };
+        Ok((all, y))
     }
 }

@@ -14,7 +14,7 @@
 use crate::{
     Error, Format, GpuColumns, Kernels, Page, Result, View,
     gpu_weights::Chunk,
-    kernels::u32_of,
+    kernels::{PARTIAL_SUMS, u32_of},
     ops::{
         SparseTuning, StoreShift,
         linear::LinearParams,
@@ -171,7 +171,7 @@ impl Kernels {
                 op.y.binding(),
                 match cut.ranges {
                     1 => self.unused_output(),
-                    _ => self.partials()?,
+                    _ => self.partials(PARTIAL_SUMS)?,
                 },
             ];
             if let Some(store) = store {

@@ -152,7 +152,7 @@ impl Kernels {
             u32_of("x", usize::try_from(bytes / 4).unwrap_or(usize::MAX))
         };
         let partials = if stream.slices > 1 {
-            self.partials()?
+            self.partials(PARTIAL_SUMS)?
         } else {
             self.unused_output()
         };

@@ -1,7 +1,7 @@
 //! What is worth timing, the most promising first: a tuner may run out of time.
 
 use super::{Choice, Problem, Tunable};
-use crate::ops::{SparseTuning, StepTile, StreamShape};
+use crate::ops::{SparseTuning, StepTile, StreamShape, TokenShape};
 
 /// Workgroups for the largest GPUs: two for each of 132 cores, and so on. Smaller GPUs run as many as they have places
 /// for.
@@ -13,6 +13,7 @@ impl Problem {
         match self.kernel {
             Tunable::NormProject | Tunable::NormProjectPairs => shapes(&[1]),
             Tunable::StreamMatvec => shapes(&[1, 2, 4]),
+            Tunable::StreamTokens | Tunable::StreamTokensPairs => tokens(),
             Tunable::SparseMatvec => sparse(),
             Tunable::Wkv7Step => StepTile::ALL.map(Choice::Step).to_vec(),
         }
@@ -51,6 +52,31 @@ fn shapes(slices: &[u32]) -> Vec<Choice> {
     all
 }
 
+fn tokens() -> Vec<Choice> {
+    let sizes = [
+        (256, TWO_A_CORE),
+        (128, 2 * TWO_A_CORE),
+        (512, TWO_A_CORE / 2),
+        (256, TWO_A_CORE / 2),
+    ];
+    let mut all = Vec::new();
+    for (lanes, apart) in [(8, true), (8, false), (16, false), (4, true)] {
+        for (threads, workgroups) in sizes {
+            // Of one, as many as make x fit.
+            for slices in [1, 8] {
+                all.push(Choice::Tokens(TokenShape {
+                    threads,
+                    lanes,
+                    apart,
+                    workgroups,
+                    slices,
+                }));
+            }
+        }
+    }
+    all
+}
+
 fn sparse() -> Vec<Choice> {
     let mut all = Vec::new();
     for threads in [256, 512] {
@@ -82,6 +108,8 @@ mod tests {
             Tunable::NormProject,
             Tunable::NormProjectPairs,
             Tunable::StreamMatvec,
+            Tunable::StreamTokens,
+            Tunable::StreamTokensPairs,
             Tunable::SparseMatvec,
             Tunable::Wkv7Step,
         ] {
@@ -90,7 +118,7 @@ mod tests {
                 format: "f16".to_owned(),
                 rows: 4096,
                 cols: 4096,
-                tokens: 1,
+                tokens: 8,
             };
             let all = problem.candidates();
             let distinct: HashSet<_> = all.iter().collect();

@@ -12,7 +12,7 @@ pub use file::VERSION;
 
 use crate::{
     GpuMatrix, Kernels,
-    ops::{SparseTuning, StepTile, StreamShape},
+    ops::{SparseTuning, StepTile, StreamShape, TokenShape},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,10 @@ pub enum Tunable {
     NormProjectPairs,
     /// [`Kernels::stream_linear`].
     StreamMatvec,
+    /// [`Kernels::linear`] of 2 to 16 tokens, and [`Kernels::projections`] of 2 to 8.
+    StreamTokens,
+    /// The latter with a stack of low-rank pairs beside it.
+    StreamTokensPairs,
     /// [`Kernels::sparse_linear`] of up to eight tokens.
     SparseMatvec,
     /// [`Kernels::wkv7_step`].
@@ -85,6 +89,8 @@ impl fmt::Display for Problem {
 pub enum Choice {
     /// Of the products of one token.
     Stream(StreamShape),
+    /// Of the products of several tokens.
+    Tokens(TokenShape),
     /// Of a product that skips inputs.
     Sparse(SparseTuning),
     /// Of a recurrence's step.
@@ -187,6 +193,13 @@ impl Kernels {
     pub(crate) fn stream_choice(&self, problem: Problem) -> Option<StreamShape> {
         match self.choice(problem)? {
             Choice::Stream(shape) => Some(shape),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn token_choice(&self, problem: Problem) -> Option<TokenShape> {
+        match self.choice(problem)? {
+            Choice::Tokens(shape) => Some(shape),
             _ => None,
         }
     }

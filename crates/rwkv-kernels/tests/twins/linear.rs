@@ -1,16 +1,18 @@
-//! Matrix products: the matrix-vector kernels up to 8 tokens, the tiled one above.
+//! Matrix products: the matrix-vector kernels up to 8 tokens, the tiled one above, or those that stream weights past
+//! several tokens.
 
 use crate::{
     activation::Activation,
     blocks::{native, packed, weights},
     noise::{Noise, scale},
     setup::{Setup, cases, setups},
+    stream::{integers, met},
     tolerance::{self, check},
 };
 use proptest::prelude::*;
 use rwkv_kernels::{
-    Format, GpuMatrix, GpuVector, Matrix,
-    ops::{Function, Linear, matmul},
+    Error, Format, GpuMatrix, GpuVector, Matrix,
+    ops::{Function, Linear, TokenShape, matmul},
 };
 use rwkv_mem::{Cols, Rows};
 
@@ -24,22 +26,34 @@ pub(crate) const FUNCTIONS: [Function; 7] = [
     Function::Silu,
 ];
 
-#[derive(Clone, Debug)]
-struct Case {
-    /// What the weight is read from, and what the kernels read.
-    source: Format,
-    format: Format,
-    tokens: usize,
-    rows: usize,
-    cols: usize,
-    bias: bool,
-    residual: bool,
-    function: Function,
-    scale: f32,
-    seed: u64,
+/// Which kernels make products.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// The matrix-vector kernels and the tiled one.
+    Old,
+    /// Whatever is chosen.
+    Chosen,
+    /// Those of several tokens, if they suit.
+    Tokens(TokenShape),
 }
 
-fn case(tokens: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    /// What the weight is read from, and what the kernels read.
+    pub(crate) source: Format,
+    pub(crate) format: Format,
+    pub(crate) tokens: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) bias: bool,
+    pub(crate) residual: bool,
+    pub(crate) function: Function,
+    pub(crate) scale: f32,
+    pub(crate) way: Way,
+    pub(crate) seed: u64,
+}
+
+pub(crate) fn case(tokens: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
     let formats = prop_oneof![
         2 => prop::sample::select(native()).prop_map(|format| (format, format)),
         1 => (
@@ -67,6 +81,7 @@ fn case(tokens: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
                 residual,
                 function,
                 scale,
+                way: Way::Old,
                 seed,
             }
         },
@@ -111,6 +126,7 @@ fn every_format() {
                 residual: false,
                 function: Function::Identity,
                 scale: 1.0,
+                way: Way::Old,
                 seed: tokens as u64,
             };
             compare(&case, [plain]);
@@ -122,7 +138,7 @@ fn every_format() {
     }
 }
 
-fn compare<'s>(case: &Case, setups: impl IntoIterator<Item = &'s Setup>) {
+pub(crate) fn compare<'s>(case: &Case, setups: impl IntoIterator<Item = &'s Setup>) {
     let mut noise = Noise::new(case.seed);
     let (tokens, rows, cols) = (case.tokens, case.rows, case.cols);
     let x = noise.values(tokens * cols, case.scale);
@@ -141,18 +157,59 @@ fn compare<'s>(case: &Case, setups: impl IntoIterator<Item = &'s Setup>) {
         packed(case.format, &expanded(&file))
     };
     let read = Matrix::new(case.format, Rows(rows), Cols(cols), &read).unwrap();
-    let mut sums = vec![0.0; tokens * rows];
-    matmul(&x, &read, &mut sums).unwrap();
-    let terms = absolute_terms(&x, &read, tokens);
+    let (bias, residual) = (bias.as_deref(), residual.as_deref());
+    // Codes meet x as it is, or rounded to 16 bits.
+    let exact = expectation(case, &x, &read, bias, residual, 0.0);
+    let rounds = integers(case.format) && cols.is_multiple_of(32);
+    let rounded = rounds.then(|| expectation(case, &x, &read, bias, residual, 0.05));
+    for setup in setups {
+        let run = on_gpu(setup, case, &x, &file, bias, residual);
+        let Some((got, streamed)) = run else {
+            let both = case.bias && case.residual;
+            let ragged = !cols.is_multiple_of(32);
+            assert!(
+                setup.gpu().capabilities().subgroups.is_none() || ragged || both,
+                "{case:?} is refused"
+            );
+            continue;
+        };
+        let (want, tolerance) = match &rounded {
+            Some(rounded) if streamed => rounded,
+            _ => &exact,
+        };
+        let what = format!("{}, {case:?}", setup.name);
+        check(&what, &got, want, |i| tolerance[i]);
+    }
+}
 
-    let part = |vector: &Option<Vec<f32>>, i: usize| vector.as_ref().map_or(0.0, |v| v[i]);
+/// What the product should be, and how far from that it may be; `flips`: the share of a step of x's rounding by which
+/// divisions that are off in their last place move it, or 0 where x is not rounded.
+fn expectation(
+    case: &Case,
+    x: &[f32],
+    weight: &Matrix<'_>,
+    bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
+    flips: f64,
+) -> (Vec<f32>, Vec<f64>) {
+    let (tokens, rows) = (case.tokens, case.rows);
+    let (x, steps) = if flips > 0.0 {
+        met(case.format, x)
+    } else {
+        (x.to_vec(), vec![0.0; x.len()])
+    };
+    let mut sums = vec![0.0; tokens * rows];
+    matmul(&x, weight, &mut sums).unwrap();
+    let terms = absolute_terms(&x, weight, tokens);
+    let steps = absolute_terms(&steps, weight, tokens);
+    let part = |vector: Option<&[f32]>, i: usize| vector.map_or(0.0, |v| v[i]);
     let mut want = Vec::new();
     let mut tolerance = Vec::new();
     for (i, (sum, terms)) in sums.iter().zip(&terms).enumerate() {
-        let (bias, residual) = (part(&bias, i % rows), part(&residual, i));
+        let (bias, residual) = (part(bias, i % rows), part(residual, i));
         let value = case.function.apply(sum + bias);
         want.push(value + residual);
-        let before = tolerance::SUM * f64::from(terms + bias.abs());
+        let before = tolerance::SUM * f64::from(terms + bias.abs()) + flips * f64::from(steps[i]);
         let slope = match case.function {
             Function::SquaredRelu => 2.0 * f64::from((sum + bias).max(0.0)) + before,
             Function::Silu => 1.1,
@@ -164,11 +221,7 @@ fn compare<'s>(case: &Case, setups: impl IntoIterator<Item = &'s Setup>) {
                 + tolerance::FEW * f64::from(value.abs() + residual.abs()),
         );
     }
-    for setup in setups {
-        let got = on_gpu(setup, case, &x, &file, bias.as_deref(), residual.as_deref());
-        let what = format!("{}, {} as {}", setup.name, case.source, case.format);
-        check(&what, &got, &want, |i| tolerance[i]);
-    }
+    (want, tolerance)
 }
 
 /// Every element.
@@ -197,6 +250,7 @@ pub(crate) fn absolute_terms(x: &[f32], weight: &Matrix<'_>, tokens: usize) -> V
     terms
 }
 
+/// The product, and whether it was streamed past several tokens; None where that does not suit.
 fn on_gpu(
     setup: &Setup,
     case: &Case,
@@ -204,7 +258,7 @@ fn on_gpu(
     weight: &Matrix<'_>,
     bias: Option<&[f32]>,
     residual: Option<&[f32]>,
-) -> Vec<f32> {
+) -> Option<(Vec<f32>, bool)> {
     let mut upload = setup.upload();
     let weight = GpuMatrix::new(setup.gpu(), "weight", weight, case.format, &mut upload).unwrap();
     let bias = bias.map(|b| GpuVector::new(setup.gpu(), "bias", b, &mut upload).unwrap());
@@ -219,8 +273,18 @@ fn on_gpu(
         residual: residual.as_ref().map(Activation::view),
         y: y.view(),
     };
-    setup.run(&setup.kernels.linear(&op).unwrap());
-    y.read()
+    let suits = setup.kernels.token_linear_suits(&op);
+    let (dispatches, streamed) = match case.way {
+        Way::Old => (setup.kernels.linear_shaped(&op, None), false),
+        Way::Chosen => (setup.kernels.linear(&op), suits),
+        Way::Tokens(shape) => (setup.kernels.token_linear(&op, Some(shape)), true),
+    };
+    let dispatches = match (dispatches, case.way) {
+        (Err(Error::Shape { .. }), Way::Tokens(_)) => return None,
+        (dispatches, _) => dispatches.unwrap(),
+    };
+    setup.run(&dispatches);
+    Some((y.read(), streamed))
 }
 
 /// A matrix past the smallest binding limits (128 MiB) comes in several parts there; the rows around the cut must not
@@ -251,6 +315,7 @@ fn parts_of_a_large_matrix() {
         residual: true,
         function: Function::Identity,
         scale: 1.0,
+        way: Way::Chosen,
         seed: 0,
     };
     let (bias, residual) = (noise.values(rows, 1.0), noise.values(tokens * rows, 1.0));
@@ -260,6 +325,7 @@ fn parts_of_a_large_matrix() {
         *y += bias[i % rows] + residual[i];
     }
     let got = on_gpu(setup, &case, &x, &weight, Some(&bias), Some(&residual));
+    let (got, _) = got.unwrap();
     // Weights and x are in ±1 here: a quarter of a column's terms on average.
     let terms = 0.3 * cols as f64;
     check(&format!("{parts} parts"), &got, &want, |_| {

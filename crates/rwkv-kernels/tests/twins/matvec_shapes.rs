@@ -133,7 +133,7 @@ fn members_of_a_stack() {
                     residual: None,
                     y: y.view(),
                 };
-                setup.run(&setup.kernels.linear(&op).unwrap());
+                setup.run(&setup.kernels.linear_shaped(&op, None).unwrap());
                 check("a member", &y.read(), &want, |i| {
                     tolerance::SUM * f64::from(terms[i])
                 });

@@ -23,7 +23,7 @@ use rwkv_mem::{Cols, Rows};
 const EPSILON: f32 = 1e-5;
 
 /// Whether codes of the format are multiplied as integers.
-fn integers(format: Format) -> bool {
+pub(crate) fn integers(format: Format) -> bool {
     let shader = format.gpu_layout().unwrap().shader();
     matches!(
         shader,
@@ -32,7 +32,7 @@ fn integers(format: Format) -> bool {
 }
 
 /// x as the kernel multiplies it, and for each element the step that it was rounded to.
-fn met(format: Format, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn met(format: Format, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let mut rounded = x.to_vec();
     let mut steps = vec![0.0; x.len()];
     if integers(format) {

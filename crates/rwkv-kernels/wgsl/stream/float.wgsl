@@ -1,37 +1,40 @@
 // x as it is: vec4 v of it at `v % PARTS * SLICE + v / PARTS`, its bits in workgroup memory.
 
-// Units of x, all of a row's or a slice of them.
+#import dot_onto
+
+// Units of x that are staged, all of a row's or some of them.
 override SLICE: u32 = 1u;
-// vec4s of workgroup memory.
+// vec4s of workgroup memory, and those of a token.
 override X_VECTORS: u32 = 1u;
+override X_PITCH: u32 = 1u;
 
 var<workgroup> staged: array<vec4<u32>, X_VECTORS>;
 
-fn stage(vector: u32, value: vec4<f32>) {
-    staged[vector % PARTS * SLICE + vector / PARTS] = bitcast<vec4<u32>>(value);
+fn stage(token: u32, vector: u32, value: vec4<f32>) {
+    staged[token * X_PITCH + vector % PARTS * SLICE + vector / PARTS] = bitcast<vec4<u32>>(value);
 }
 
-// Elements `8 * index ..` of the slice.
-fn stage_eight(index: u32, low: vec4<f32>, high: vec4<f32>) {
-    stage(2u * index, low);
-    stage(2u * index + 1u, high);
+// Elements `8 * index ..` of a token's.
+fn stage_eight(token: u32, index: u32, low: vec4<f32>, high: vec4<f32>) {
+    stage(token, 2u * index, low);
+    stage(token, 2u * index + 1u, high);
+}
+
+// Part `p` of a unit.
+fn x_part(token: u32, unit: u32, p: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(staged[token * X_PITCH + p * SLICE + unit]);
 }
 
 struct UnitX {
     values: array<vec4<f32>, PARTS>,
 }
 
-fn unit_x(unit: u32) -> UnitX {
+fn unit_x(token: u32, unit: u32) -> UnitX {
     var x: UnitX;
     for (var p = 0u; p < PARTS; p++) {
-        x.values[p] = bitcast<vec4<f32>>(staged[p * SLICE + unit]);
+        x.values[p] = x_part(token, unit, p);
     }
     return x;
-}
-
-// One sum after the other, so that each is one fused multiply-add.
-fn dot_onto(sum: f32, a: vec4<f32>, b: vec4<f32>) -> f32 {
-    return a.w * b.w + (a.z * b.z + (a.y * b.y + (a.x * b.x + sum)));
 }
 
 fn unit_product(raw: Unit, x: UnitX, unit: u32) -> f32 {

@@ -2,11 +2,13 @@
 // less: a code meets the upper and the lower byte of x in two instructions for four elements, and needs no expanding.
 // Rounding is within 1/65278 of the largest element of the block; everything after it is exact but for the scales.
 
-// Units of x, all of a row's or a slice of them.
+// Units of x that are staged, all of a row's or some of them.
 override SLICE: u32 = 1u;
-// vec4s of workgroup memory, and blocks of x.
+// vec4s of workgroup memory and those of a token, and blocks of x and those of a token.
 override X_VECTORS: u32 = 1u;
+override X_PITCH: u32 = 1u;
 override X_BLOCKS: u32 = 1u;
+override BLOCK_PITCH: u32 = 1u;
 
 const BLOCK: u32 = 32u;
 // Elements 8 i .. of x are a vec4: two words of upper bytes, two of lower ones.
@@ -24,8 +26,8 @@ struct BlockX {
 var<workgroup> staged: array<vec4<u32>, X_VECTORS>;
 var<workgroup> staged_blocks: array<BlockX, X_BLOCKS>;
 
-// Elements `8 * index ..` of the slice. The threads of four neighbouring indices are neighbours in one subgroup.
-fn stage_eight(index: u32, low: vec4<f32>, high: vec4<f32>) {
+// Elements `8 * index ..` of a token's. The threads of four neighbouring indices are neighbours in one subgroup.
+fn stage_eight(token: u32, index: u32, low: vec4<f32>, high: vec4<f32>) {
     let most = max(abs(low), abs(high));
     var largest = max(max(most.x, most.y), max(most.z, most.w));
     largest = max(largest, subgroupShuffleXor(largest, 1u));
@@ -49,7 +51,7 @@ fn stage_eight(index: u32, low: vec4<f32>, high: vec4<f32>) {
             pack4xI8(vec4(lower_a.yw, lower_b.yw)),
         );
     }
-    staged[index % EIGHTS * SLICE + index / EIGHTS] = words;
+    staged[token * X_PITCH + index % EIGHTS * SLICE + index / EIGHTS] = words;
     let both = a + b;
     var sum = both.x + both.y + both.z + both.w;
     sum += subgroupShuffleXor(sum, 1u);
@@ -57,10 +59,11 @@ fn stage_eight(index: u32, low: vec4<f32>, high: vec4<f32>) {
     if index % 4u == 0u {
         // A scale of NaN or infinity makes the products NaN, as x would.
         let scale = largest / LARGEST_X;
+        let block = token * BLOCK_PITCH + index / 4u;
         if SCALES == 2u {
-            staged_blocks[index / 4u] = BlockX(scale, sum, other);
+            staged_blocks[block] = BlockX(scale, sum, other);
         } else {
-            staged_blocks[index / 4u] = BlockX(scale, sum + other, 0);
+            staged_blocks[block] = BlockX(scale, sum + other, 0);
         }
     }
 }
@@ -74,15 +77,16 @@ struct UnitX {
     block: BlockX,
 }
 
-fn unit_x(unit: u32) -> UnitX {
+fn unit_x(token: u32, unit: u32) -> UnitX {
+    let first = token * X_PITCH + unit;
     var x: UnitX;
-    x.a = staged[unit];
-    x.b = staged[SLICE + unit];
+    x.a = staged[first];
+    x.b = staged[first + SLICE];
     if EIGHTS > 2u {
-        x.c = staged[2u * SLICE + unit];
-        x.d = staged[3u * SLICE + unit];
+        x.c = staged[first + 2u * SLICE];
+        x.d = staged[first + 3u * SLICE];
     }
-    x.block = staged_blocks[unit * UNIT / BLOCK];
+    x.block = staged_blocks[token * BLOCK_PITCH + unit * UNIT / BLOCK];
     return x;
 }
 
@@ -95,13 +99,15 @@ fn eight_products(codes: vec2<u32>, words: vec4<u32>) -> vec2<i32> {
 }
 
 fn unit_product(raw: Unit, x: UnitX, unit: u32) -> f32 {
-    let codes = unit_bytes(raw);
+    return codes_product(unit_bytes(raw), unit_scales(raw, unit), x);
+}
+
+fn codes_product(codes: array<vec2<u32>, EIGHTS>, scales: vec4<f32>, x: UnitX) -> f32 {
     var near = eight_products(codes[0], x.a) + eight_products(codes[1], x.b);
     var far = vec2(0);
     if EIGHTS > 2u {
         far = eight_products(codes[EIGHTS - 2u], x.c) + eight_products(codes[EIGHTS - 1u], x.d);
     }
-    let scales = unit_scales(raw, unit);
     if SCALES < 2u {
         near += far;
     }

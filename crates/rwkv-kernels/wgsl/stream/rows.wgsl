@@ -10,6 +10,7 @@
 #import formats/$FORMAT
 #import lanes/subgroup
 #import lanes/team
+#import stream/work
 #import stream/$CODES
 
 // ROWS * UNROLL is 1, 2 or 4.
@@ -22,27 +23,7 @@ override PARTIALS: u32 = 1u;
 
 var<workgroup> partials: array<f32, PARTIALS>;
 
-// Which rows a workgroup makes, and of which units.
-struct Work {
-    // The row of the bound weights that is row 0 here, and how many there are.
-    base: u32,
-    rows: u32,
-    // The first block, and the distance to the next.
-    block: u32,
-    stride: u32,
-    // The first of the SLICE units.
-    unit: u32,
-}
-
-// What a lane has under way: unit u of row r in slot u * ROWS + r, of which there are at most four. Members and not an
-// array: compilers keep those in registers, whatever the loops around them.
-struct Units {
-    a: Unit,
-    b: Unit,
-    c: Unit,
-    d: Unit,
-}
-
+// Unit u of row r is in slot u * ROWS + r.
 // Past an end, the last unit or row again: no branch stands between two loads.
 fn load_slot(work: Work, team: Team, block: u32, step: u32, slot: u32) -> Unit {
     let row = (block * team.teams + team.number) * ROWS + slot % ROWS;
@@ -69,7 +50,7 @@ fn add_step(work: Work, team: Team, step: u32, raw: Units, sums: vec4<f32>) -> v
     var all = sums;
     let first = step * UNROLL * team.members + team.member;
     if first < SLICE {
-        let x = unit_x(first);
+        let x = unit_x(0u, first);
         let unit = work.unit + first;
         all.x += unit_product(raw.a, x, unit);
         if ROWS > 1u {
@@ -81,7 +62,7 @@ fn add_step(work: Work, team: Team, step: u32, raw: Units, sums: vec4<f32>) -> v
         }
     }
     if UNROLL > 1u && first + team.members < SLICE {
-        let x = unit_x(first + team.members);
+        let x = unit_x(0u, first + team.members);
         let unit = work.unit + first + team.members;
         if ROWS == 1u {
             all.x += unit_product(raw.b, x, unit);
@@ -92,10 +73,10 @@ fn add_step(work: Work, team: Team, step: u32, raw: Units, sums: vec4<f32>) -> v
     }
     if UNROLL > 2u && first + 2u * team.members < SLICE {
         let near = first + 2u * team.members;
-        all.x += unit_product(raw.c, unit_x(near), work.unit + near);
+        all.x += unit_product(raw.c, unit_x(0u, near), work.unit + near);
         let far = near + team.members;
         if far < SLICE {
-            all.x += unit_product(raw.d, unit_x(far), work.unit + far);
+            all.x += unit_product(raw.d, unit_x(0u, far), work.unit + far);
         }
     }
     return all;

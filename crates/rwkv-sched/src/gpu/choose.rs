@@ -1,53 +1,40 @@
 //! Which groups of steps run as one kernel for a batch, and which are taken apart.
 
-use super::{norm_projects, plan::Context, resident::is_pair, resolve::missing};
+use super::{norm_projects, plan::Context, resident::is_pair};
 use crate::{
-    Op, Result, ValueId, Weight,
-    fuse::{Group, Kernel, LinearStep, Mix6, Step, join_norms},
+    Op, ValueId, Weight,
+    fuse::{Group, Kernel, Mix6, Step, join_norms},
 };
 use rwkv_kernels::{
     Format,
     ops::{self, MAX_SEGMENTS, NormShift, Wkv6Step, Wkv7Step},
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Tokens that the kernels of groups take at most.
 pub(super) const TOKENS: usize = 8;
 
 /// The steps for a batch of `tokens` spans of one token each.
-pub(super) fn decode_steps(context: &Context<'_>, tokens: usize) -> Result<Vec<Step>> {
+pub(super) fn decode_steps(context: &Context<'_>, tokens: usize) -> Vec<Step> {
     let mut choice = Choice {
         context,
         tokens,
         steps: Vec::new(),
         buffers: HashMap::new(),
     };
-    let mut waits = HashSet::<ValueId>::new();
     for step in context.decode_steps {
         match step {
-            Step::Group(group) if choice.suits(group)? => {
-                if group.kernel == Kernel::NormProject {
-                    waits.extend(group.outputs.last());
-                }
-                choice.take(step.clone());
+            Step::Group(group) if !choice.suits(group) => {
+                group.parts.iter().cloned().for_each(|s| choice.take(s));
             }
-            Step::Group(group) => group.parts.iter().cloned().for_each(|s| choice.take(s)),
-            Step::Linear(linear) => {
-                // Apart, a token shift stores its own state.
-                let stores = linear.stores.filter(|stored| waits.contains(&stored.x));
-                choice.take(Step::Linear(LinearStep {
-                    stores,
-                    ..linear.clone()
-                }));
-            }
-            Step::Node(_) => choice.take(step.clone()),
+            _ => choice.take(step.clone()),
         }
     }
     if tokens == 1 {
         let suits = |group: &Group| norm_projects::suits(context, group);
-        return Ok(join_norms(context.model.graph(), choice.steps, &suits));
+        return join_norms(context.model.graph(), choice.steps, &suits);
     }
-    Ok(choice.steps)
+    choice.steps
 }
 
 /// The steps chosen so far.
@@ -79,12 +66,10 @@ impl Choice<'_> {
     }
 
     /// Whether `group`'s kernel can run.
-    fn suits(&self, group: &Group) -> Result<bool> {
-        let (context, tokens) = (self.context, self.tokens);
-        let weights = &context.weights;
-        let graph = context.model.graph();
+    fn suits(&self, group: &Group) -> bool {
+        let graph = self.context.model.graph();
         let width = |id| graph.value(id).width;
-        Ok(match &group.kernel {
+        match &group.kernel {
             Kernel::EmbedNorm | Kernel::Recurrence4(_) | Kernel::MultiplyAdd(_) => true,
             Kernel::NormShift => {
                 let mixes = group.nodes(graph).map(|node| match &node.op {
@@ -98,19 +83,6 @@ impl Choice<'_> {
             Kernel::NormProjects => false,
             Kernel::Project => self.projections_suit(group),
             Kernel::Mix6(what) => self.mix6_suits(what),
-            Kernel::NormProject => {
-                let product = group.products().next();
-                let Some(weight) = product.map(|product| product.weight) else {
-                    return Ok(false);
-                };
-                if weights.sparse(weight).is_some() {
-                    return Ok(false);
-                }
-                let matrix = weights
-                    .matrix(weight)
-                    .ok_or_else(|| missing(context, weight))?;
-                tokens <= TOKENS && context.kernels.norm_shift_linear_suits(matrix, tokens)
-            }
             Kernel::Recurrence6(what) => {
                 Wkv6Step::suits(what.head_size)
                     && self.pairs_suit(group)
@@ -122,7 +94,7 @@ impl Choice<'_> {
                     .chain(what.pairs().map(|p| p.hidden));
                 Wkv7Step::suits(what.head_size) && self.pairs_suit(group) && self.together(read)
             }
-        })
+        }
     }
 
     /// Whether the stacks of a projection's matrices are in one part and as they were loaded, and its inputs lie

@@ -12,8 +12,8 @@ use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     View,
     ops::{
-        self, EmbedNorm, Map, NormShift, NormShiftLinear, Projections, Segment, ShiftRows,
-        ShiftStore, Stack, Weighs, Wkv4, Wkv6Step, Wkv7Step,
+        self, EmbedNorm, Map, NormShift, Projections, Segment, ShiftRows, ShiftStore, Stack,
+        Weighs, Wkv4, Wkv6Step, Wkv7Step,
     },
 };
 
@@ -24,7 +24,6 @@ impl Resolver<'_> {
             Kernel::EmbedNorm => self.embed_norm(group, out),
             Kernel::NormShift => self.norm_shift(group, out),
             Kernel::Project => self.project(group, out),
-            Kernel::NormProject => self.norm_project(group, out),
             Kernel::NormProjects => self.norm_projects(group, out),
             Kernel::Mix6(what) => self.mix6(group, what, out),
             Kernel::Recurrence4(what) => self.recurrence4(group, what, out),
@@ -176,45 +175,6 @@ impl Resolver<'_> {
             y: self.output(group)?.buffer,
         };
         out.push(self.context.kernels.projections(&projections, None)?);
-        Ok(())
-    }
-
-    fn norm_project(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
-        let [
-            Op::Norm { epsilon, .. },
-            Op::TokenShift {
-                layer,
-                half,
-                weighs,
-                ..
-            },
-        ] = self.operations(group)[..]
-        else {
-            return Err(mistake());
-        };
-        let (Some(product), [y, shifted]) = (group.products().next(), &group.outputs[..]) else {
-            return Err(mistake());
-        };
-        let vectors = group
-            .vectors(self.context.model.graph())
-            .unwrap_or_default();
-        for page in self.context.states.pages() {
-            let op = NormShiftLinear {
-                batch: self.batch,
-                x: self.input(group)?,
-                vectors: self.vectors(&vectors)?,
-                epsilon: *epsilon,
-                weighs: *weighs,
-                state: page.shift(*layer),
-                page: page.page(),
-                which: half_index(*half),
-                weight: self.matrix(product.weight)?,
-                function: product.function,
-                shifted: self.activations.view(*shifted)?,
-                y: self.activations.view(*y)?,
-            };
-            out.extend(self.context.kernels.norm_shift_linear(&op, None)?);
-        }
         Ok(())
     }
 

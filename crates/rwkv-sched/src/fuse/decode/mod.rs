@@ -1,8 +1,8 @@
 //! The few kernels of a step in which every sequence has one token.
 //!
-//! A layer of version 7 becomes six (docs/ARCHITECTURE.md): norm and shift; receptance, key, value and the first halves
-//! of the low-rank pairs; the recurrence with everything around it; the output; norm, shift and the channel mix's key;
-//! its value. With one sequence it is five (`one_token`): norms go with the products after them. One of versions 4 and 5
+//! A layer of version 7 becomes seven (docs/ARCHITECTURE.md): norm and shift; receptance, key, value and the first halves
+//! of the low-rank pairs; the recurrence with everything around it; the output; norm and shift; the channel mix's key; its
+//! value. With one sequence it is five (`one_token`): norms go with the products after them. One of versions 4 and 5
 //! becomes eight, since its channel mix has a receptance too, and version 6 takes two more for the mixes that depend on
 //! the data.
 
@@ -58,8 +58,6 @@ pub(crate) enum Kernel {
     Recurrence6(Box<Recurrence6>),
     /// RWKV-7's recurrence with the second halves of the low-rank pairs, its keys, the norm, the bonus and the gate.
     Recurrence7(Box<Recurrence7>),
-    /// A norm, a token shift with one mix, and a matrix product of its result.
-    NormProject,
     /// A norm, a token shift and the products of its mixes, of one token; its last result is the normed row.
     NormProjects,
     /// A product element by element and a sum: two nodes.
@@ -69,10 +67,7 @@ pub(crate) enum Kernel {
 impl Group {
     /// The values that lie in one buffer each.
     pub(crate) fn buffers(&self) -> Vec<Vec<ValueId>> {
-        match self.kernel {
-            Kernel::NormProject => self.outputs.iter().map(|y| vec![*y]).collect(),
-            _ => vec![self.outputs.clone()],
-        }
+        vec![self.outputs.clone()]
     }
 
     /// The nodes that stand in it as they are.
@@ -101,7 +96,7 @@ impl Group {
             Kernel::Mix6(what) => Some(what.vectors.clone()),
             Kernel::Recurrence6(what) => Some(what.vectors.clone()),
             Kernel::Recurrence7(what) => Some(what.vectors.clone()),
-            Kernel::NormShift | Kernel::NormProject | Kernel::NormProjects => {
+            Kernel::NormShift | Kernel::NormProjects => {
                 Some(self.nodes(graph).flat_map(|n| n.op.vectors()).collect())
             }
             _ => None,

@@ -1,10 +1,7 @@
-//! Norms with the token shifts, and the one product, that follow them; and the embedding's.
+//! Norms with the token shifts that follow them; and the embedding's.
 
 use super::{Kernel, grouping::Grouping};
-use crate::{
-    Op, ValueId,
-    fuse::{Step, StoredShift},
-};
+use crate::{Op, ValueId};
 
 impl Grouping<'_> {
     pub(super) fn norms(&mut self) {
@@ -29,20 +26,7 @@ impl Grouping<'_> {
             let Some((Op::TokenShift { .. }, _, mixed)) = self.node(shift) else {
                 continue;
             };
-            let product = match mixed {
-                [mixed] => self.only_reader(*mixed),
-                _ => None,
-            };
-            let Some((at, next, stores)) = product.and_then(|at| self.key(shift, at, y)) else {
-                self.join(Kernel::NormShift, vec![index, shift], shift, mixed);
-                continue;
-            };
-            if let (Some(Step::Linear(key)), Some(Some(Step::Linear(value)))) =
-                (self.steps[at].clone(), self.steps.get_mut(next))
-            {
-                value.stores = Some(stores);
-                self.join(Kernel::NormProject, vec![index, shift, at], at, &[key.y, y]);
-            }
+            self.join(Kernel::NormShift, vec![index, shift], shift, mixed);
         }
     }
 
@@ -72,24 +56,5 @@ impl Grouping<'_> {
         if let Some((members, outputs)) = found {
             self.join(Kernel::NormShift, members, index, &outputs);
         }
-    }
-
-    /// Whether the product at `at` of what `shift` mixed can be made together with the norm `y`: the step after it, which
-    /// then stores the normed row as the state. While the product is made, other workgroups still read the state.
-    fn key(&self, shift: usize, at: usize, y: ValueId) -> Option<(usize, usize, StoredShift)> {
-        let (Op::TokenShift { layer, half, .. }, ..) = self.node(shift)? else {
-            return None;
-        };
-        let product = self.linear(at)?;
-        let next = self.only_reader(product.y)?;
-        let fits = product.residual.is_none()
-            && product.bias.is_none()
-            && self.linear(next)?.x == product.y;
-        let stores = StoredShift {
-            layer: *layer,
-            half: *half,
-            x: y,
-        };
-        fits.then_some((at, next, stores))
     }
 }

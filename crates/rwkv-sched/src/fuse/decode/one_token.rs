@@ -18,49 +18,44 @@ pub(crate) fn join_norms(
         let Some(Step::Group(group)) = &steps[index] else {
             continue;
         };
-        match group.kernel {
-            Kernel::NormProject => {
-                let joined = Group {
-                    kernel: Kernel::NormProjects,
-                    ..(**group).clone()
-                };
-                if suits(&joined) {
-                    steps[index] = Some(Step::Group(Box::new(joined)));
-                }
+        if group.kernel != Kernel::NormShift {
+            continue;
+        }
+        if let Some(found) = time_mix(graph, &steps, group)
+            && suits(&found.joined)
+        {
+            if let Some(Step::Group(recurrence)) = &mut steps[found.storing]
+                && let Kernel::Recurrence7(what) = &mut recurrence.kernel
+            {
+                what.stores = Some(found.stores);
+                recurrence.inputs.push(found.stores.x);
+                steps[found.products] = Some(Step::Group(Box::new(found.joined)));
+                steps[index] = None;
             }
-            Kernel::NormShift => {
-                let Some(found) = time_mix(graph, &steps, group) else {
-                    continue;
-                };
-                if suits(&found.joined)
-                    && let Some(Step::Group(recurrence)) = &mut steps[found.recurrence]
-                    && let Kernel::Recurrence7(what) = &mut recurrence.kernel
-                {
-                    what.stores = Some(found.stores);
-                    recurrence.inputs.push(found.stores.x);
-                    steps[found.products] = Some(Step::Group(Box::new(found.joined)));
-                    steps[index] = None;
-                }
-            }
-            _ => {}
+        } else if let Some(found) = channel_mix(graph, &steps, group)
+            && suits(&found.joined)
+            && let Some(Step::Linear(value)) = &mut steps[found.storing]
+        {
+            value.stores = Some(found.stores);
+            steps[found.products] = Some(Step::Group(Box::new(found.joined)));
+            steps[index] = None;
         }
     }
     steps.into_iter().flatten().collect()
 }
 
-/// A norm and shift, the products of its mixes, and version 7's recurrence.
-struct TimeMix {
+/// A norm and shift that can be made together with the products of their mixes.
+struct Joinable {
     joined: Group,
+    /// The step of the products.
     products: usize,
-    recurrence: usize,
+    /// The one that then stores the normed row as the state: while the products are made, other workgroups still read it.
+    storing: usize,
     stores: StoredShift,
 }
 
-fn time_mix(graph: &Graph, steps: &[Option<Step>], shift: &Group) -> Option<TimeMix> {
-    let group = |step: &Option<Step>| match step {
-        Some(Step::Group(group)) => Some(group.clone()),
-        _ => None,
-    };
+/// What `shift` makes the state of: where it is no more than a norm and a shift whose mixes others read.
+fn stored(graph: &Graph, shift: &Group) -> Option<StoredShift> {
     let mut nodes = shift.nodes(graph);
     let (norm, token_shift, None) = (nodes.next()?, nodes.next()?, nodes.next()) else {
         return None;
@@ -68,38 +63,73 @@ fn time_mix(graph: &Graph, steps: &[Option<Step>], shift: &Group) -> Option<Time
     let Op::TokenShift { layer, half, .. } = token_shift.op else {
         return None;
     };
-    // All that read the mixes is one group of products.
+    let x: ValueId = *norm.outputs.first()?;
+    (shift.outputs == token_shift.outputs).then_some(StoredShift { layer, half, x })
+}
+
+/// The only step that reads one of `values`.
+fn only_reader(graph: &Graph, steps: &[Option<Step>], values: &[ValueId]) -> Option<usize> {
     let reads = |step: &Option<Step>| {
         step.as_ref()
-            .is_some_and(|s| s.inputs(graph).iter().any(|x| shift.outputs.contains(x)))
+            .is_some_and(|s| s.inputs(graph).iter().any(|x| values.contains(x)))
     };
     let mut readers = (0..steps.len()).filter(|i| reads(&steps[*i]));
-    let (products, None) = (readers.next()?, readers.next()) else {
+    let (reader, None) = (readers.next()?, readers.next()) else {
         return None;
     };
+    (!graph.logits().is_some_and(|y| values.contains(&y))).then_some(reader)
+}
+
+/// `shift` and `parts`, which make `outputs`.
+fn joined(shift: &Group, parts: &[Step], outputs: &[ValueId], normed: ValueId) -> Group {
+    Group {
+        kernel: Kernel::NormProjects,
+        parts: [&shift.parts[..], parts].concat(),
+        inputs: shift.inputs.clone(),
+        outputs: [outputs, &[normed]].concat(),
+    }
+}
+
+/// With the group of products that reads all mixes, and version 7's recurrence.
+fn time_mix(graph: &Graph, steps: &[Option<Step>], shift: &Group) -> Option<Joinable> {
+    let group = |step: &Option<Step>| match step {
+        Some(Step::Group(group)) => Some(group.clone()),
+        _ => None,
+    };
+    let stores = stored(graph, shift)?;
+    let products = only_reader(graph, steps, &shift.outputs)?;
     let project = group(&steps[products]).filter(|group| group.kernel == Kernel::Project)?;
-    if shift.outputs != token_shift.outputs
-        || project.inputs.iter().any(|x| !shift.outputs.contains(x))
-    {
+    if project.inputs.iter().any(|x| !shift.outputs.contains(x)) {
         return None;
     }
-    let recurrence = steps.iter().position(|step| {
+    let storing = steps.iter().position(|step| {
         group(step).is_some_and(
-            |group| matches!(&group.kernel, Kernel::Recurrence7(what) if what.layer == layer),
+            |group| matches!(&group.kernel, Kernel::Recurrence7(what) if what.layer == stores.layer),
         )
     })?;
-    let x: ValueId = *norm.outputs.first()?;
-    let mut outputs = project.outputs.clone();
-    outputs.push(x);
-    Some(TimeMix {
-        joined: Group {
-            kernel: Kernel::NormProjects,
-            parts: [&shift.parts[..], &project.parts].concat(),
-            inputs: shift.inputs.clone(),
-            outputs,
-        },
+    Some(Joinable {
+        joined: joined(shift, &project.parts, &project.outputs, stores.x),
         products,
-        recurrence,
-        stores: StoredShift { layer, half, x },
+        storing,
+        stores,
+    })
+}
+
+/// With the one product of its one mix, and the product that follows.
+fn channel_mix(graph: &Graph, steps: &[Option<Step>], shift: &Group) -> Option<Joinable> {
+    let linear = |index: usize| match &steps[index] {
+        Some(Step::Linear(step)) => Some(step),
+        _ => None,
+    };
+    let stores = stored(graph, shift)?;
+    let products = only_reader(graph, steps, &shift.outputs)?;
+    let key = linear(products).filter(|key| key.residual.is_none() && key.bias.is_none())?;
+    let storing = only_reader(graph, steps, &[key.y])?;
+    let follows = linear(storing)?.x == key.y;
+    follows.then(|| Joinable {
+        joined: joined(shift, &[Step::Linear(key.clone())], &[key.y], stores.x),
+        products,
+        storing,
+        stores,
     })
 }

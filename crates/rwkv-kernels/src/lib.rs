@@ -18,6 +18,7 @@ mod matrix_upload;
 pub mod ops;
 pub mod sampling;
 pub mod shaders;
+pub mod simd;
 pub mod tuning;
 
 pub use copy_bandwidth::CopyBandwidth;
@@ -31,6 +32,7 @@ pub use kernels::{BatchTables, Kernels, Page, Span, Token, View};
 pub use lora_up::LoraUp;
 pub use matrix::Matrix;
 pub use matrix_upload::MatrixUpload;
+pub use simd::Simd;
 
 /// What this crate's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

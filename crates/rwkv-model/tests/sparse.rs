@@ -21,7 +21,7 @@ use rwkv_model::{
 };
 use rwkv_sched::{
     Batch, BatchSpan, CpuExecutor, Device, Executor, LoadOptions, Model, PruneRatio, Quantization,
-    SlotId, Wanted, WeightsDType, load,
+    Simd, SlotId, Wanted, WeightsDType, load,
 };
 use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
 
@@ -54,6 +54,8 @@ fn logits(model: &Model, device: &Device) -> Vec<f32> {
     let options = LoadOptions {
         slots: 2,
         weights_dtype: WeightsDType::F32,
+        // On the CPU: the oracle.
+        simd: Simd::Twins,
         ..LoadOptions::default()
     };
     let mut executor = load(model, device, &options, &mut |_| {}).unwrap();

@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use rwkv_kernels::Format;
 use rwkv_model::{AdapterFile, ModelFile, StateOrigin, TimeStateOrder, files::Checkpoint};
 use rwkv_sched::{
-    Batch, Device, Executor, LoadOptions, SlotId, State, Version, Wanted, WeightsDType, load,
+    Batch, Device, Executor, LoadOptions, Simd, SlotId, State, Version, Wanted, WeightsDType, load,
 };
 use std::path::Path;
 
@@ -38,6 +38,8 @@ fn executor(file: &ModelFile, device: &Device) -> Box<dyn Executor> {
     let options = LoadOptions {
         slots: 2,
         weights_dtype: WeightsDType::F32,
+        // On the CPU: the oracle.
+        simd: Simd::Twins,
         ..LoadOptions::default()
     };
     load(&file.model().unwrap(), device, &options, &mut |_| {}).unwrap()

@@ -6,6 +6,7 @@ use crate::{
     StepTimes, TokenId, WeightReads, decode::on_the_host,
 };
 use rwkv_gpu::Timing;
+use rwkv_kernels::Simd;
 use std::sync::Arc;
 
 /// Runs a model: keeps a state a slot, and advances slots by batches.
@@ -159,6 +160,9 @@ pub struct LoadOptions {
     /// only where the results are kept ([`Gpu::cache_file`](rwkv_gpu::Gpu::cache_file)), and never on software adapters;
     /// what is kept is used in any case. See [`GpuExecutor::tune`](crate::GpuExecutor::tune).
     pub tune: bool,
+    /// What the CPU computes with: the widest instructions that it has by default; with [`Simd::Twins`] it is the oracle
+    /// that everything else is compared with. Logits of different levels differ by the rounding of f32.
+    pub simd: Simd,
 }
 
 /// Bytes of blends that are kept, if nobody says otherwise.
@@ -174,6 +178,7 @@ impl Default for LoadOptions {
             blend_bytes: BLEND_BYTES,
             deterministic: false,
             tune: true,
+            simd: Simd::detect(),
         }
     }
 }
@@ -218,7 +223,8 @@ pub fn load(
                     CpuExecutor::new(&model, options.slots)?
                 }
             };
-            Box::new(executor.with_blend_bytes(options.blend_bytes))
+            let executor = executor.with_blend_bytes(options.blend_bytes);
+            Box::new(executor.with_simd(options.simd))
         }
         Device::Gpu(gpu) => Box::new(GpuExecutor::new(model, gpu, options, progress)?),
     })

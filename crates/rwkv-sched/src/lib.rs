@@ -40,7 +40,7 @@ pub use model::Model;
 pub use quantization::{
     Chosen, Packing, Quantization, QuantizedWeights, WeightType, encode_rows, pack,
 };
-pub use rwkv_kernels::sampling;
+pub use rwkv_kernels::{Simd, sampling};
 pub use sparse::{BREAK_EVEN, PruneRatio, PrunedWeights, SparseWeights, row_offsets, slab_rows};
 pub use state::{State, StateLayout};
 pub use stats::{ExecutorStats, StepTimes};

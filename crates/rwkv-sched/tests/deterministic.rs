@@ -13,7 +13,8 @@ mod support;
 use proptest::test_runner::TestRunner;
 use proptest::{prelude::*, test_runner::Config};
 use rwkv_sched::{
-    Batch, Executor, GpuExecutor, LoadOptions, Model, SlotId, State, Version, Wanted, WeightsDType,
+    Batch, Executor, GpuExecutor, LoadOptions, Model, Simd, SlotId, State, Version, Wanted,
+    WeightsDType,
 };
 use support::{
     cpu, feed, gpus,
@@ -100,8 +101,10 @@ fn same_bits() {
                 let one = || Box::new(deterministic(&model, &gpu.gpu)) as Box<dyn Executor>;
                 check(&mut [one(), one()], vocab, seed);
             }
-            let one = || Box::new(cpu(&model, 4)) as Box<dyn Executor>;
-            check(&mut [one(), one()], vocab, seed);
+            for level in Simd::ALL.into_iter().filter(|level| level.is_available()) {
+                let one = || Box::new(cpu(&model, 4).with_simd(level)) as Box<dyn Executor>;
+                check(&mut [one(), one()], vocab, seed);
+            }
             Ok(())
         });
         outcome.unwrap_or_else(|error| panic!("{version}: {error}"));

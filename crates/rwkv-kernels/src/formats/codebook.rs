@@ -22,7 +22,7 @@ static NF4_GRID: Table = Table::new(&NF4);
 static SF4_GRID: Table = Table::new(&SF4);
 
 /// Quantiles of the normal distribution, scaled to −1 … 1 with an exact zero (Dettmers et al. 2023, "QLoRA", appendix E).
-pub(super) const NF4: [f32; 16] = [
+pub(crate) const NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
     -0.525_073_05,
@@ -43,7 +43,7 @@ pub(super) const NF4: [f32; 16] = [
 
 /// Quantiles of Student's t-distribution with 5 degrees of freedom, scaled likewise (Dotzel et al. 2024, "Learning from
 /// Students", table of SF4).
-pub(super) const SF4: [f32; 16] = [
+pub(crate) const SF4: [f32; 16] = [
     -1.0, -0.628, -0.455, -0.334, -0.237, -0.153, -0.075, 0.0, 0.066, 0.133, 0.205, 0.284, 0.376,
     0.491, 0.657, 1.0,
 ];

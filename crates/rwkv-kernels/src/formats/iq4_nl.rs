@@ -15,7 +15,8 @@ pub(super) const TABLE: [i8; 16] = [
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 ];
 
-static GRID: Table = Table::new(&{
+/// [`TABLE`] as f32.
+pub(crate) const VALUES: [f32; 16] = {
     let mut values = [0.0; 16];
     let mut i = 0;
     while i < 16 {
@@ -23,7 +24,9 @@ static GRID: Table = Table::new(&{
         i += 1;
     }
     values
-});
+};
+
+static GRID: Table = Table::new(&VALUES);
 
 impl WeightFormat for Iq4Nl {
     fn name(&self) -> &'static str {

@@ -29,6 +29,15 @@ mod search;
 
 use std::fmt;
 
+/// What codes stand for and how scales are packed, for expansion in registers.
+pub(crate) mod tables {
+    pub(crate) use super::{
+        codebook::{NF4, SF4},
+        iq4_nl::VALUES as IQ4_NL,
+        q3_k::scales as q3_k_scales,
+    };
+}
+
 pub use choice::{Choice, Family};
 pub use csr::{Csr, CsrColumns};
 pub use float::{F16_MAX, outside_f16};

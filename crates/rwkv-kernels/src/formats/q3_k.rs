@@ -7,7 +7,7 @@ use super::{WeightFormat, each_block, each_values, half_at, nested, q2_k, search
 pub(super) struct Q3K;
 
 /// The 16 scales of 12 bytes: low halves of the first 8 bytes, then their high halves; two more bits each in the last 4.
-pub(super) fn scales(packed: &[u8]) -> [u8; 16] {
+pub(crate) fn scales(packed: &[u8]) -> [u8; 16] {
     std::array::from_fn(|i| {
         let low = packed[i % 8] >> (i / 8 * 4) & 0xf;
         let high = packed[8 + i % 4] >> (i / 4 * 2) & 3;

@@ -1,7 +1,9 @@
-//! The CPU executor: interprets the logical graph, operation by operation, with the twins of `rwkv-kernels`. Weights
-//! are used where they are (a mapped file, say). It is the oracle of the GPU executor.
+//! The CPU executor: interprets the logical graph, operation by operation, with the processor's vector instructions or
+//! with the twins of `rwkv-kernels`. Weights are used where they are (a mapped file, say). With the twins it is the
+//! oracle of the GPU executor.
 
 mod blend;
+mod rows;
 mod step;
 
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
     quantization::packed_bytes,
 };
 use blend::{CpuBlend, CpuBlender, PartialBlend};
-use rwkv_kernels::Csr;
+use rwkv_kernels::{Csr, Simd};
 use std::{collections::HashMap, sync::Arc};
 use step::Step;
 
@@ -28,13 +30,14 @@ pub struct CpuExecutor {
     /// After which node each value is dropped.
     last_use: Vec<usize>,
     blends: Blends<PartialBlend, CpuBlend>,
+    simd: Simd,
 }
 
-/// Tokens that share the expansion of a weight row; past this the activations leave the cache.
-const CHUNK: usize = 128;
+/// Tokens that share the expansion of weights; past this the activations leave the cache.
+const CHUNK: usize = 256;
 
 impl CpuExecutor {
-    /// An executor with `slots` empty sequences.
+    /// An executor with `slots` empty sequences, which uses the widest vector instructions that the processor has.
     ///
     /// # Errors
     /// [`Error::Weight`] for a vector that cannot be read, [`Error::Config`] for no slots.
@@ -55,12 +58,10 @@ impl CpuExecutor {
             // Checked before the first step: a file may say anything of its entries.
             model.weights().sparse(weight)?;
         }
-        let threads = rayon::current_num_threads();
+        let simd = Simd::detect();
         Ok(Self {
-            name: format!(
-                "CPU ({threads} thread{})",
-                if threads == 1 { "" } else { "s" }
-            ),
+            name: name(simd),
+            simd,
             layout,
             states: vec![initial.clone(); slots],
             initial,
@@ -69,6 +70,18 @@ impl CpuExecutor {
             blends: Blends::new(LoadOptions::default().blend_bytes),
             model: model.clone(),
         })
+    }
+
+    /// Computes with these instructions, where the processor has them; with [`Simd::Twins`] it is the oracle.
+    #[must_use]
+    pub fn with_simd(mut self, simd: Simd) -> Self {
+        self.simd = if simd.is_available() {
+            simd
+        } else {
+            Simd::Twins
+        };
+        self.name = name(self.simd);
+        self
     }
 
     /// Keeps at most so many bytes of blends: see [`LoadOptions::blend_bytes`].
@@ -96,6 +109,16 @@ impl CpuExecutor {
         self.states
             .get_mut(slot.0 as usize)
             .ok_or(Error::SlotRange { slot, slots })
+    }
+}
+
+/// What the executor is called.
+fn name(simd: Simd) -> String {
+    let threads = rayon::current_num_threads();
+    let plural = if threads == 1 { "" } else { "s" };
+    match simd {
+        Simd::Twins => format!("CPU ({threads} thread{plural})"),
+        _ => format!("CPU ({threads} thread{plural}, {simd})"),
     }
 }
 
@@ -154,19 +177,22 @@ impl Executor for CpuExecutor {
             states: &mut self.states,
             vectors,
             values: vec![None; graph.value_count()],
+            simd: self.simd,
         };
-        for (index, node) in graph.nodes().iter().enumerate() {
-            step.node(&node.op, &node.inputs, &node.outputs)?;
-            for id in node.inputs.iter().chain(&node.outputs) {
-                if self.last_use[id.0] <= index {
-                    step.values[id.0] = None;
+        // On one of the threads that share the work: to hand it over from outside costs a switch for each operation.
+        let last_use = &self.last_use;
+        let values = rayon::scope(|_| {
+            for (index, node) in graph.nodes().iter().enumerate() {
+                step.node(&node.op, &node.inputs, &node.outputs)?;
+                for id in node.inputs.iter().chain(&node.outputs) {
+                    if last_use[id.0] <= index {
+                        step.values[id.0] = None;
+                    }
                 }
             }
-        }
-        let values = graph
-            .logits()
-            .and_then(|id| step.values[id.0].take())
-            .unwrap_or_default();
+            let values = graph.logits().and_then(|id| step.values[id.0].take());
+            Ok::<_, Error>(values.unwrap_or_default())
+        })?;
         Ok(Logits::new(self.model.config().vocab, values))
     }
 

@@ -1,11 +1,13 @@
 //! One batch on its way through the graph.
 
+use super::rows::{by_rows, by_rows_of_two, part};
 use crate::{Domain, Model, Op, Result, ShiftHalf, State, ValueId, Weight, Weights, batch::Tables};
 use rwkv_kernels::{
-    Span,
+    Simd, Span,
     ops::{self, Decay, Weighs, Wkv4Operands, Wkv6Operands, Wkv7Operands},
+    simd,
 };
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 /// One batch on its way through the graph.
 pub(super) struct Step<'a> {
@@ -14,6 +16,7 @@ pub(super) struct Step<'a> {
     pub(super) states: &'a mut [State],
     pub(super) vectors: &'a HashMap<Weight, Vec<f32>>,
     pub(super) values: Vec<Option<Vec<f32>>>,
+    pub(super) simd: Simd,
 }
 
 impl Step<'_> {
@@ -36,9 +39,13 @@ impl Step<'_> {
     /// Computes `outputs` from `inputs`.
     pub(super) fn node(&mut self, op: &Op, inputs: &[ValueId], outputs: &[ValueId]) -> Result<()> {
         let shape = self.model.graph().value(outputs[0]);
-        let width = shape.width;
+        let (width, level) = (shape.width, self.simd);
         let mut y = vec![0.0; self.rows(shape.domain) * width];
         let x = |i: usize| self.value(inputs[i]);
+        // Rows of the input, whose width may be another one than the result's.
+        let rows = |i: usize, rows: &Range<usize>| {
+            part(x(i), self.model.graph().value(inputs[i]).width, rows)
+        };
         let mut second = None;
         match op {
             Op::Embed { table } => {
@@ -51,14 +58,10 @@ impl Step<'_> {
                 group,
                 epsilon,
             } => {
-                ops::norm(
-                    x(0),
-                    *group,
-                    self.vector(*weight),
-                    self.vector(*bias),
-                    *epsilon,
-                    &mut y,
-                )?;
+                let (weight, bias) = (self.vector(*weight), self.vector(*bias));
+                by_rows(&mut y, width, |at, y| {
+                    simd::norm(level, rows(0, &at), *group, weight, bias, *epsilon, y)
+                })?;
             }
             Op::TokenShift {
                 layer,
@@ -66,28 +69,47 @@ impl Step<'_> {
                 weighs,
                 mixes,
             } => {
-                self.token_shift(*layer, *half, *weighs, mixes, inputs[0], outputs);
-                return Ok(());
+                return self.token_shift(*layer, *half, *weighs, mixes, inputs[0], outputs);
             }
             Op::Previous { layer, half } => y = self.previous(*layer, *half, inputs[0]),
             Op::MatMul { weight } => {
-                matmul(self.model.weights(), *weight, x(0), &mut y)?;
+                matmul(level, self.model.weights(), *weight, x(0), &mut y)?;
             }
-            Op::AddVector { vector } => ops::add_vector(x(0), self.vector(*vector), &mut y),
-            Op::Apply(function) => {
-                for (x, y) in x(0).iter().zip(&mut y) {
-                    *y = function.apply(*x);
-                }
+            Op::AddVector { vector } => {
+                let vector = self.vector(*vector);
+                by_rows(&mut y, width, |at, y| {
+                    ops::add_vector(rows(0, &at), vector, y);
+                    Ok(())
+                })?;
             }
-            Op::Add => ops::add(x(0), x(1), &mut y),
-            Op::Multiply => ops::multiply(x(0), x(1), &mut y),
-            Op::Lerp => ops::lerp(x(0), x(1), x(2), &mut y),
+            Op::Apply(function) => by_rows(&mut y, width, |at, y| {
+                simd::apply(level, *function, rows(0, &at), y);
+                Ok(())
+            })?,
+            Op::Add => by_rows(&mut y, width, |at, y| {
+                ops::add(rows(0, &at), rows(1, &at), y);
+                Ok(())
+            })?,
+            Op::Multiply => by_rows(&mut y, width, |at, y| {
+                ops::multiply(rows(0, &at), rows(1, &at), y);
+                Ok(())
+            })?,
+            Op::Lerp => by_rows(&mut y, width, |at, y| {
+                ops::lerp(rows(0, &at), rows(1, &at), rows(2, &at), y);
+                Ok(())
+            })?,
             Op::LerpVector { vector } => {
-                ops::lerp_vector(x(0), x(1), self.vector(*vector), &mut y);
+                let vector = self.vector(*vector);
+                by_rows(&mut y, width, |at, y| {
+                    ops::lerp_vector(rows(0, &at), rows(1, &at), vector, y);
+                    Ok(())
+                })?;
             }
             Op::TokenMatMul => {
-                let rows = self.model.graph().value(inputs[0]).width;
-                ops::token_matmul(x(0), x(1), rows, width, &mut y)?;
+                let inner = self.model.graph().value(inputs[0]).width;
+                by_rows(&mut y, width, |at, y| {
+                    ops::token_matmul(rows(0, &at), rows(1, &at), inner, width, y)
+                })?;
             }
             Op::Keys7 {
                 removal,
@@ -96,7 +118,10 @@ impl Step<'_> {
             } => {
                 let mut kappa = vec![0.0; y.len()];
                 let (k_k, k_a) = (self.vector(*removal), self.vector(*replacement));
-                ops::keys7(x(0), x(1), k_k, k_a, *head_size, &mut y, &mut kappa)?;
+                by_rows_of_two(&mut y, &mut kappa, width, |at, y, kappa| {
+                    let (k, a) = (rows(0, &at), rows(1, &at));
+                    simd::keys7(level, k, a, k_k, k_a, *head_size, y, kappa)
+                })?;
                 second = Some(kappa);
             }
             Op::Wkv4 {
@@ -112,15 +137,11 @@ impl Step<'_> {
             } => self.wkv6(*layer, *head_size, *decay, *bonus, inputs, &mut y)?,
             Op::Wkv7 { layer, head_size } => self.wkv7(*layer, *head_size, inputs, &mut y)?,
             Op::Bonus { weight, head_size } => {
-                ops::bonus(
-                    x(0),
-                    x(1),
-                    x(2),
-                    x(3),
-                    self.vector(*weight),
-                    *head_size,
-                    &mut y,
-                )?;
+                let weight = self.vector(*weight);
+                by_rows(&mut y, width, |at, y| {
+                    let [x, r, k, v] = [0, 1, 2, 3].map(|i| rows(i, &at));
+                    simd::bonus(level, x, r, k, v, weight, *head_size, y)
+                })?;
             }
             Op::Select => ops::select(x(0), width, &self.tables.outputs, &mut y),
         }
@@ -139,14 +160,20 @@ impl Step<'_> {
         mixes: &[Weight],
         input: ValueId,
         outputs: &[ValueId],
-    ) {
+    ) -> Result<()> {
         let previous = self.previous(layer, half, input);
         for (mix, id) in mixes.iter().zip(outputs) {
             let mut y = vec![0.0; previous.len()];
-            let mix = self.vector(*mix);
-            ops::mix(self.value(input), &previous, weighs, mix, &mut y);
+            let (mix, x) = (self.vector(*mix), self.value(input));
+            let width = mix.len();
+            by_rows(&mut y, width, |at, y| {
+                let (x, previous) = (part(x, width, &at), part(&previous, width, &at));
+                ops::mix(x, previous, weighs, mix, y);
+                Ok(())
+            })?;
             self.values[id.0] = Some(y);
         }
+        Ok(())
     }
 
     /// The row before each of `input`; the state's vectors are read, then become the spans' last rows.
@@ -208,7 +235,7 @@ impl Step<'_> {
                 },
                 u: step.vector(bonus),
             };
-            Ok(ops::wkv6(operands, head_size, state, y)?)
+            Ok(simd::wkv6(step.simd, operands, head_size, state, y)?)
         })
     }
 
@@ -228,7 +255,7 @@ impl Step<'_> {
                 v: step.rows_of(inputs[4], span),
                 a: step.rows_of(inputs[5], span),
             };
-            Ok(ops::wkv7(operands, head_size, state, y)?)
+            Ok(simd::wkv7(step.simd, operands, head_size, state, y)?)
         })
     }
 
@@ -263,12 +290,18 @@ impl Step<'_> {
 const MADE: usize = 1 << 20;
 
 /// `W x` for each token. Of a matrix that does not lie anywhere as it is, a few rows at a time are made.
-fn matmul(weights: &dyn Weights, weight: Weight, x: &[f32], y: &mut [f32]) -> Result<()> {
+fn matmul(
+    level: Simd,
+    weights: &dyn Weights,
+    weight: Weight,
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<()> {
     if let Some(sparse) = weights.sparse(weight)? {
         return Ok(ops::csr_matmul(x, &sparse, y)?);
     }
     if weights.is_in_place(weight) {
-        return Ok(ops::matmul(x, &weights.matrix(weight)?, y)?);
+        return Ok(simd::matmul(level, x, &weights.matrix(weight)?, y)?);
     }
     let (format, shape) = weights.describe(weight)?;
     let (rows, row_bytes) = (shape.rows.0, format.row_bytes(shape.cols.0).unwrap_or(0));
@@ -278,7 +311,7 @@ fn matmul(weights: &dyn Weights, weight: Weight, x: &[f32], y: &mut [f32]) -> Re
         let last = rows.min(first + slab);
         let mut part = vec![0.0; tokens * (last - first)];
         weights.with_rows(weight, first..last, &mut |matrix| {
-            Ok(ops::matmul(x, matrix, &mut part)?)
+            Ok(simd::matmul(level, x, matrix, &mut part)?)
         })?;
         for (y, part) in y
             .chunks_exact_mut(rows)

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use random_model::Dimensions;
 use rwkv_gpu::{Gpu, Hidden, OpenOptions, Selector};
 use rwkv_sched::{
-    Batch, BatchSpan, CpuExecutor, Executor, GpuExecutor, LoadOptions, Model, SlotId, State,
+    Batch, BatchSpan, CpuExecutor, Executor, GpuExecutor, LoadOptions, Model, Simd, SlotId, State,
     Version, Wanted, WeightsDType,
 };
 use std::sync::OnceLock;
@@ -65,7 +65,9 @@ pub(crate) fn open(options: &OpenOptions) -> Gpu {
 
 /// The oracle.
 pub(crate) fn cpu(model: &Model, slots: usize) -> CpuExecutor {
-    CpuExecutor::new(model, slots).unwrap()
+    CpuExecutor::new(model, slots)
+        .unwrap()
+        .with_simd(Simd::Twins)
 }
 
 /// The same model on a GPU.
@@ -78,10 +80,13 @@ pub(crate) fn on_gpu(model: &Model, slots: usize, gpu: &Gpu, dtype: WeightsDType
     GpuExecutor::new(model, gpu, &options, &mut |_| {}).unwrap()
 }
 
-/// Every executor of a model: the CPU's, and one a GPU, with F32 kept.
+/// Every executor of a model: the CPU's with twins and with its widest vectors, and one a GPU, with F32 kept.
 pub(crate) fn everywhere(model: &Model, slots: usize) -> Vec<(String, Box<dyn Executor>)> {
-    let mut all: Vec<(String, Box<dyn Executor>)> =
-        vec![("CPU".to_owned(), Box::new(cpu(model, slots)))];
+    let mut all: Vec<(String, Box<dyn Executor>)> = Vec::new();
+    for level in [Simd::Twins, Simd::detect()] {
+        let executor = cpu(model, slots).with_simd(level);
+        all.push((format!("CPU, {level}"), Box::new(executor)));
+    }
     for TestGpu { name, gpu } in gpus() {
         let executor = on_gpu(model, slots, gpu, WeightsDType::F32);
         all.push((name.clone(), Box::new(executor)));

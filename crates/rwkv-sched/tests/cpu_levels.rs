@@ -1,0 +1,64 @@
+//! The CPU executor's vector instructions against its twins: random models of every version run the same batches on
+//! both, and logits and states agree.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking; sizes are small"
+)]
+
+mod support;
+
+use proptest::{prelude::*, test_runner::TestRunner};
+use rwkv_sched::{Batch, Executor, Simd, Wanted};
+use support::{
+    GRAPHS, cpu, dimensions, proptest_config,
+    random_model::{Packing, Random},
+    relative_error, run, span, states, states_error,
+};
+
+/// Both compute in f32 with the same weights; sums are in other orders.
+const BOUND: f64 = 2e-5;
+
+#[test]
+fn agree() {
+    let packings = [Packing::F32, Packing::F16, Packing::Q8_0, Packing::Mixed];
+    for version in GRAPHS {
+        // Whole blocks of 32, so that most formats occur.
+        let strategy = (
+            dimensions(version, 32),
+            any::<u64>(),
+            prop::sample::select(packings.to_vec()),
+        );
+        let outcome =
+            TestRunner::new(proptest_config(3)).run(&strategy, |(dimensions, seed, packing)| {
+                let model = dimensions.model(packing, seed);
+                let levels = Simd::ALL.into_iter().filter(|level| level.is_available());
+                let mut executors: Vec<_> = levels
+                    .map(|level| cpu(&model, 3).with_simd(level))
+                    .collect();
+                let mut random = Random::new(seed);
+                for _ in 0..3 {
+                    let spans = (0..3)
+                        .map(|slot| span(slot, &random.prompt(20, dimensions.vocab), Wanted::All));
+                    let batch = Batch {
+                        spans: spans.collect(),
+                    };
+                    let mut outcomes = executors.iter_mut().map(|executor| {
+                        let logits = run(executor, &batch).concat();
+                        (executor.device().to_owned(), logits, states(executor))
+                    });
+                    let (_, want, want_states) = outcomes.next().unwrap();
+                    for (device, got, got_states) in outcomes {
+                        let error = relative_error(&got, &want);
+                        assert!(error <= BOUND, "{device}, {packing:?}: logits {error:.1e}");
+                        let error = states_error(&got_states, &want_states);
+                        assert!(error <= BOUND, "{device}, {packing:?}: states {error:.1e}");
+                    }
+                }
+                Ok(())
+            });
+        outcome.unwrap_or_else(|error| panic!("{version}: {error}"));
+    }
+}

@@ -10,7 +10,7 @@
 
 mod support;
 
-use rwkv_gpu::Timing;
+use rwkv_gpu::{Kind, Timing};
 use rwkv_sched::{
     Adapter, Batch, BlockWeight as B, Executor, LoadOptions, Lora, LowRank, Mix, Version, Wanted,
     Weight,
@@ -93,11 +93,25 @@ fn layer(version: Version, way: Way) -> Vec<String> {
     two[one - end..two.len() - end].to_vec()
 }
 
+/// What a real GPU runs in the place of `kernel` for 2 to 16 tokens: a software adapter compiles that longer than it saves.
+fn streamed(kernel: &str, way: Way) -> &str {
+    let software = gpus()[0].gpu.kind() == Kind::Software;
+    match kernel {
+        "projections" | "matvec" | "matmul" if !software && (2..=16).contains(&way.sequences) => {
+            "stream_tokens"
+        }
+        other => other,
+    }
+}
+
 #[test]
 fn of_each_version() {
     let check = |version: Version, way: Way, want: &str| {
-        let got = layer(version, way).join(" ");
-        assert_eq!(got, want, "{version}, {way:?}");
+        let want: Vec<_> = want
+            .split(' ')
+            .map(|kernel| streamed(kernel, way))
+            .collect();
+        assert_eq!(layer(version, way), want, "{version}, {way:?}");
     };
     let nine = Way {
         sequences: 9,
@@ -111,30 +125,28 @@ fn of_each_version() {
         packing: Packing::F32,
         ..USUAL
     };
-    let channel_mix = "norm_shift stream_tokens sparse_matvec map";
+    let channel_mix = "norm_shift projections sparse_matvec map";
     check(
         Version::V4,
         USUAL,
-        &format!("norm_shift stream_tokens wkv4 stream_tokens {channel_mix}"),
+        &format!("norm_shift projections wkv4 matvec {channel_mix}"),
     );
     for version in [Version::V5_0, Version::V5_1, Version::V5_2] {
         check(
             version,
             USUAL,
-            &format!("norm_shift stream_tokens wkv6_step stream_tokens {channel_mix}"),
+            &format!("norm_shift projections wkv6_step matvec {channel_mix}"),
         );
     }
     check(
         Version::V6,
         USUAL,
-        &format!(
-            "norm_shift stream_tokens mix6 stream_tokens wkv6_step stream_tokens {channel_mix}"
-        ),
+        &format!("norm_shift projections mix6 projections wkv6_step matvec {channel_mix}"),
     );
     check(
         Version::V7,
         USUAL,
-        "norm_shift stream_tokens wkv7_step stream_tokens norm_shift stream_tokens sparse_matvec",
+        "norm_shift projections wkv7_step matvec norm_shift matvec sparse_matvec",
     );
     // One token's products stream their weights, and the norms go with them.
     let one = Way {
@@ -168,20 +180,20 @@ fn of_each_version() {
         "norm_shift matmul matmul matmul matmul wkv6 norm map matmul \
          norm_shift matmul matmul matmul_columns map",
     );
-    let [r, k, v, g, w, o] = ["stream_tokens"; 6];
-    let apart = format!("wkv6 norm map {o}");
+    let [r, k, v, g, w] = ["matvec"; 5];
+    let apart = "wkv6 norm map matvec";
     check(
         Version::V5_2,
         adapted(B::AttKey),
         &format!("norm_shift {r} {k} {v} {g} {apart} {channel_mix}"),
     );
     // The first halves of pairs that are not F16 do not go beside large matrices.
-    let f32_channel_mix = channel_mix.replace("sparse_matvec", "stream_tokens");
+    let f32_channel_mix = channel_mix.replace("sparse_matvec", "matvec");
     check(
         Version::V6,
         f32,
         &format!(
-            "norm_shift stream_tokens mix6 {r} {k} {v} {g} {w} stream_tokens {apart} {f32_channel_mix}"
+            "norm_shift projections mix6 {r} {k} {v} {g} {w} matvec {apart} {f32_channel_mix}"
         ),
     );
     let mix = B::LoraUp(Lora::Mix(Mix::Value));
@@ -189,13 +201,13 @@ fn of_each_version() {
         Version::V6,
         adapted(mix),
         &format!(
-            "norm_shift stream_tokens {r} map {k} map {v} map {g} map {w} map \
-             {r} {k} {v} {g} {w} stream_tokens {apart} {channel_mix}"
+            "norm_shift projections {r} map {k} map {v} map {g} map {w} map \
+             {r} {k} {v} {g} {w} matvec {apart} {channel_mix}"
         ),
     );
     check(
         Version::V6,
         adapted(B::LoraUp(Lora::Decay)),
-        &format!("norm_shift stream_tokens mix6 stream_tokens stream_tokens {apart} {channel_mix}"),
+        &format!("norm_shift projections mix6 projections matvec {apart} {channel_mix}"),
     );
 }

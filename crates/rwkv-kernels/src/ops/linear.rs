@@ -15,18 +15,7 @@ use rwkv_gpu::Dispatch;
 /// [`Error::Shape`] when the sizes do not fit.
 pub fn matmul(x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
     let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
-    let tokens = x.len() / cols.max(1);
-    if x.len() != tokens * cols || y.len() != tokens * rows {
-        return Err(Error::shape(
-            "matmul",
-            format!(
-                "{} inputs, a {} matrix, {} outputs",
-                x.len(),
-                weight.shape(),
-                y.len()
-            ),
-        ));
-    }
+    let tokens = matmul_tokens(x, weight, y)?;
     if tokens == 0 || rows == 0 {
         return Ok(());
     }
@@ -47,6 +36,25 @@ pub fn matmul(x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// How many tokens a product has.
+///
+/// # Errors
+/// [`Error::Shape`] when the sizes do not fit.
+pub(crate) fn matmul_tokens(x: &[f32], weight: &Matrix<'_>, y: &[f32]) -> Result<usize> {
+    let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
+    let tokens = x.len() / cols.max(1);
+    if x.len() == tokens * cols && y.len() == tokens * rows {
+        return Ok(tokens);
+    }
+    let problem = format!(
+        "{} inputs, a {} matrix, {} outputs",
+        x.len(),
+        weight.shape(),
+        y.len()
+    );
+    Err(Error::shape("matmul", problem))
 }
 
 /// Sixteen sums side by side: independent, so that the compiler can use vector instructions, and closer to the exact

@@ -13,7 +13,7 @@ mod embed_norm;
 mod function;
 mod heads;
 mod keys7;
-mod linear;
+pub(crate) mod linear;
 mod map;
 mod matvec;
 mod mix6;

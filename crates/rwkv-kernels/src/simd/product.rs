@@ -7,7 +7,11 @@ use super::{
     packed::{self, Packed},
     vectors::{BLOCK, Vectors, Work},
 };
-use crate::{Error, Format, Matrix, Result, formats::Block, ops};
+use crate::{
+    Format, Matrix, Result,
+    formats::Block,
+    ops::{self, linear::matmul_tokens},
+};
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 use std::{marker::PhantomData, ops::Range};
@@ -32,7 +36,7 @@ const SHARE: usize = 1 << 16;
 /// That order depends on the level and the number of columns alone.
 ///
 /// # Errors
-/// [`Error::Shape`] when the sizes do not fit.
+/// [`Error::Shape`](crate::Error::Shape) when the sizes do not fit.
 pub fn matmul(level: Simd, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
     at_level!(level, v => with_level(v, x, weight, y));
     ops::matmul(x, weight, y)
@@ -40,18 +44,7 @@ pub fn matmul(level: Simd, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Res
 
 fn with_level<V: Vectors>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
     let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
-    let tokens = x.len() / cols.max(1);
-    if x.len() != tokens * cols || y.len() != tokens * rows {
-        return Err(Error::shape(
-            "matmul",
-            format!(
-                "{} inputs, a {} matrix, {} outputs",
-                x.len(),
-                weight.shape(),
-                y.len()
-            ),
-        ));
-    }
+    let tokens = matmul_tokens(x, weight, y)?;
     if tokens == 0 || rows == 0 {
         return Ok(());
     }

@@ -43,9 +43,9 @@ pub(super) trait Packed<V: Vectors>: 'static {
 /// The `N` bytes at `at`, which lie in the unit.
 #[inline(always)]
 fn bytes<const N: usize>(unit: &[u8], at: usize) -> &[u8; N] {
-    debug_assert!(unit.len() >= at + N, "a format reads past its unit");
-    // SAFETY: units have `BYTES`, and the formats of this file read inside of them.
-    unsafe { &*unit.as_ptr().add(at).cast() }
+    let found = unit.get(at..).and_then(|rest| rest.first_chunk());
+    debug_assert!(found.is_some(), "a format reads past its unit");
+    found.unwrap_or(&[0; N])
 }
 
 /// The scales at the start of four units.

@@ -51,6 +51,8 @@ pub struct Capabilities {
     pub subgroups: Option<SubgroupSizes>,
     /// 16-bit floats in arithmetic.
     pub f16: bool,
+    /// Atomic sums of f32 in storage memory.
+    pub float_atomics: bool,
     /// f16 × f16 → f32 cooperative matrices.
     pub cooperative_matrices: Vec<CooperativeMatrix>,
     /// Timestamps around passes.
@@ -63,8 +65,12 @@ pub struct Capabilities {
     pub limits: Limits,
 }
 
-/// Features to pretend that an adapter lacks: `RWKV_HIDE=subgroup,f16,coop`.
+/// Features to pretend that an adapter lacks: `RWKV_HIDE=subgroup,f16,coop,float-atomics`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, one a feature"
+)]
 pub struct Hidden {
     /// Hide subgroup operations.
     pub subgroup: bool,
@@ -72,6 +78,8 @@ pub struct Hidden {
     pub f16: bool,
     /// Hide cooperative matrices.
     pub coop: bool,
+    /// Hide atomic sums of f32.
+    pub float_atomics: bool,
 }
 
 impl FromStr for Hidden {
@@ -84,11 +92,12 @@ impl FromStr for Hidden {
                 "subgroup" => hidden.subgroup = true,
                 "f16" => hidden.f16 = true,
                 "coop" => hidden.coop = true,
+                "float-atomics" => hidden.float_atomics = true,
                 _ => {
                     return Err(Error::BadSetting {
                         name: "RWKV_HIDE",
                         value: list.to_owned(),
-                        problem: format!("`{name}` is none of subgroup, f16, coop"),
+                        problem: format!("`{name}` is none of subgroup, f16, coop, float-atomics"),
                     });
                 }
             }
@@ -103,6 +112,7 @@ impl Hidden {
         use wgpu::Features as F;
         let mut wanted = F::SUBGROUP
             | F::SHADER_F16
+            | F::SHADER_FLOAT32_ATOMIC
             | F::TIMESTAMP_QUERY
             | F::TIMESTAMP_QUERY_INSIDE_PASSES
             | F::TIMESTAMP_QUERY_INSIDE_ENCODERS
@@ -112,6 +122,7 @@ impl Hidden {
             | F::EXPERIMENTAL_COOPERATIVE_MATRIX;
         wanted.set(F::SUBGROUP, !self.subgroup);
         wanted.set(F::SHADER_F16, !self.f16);
+        wanted.set(F::SHADER_FLOAT32_ATOMIC, !self.float_atomics);
         wanted.set(F::EXPERIMENTAL_COOPERATIVE_MATRIX, !self.coop && !self.f16);
         adapter.features() & wanted
     }
@@ -143,6 +154,7 @@ impl Capabilities {
                 max: info.subgroup_max_size,
             }),
             f16: features.contains(F::SHADER_F16),
+            float_atomics: features.contains(F::SHADER_FLOAT32_ATOMIC),
             cooperative_matrices,
             timestamps: features.contains(F::TIMESTAMP_QUERY),
             pipeline_cache: features.contains(F::PIPELINE_CACHE),
@@ -170,16 +182,17 @@ mod tests {
     #[test]
     fn hide_list() {
         #[track_caller]
-        fn check(list: &str, want: Option<(bool, bool, bool)>) {
+        fn check(list: &str, want: Option<[bool; 4]>) {
             let got = list
                 .parse::<Hidden>()
                 .ok()
-                .map(|h| (h.subgroup, h.f16, h.coop));
+                .map(|h| [h.subgroup, h.f16, h.coop, h.float_atomics]);
             assert_eq!(got, want, "{list}");
         }
-        check("", Some((false, false, false)));
-        check("subgroup", Some((true, false, false)));
-        check(" f16 , coop,", Some((false, true, true)));
+        check("", Some([false; 4]));
+        check("subgroup", Some([true, false, false, false]));
+        check(" f16 , coop,", Some([false, true, true, false]));
+        check("float-atomics", Some([false, false, false, true]));
         check("subgroups", None);
     }
 }

@@ -196,6 +196,7 @@ impl Gpu {
                 Requirement::Subgroup => have.subgroups.is_some(),
                 Requirement::F16 => have.f16,
                 Requirement::CooperativeMatrix => !have.cooperative_matrices.is_empty(),
+                Requirement::FloatAtomics => have.float_atomics,
             };
             if !there {
                 return Err(Error::Unsupported {
@@ -204,6 +205,7 @@ impl Gpu {
                         Requirement::Subgroup => "subgroup operations",
                         Requirement::F16 => "16-bit floats",
                         Requirement::CooperativeMatrix => "cooperative matrices",
+                        Requirement::FloatAtomics => "atomic sums of floats",
                     },
                     adapter: self.name().to_owned(),
                 });

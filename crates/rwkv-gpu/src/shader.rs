@@ -35,6 +35,8 @@ pub enum Requirement {
     F16,
     /// Cooperative matrices.
     CooperativeMatrix,
+    /// Atomic sums of f32 in storage memory.
+    FloatAtomics,
 }
 
 impl fmt::Display for Requirement {
@@ -43,6 +45,7 @@ impl fmt::Display for Requirement {
             Self::Subgroup => "subgroup operations",
             Self::F16 => "16-bit floats",
             Self::CooperativeMatrix => "cooperative matrices",
+            Self::FloatAtomics => "atomic sums of floats",
         })
     }
 }

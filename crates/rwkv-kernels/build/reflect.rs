@@ -24,10 +24,11 @@ pub(crate) struct Reflection {
 }
 
 /// What a shader may need beyond plain WGSL.
-const OPTIONAL: [(Capabilities, &str); 3] = [
+const OPTIONAL: [(Capabilities, &str); 4] = [
     (Capabilities::SUBGROUP, "Subgroup"),
     (Capabilities::SHADER_FLOAT16, "F16"),
     (Capabilities::COOPERATIVE_MATRIX, "CooperativeMatrix"),
+    (Capabilities::SHADER_FLOAT32_ATOMIC, "FloatAtomics"),
 ];
 
 /// Parses, validates and reflects `source`, whose entry point must be called `main`.

@@ -2,34 +2,32 @@
 // state keeps what the norm made of the token before. A workgroup makes rows of one product: it finds mean and variance
 // itself, from registers, and stages its own mix. The first weights are under way meanwhile.
 #import stream/rows
+#import stream/mixed
 #import activation
 #import batch
 #import grid
 
+// A product. All of this is known when the pipeline is compiled: what decides where the first weights lie must not be
+// waited for.
 struct Segment {
-    // 0: `weights`, 1: `pairs`; its rows there.
-    stack: u32,
-    first_row: u32,
+    // The first of the workgroups that make it.
+    first: u32,
+    // Its first row in its stack, and how many it has.
+    base: u32,
     rows: u32,
-    // Which mix, and where the results go, in elements.
-    mix: u32,
+    // Where the results go, in elements.
     y: u32,
-    // As in activation.wgsl.
-    function_code: u32,
-    // The workgroups that make it.
-    first_workgroup: u32,
-    workgroups: u32,
+    // See `stack_of`, `mix_of` and `function_of`.
+    what: u32,
 }
 
 struct Params {
     page: Page,
-    // Which of the state's two shift vectors.
-    which: u32,
     epsilon: f32,
-    count: u32,
-    // Where the normed row goes, in elements of y.
+    // Where the normed row goes, in elements of y, and the row of zeros.
     shifted: u32,
-    segments: array<Segment, 8>,
+    zeros: u32,
+    padding: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -43,16 +41,118 @@ struct Params {
 @group(2) @binding(0) var<storage, read> pairs: array<vec4<u32>>;
 #endif
 
-// 0: the mix weighs the previous token, 1: the current one.
-override WEIGHS: u32 = 0u;
-// Eights of elements of x, and how many a thread has: at most four.
-override EIGHTS_OF_X: u32 = 1u;
-override OWN: u32 = 1u;
+// Whether a row of zeros is written too.
+override ZEROS: bool = false;
+// How many products there are, and all their workgroups.
+override COUNT: u32 = 1u;
+override WORKGROUPS: u32 = 1u;
+override FIRST_0: u32 = 0u;
+override BASE_0: u32 = 0u;
+override ROWS_0: u32 = 1u;
+override Y_0: u32 = 0u;
+override WHAT_0: u32 = 0u;
+override FIRST_1: u32 = 0u;
+override BASE_1: u32 = 0u;
+override ROWS_1: u32 = 1u;
+override Y_1: u32 = 0u;
+override WHAT_1: u32 = 0u;
+override FIRST_2: u32 = 0u;
+override BASE_2: u32 = 0u;
+override ROWS_2: u32 = 1u;
+override Y_2: u32 = 0u;
+override WHAT_2: u32 = 0u;
+override FIRST_3: u32 = 0u;
+override BASE_3: u32 = 0u;
+override ROWS_3: u32 = 1u;
+override Y_3: u32 = 0u;
+override WHAT_3: u32 = 0u;
+override FIRST_4: u32 = 0u;
+override BASE_4: u32 = 0u;
+override ROWS_4: u32 = 1u;
+override Y_4: u32 = 0u;
+override WHAT_4: u32 = 0u;
+override FIRST_5: u32 = 0u;
+override BASE_5: u32 = 0u;
+override ROWS_5: u32 = 1u;
+override Y_5: u32 = 0u;
+override WHAT_5: u32 = 0u;
+override FIRST_6: u32 = 0u;
+override BASE_6: u32 = 0u;
+override ROWS_6: u32 = 1u;
+override Y_6: u32 = 0u;
+override WHAT_6: u32 = 0u;
+override FIRST_7: u32 = 0u;
+override BASE_7: u32 = 0u;
+override ROWS_7: u32 = 1u;
+override Y_7: u32 = 0u;
+override WHAT_7: u32 = 0u;
 
+fn segment_of(workgroup: u32) -> Segment {
+    var segment = Segment(FIRST_0, BASE_0, ROWS_0, Y_0, WHAT_0);
+    if COUNT > 1u && workgroup >= FIRST_1 {
+        segment = Segment(FIRST_1, BASE_1, ROWS_1, Y_1, WHAT_1);
+    }
+    if COUNT > 2u && workgroup >= FIRST_2 {
+        segment = Segment(FIRST_2, BASE_2, ROWS_2, Y_2, WHAT_2);
+    }
+    if COUNT > 3u && workgroup >= FIRST_3 {
+        segment = Segment(FIRST_3, BASE_3, ROWS_3, Y_3, WHAT_3);
+    }
+    if COUNT > 4u && workgroup >= FIRST_4 {
+        segment = Segment(FIRST_4, BASE_4, ROWS_4, Y_4, WHAT_4);
+    }
+    if COUNT > 5u && workgroup >= FIRST_5 {
+        segment = Segment(FIRST_5, BASE_5, ROWS_5, Y_5, WHAT_5);
+    }
+    if COUNT > 6u && workgroup >= FIRST_6 {
+        segment = Segment(FIRST_6, BASE_6, ROWS_6, Y_6, WHAT_6);
+    }
+    if COUNT > 7u && workgroup >= FIRST_7 {
+        segment = Segment(FIRST_7, BASE_7, ROWS_7, Y_7, WHAT_7);
+    }
+    return segment;
+}
 
-// Mean, sum of squares around it and number of elements of each subgroup.
-override SUBGROUPS: u32 = 1u;
-var<workgroup> moments: array<vec3<f32>, SUBGROUPS>;
+// The workgroups of `segment`: up to the next one's first.
+fn workgroups_of(segment: Segment) -> u32 {
+    var end = WORKGROUPS;
+    if COUNT > 1u && segment.first < FIRST_1 {
+        end = min(end, FIRST_1);
+    }
+    if COUNT > 2u && segment.first < FIRST_2 {
+        end = min(end, FIRST_2);
+    }
+    if COUNT > 3u && segment.first < FIRST_3 {
+        end = min(end, FIRST_3);
+    }
+    if COUNT > 4u && segment.first < FIRST_4 {
+        end = min(end, FIRST_4);
+    }
+    if COUNT > 5u && segment.first < FIRST_5 {
+        end = min(end, FIRST_5);
+    }
+    if COUNT > 6u && segment.first < FIRST_6 {
+        end = min(end, FIRST_6);
+    }
+    if COUNT > 7u && segment.first < FIRST_7 {
+        end = min(end, FIRST_7);
+    }
+    return end - segment.first;
+}
+
+// 0: `weights`, 1: `pairs`.
+fn stack_of(segment: Segment) -> u32 {
+    return segment.what & 1u;
+}
+
+// As in activation.wgsl.
+fn function_of(segment: Segment) -> u32 {
+    return segment.what >> 1u & 15u;
+}
+
+fn mix_of(segment: Segment) -> u32 {
+    return segment.what >> 5u;
+}
 
 var<private> function_code: u32;
 var<private> results: u32;
@@ -129,51 +229,7 @@ fn pair_team(lane: Lane) -> Team {
 }
 #endif
 
-// Eight elements of everything that the mix is made of.
-struct Eight {
-    low: vec4<f32>,
-    high: vec4<f32>,
-    weight_low: vec4<f32>,
-    weight_high: vec4<f32>,
-    bias_low: vec4<f32>,
-    bias_high: vec4<f32>,
-    mix_low: vec4<f32>,
-    mix_high: vec4<f32>,
-    previous_low: vec4<f32>,
-    previous_high: vec4<f32>,
-}
-
-fn load_eight(index: u32, kept: u32, mix: u32) -> Eight {
-    let quad = 2u * min(index, EIGHTS_OF_X - 1u);
-    let quads = EIGHTS_OF_X * 2u;
-    return Eight(
-        x[quad],
-        x[quad + 1u],
-        vectors[quad],
-        vectors[quad + 1u],
-        vectors[quads + quad],
-        vectors[quads + quad + 1u],
-        vectors[mix + quad],
-        vectors[mix + quad + 1u],
-        state[kept + quad],
-        state[kept + quad + 1u],
-    );
-}
-
-fn squares(eight: Eight, mean: f32, own: bool) -> f32 {
-    let low = eight.low - mean;
-    let high = eight.high - mean;
-    return select(0.0, dot(low, low) + dot(high, high), own);
-}
-
-fn mixed(normed: vec4<f32>, previous: vec4<f32>, mix: vec4<f32>) -> vec4<f32> {
-    if WEIGHS == 1u {
-        return previous + (normed - previous) * mix;
-    }
-    return normed + (previous - normed) * mix;
-}
-
-fn write_shifted(place: u32, value: vec4<f32>) {
+fn write_four(place: u32, value: vec4<f32>) {
     y[place] = value.x;
     y[place + 1u] = value.y;
     y[place + 2u] = value.z;
@@ -182,24 +238,25 @@ fn write_shifted(place: u32, value: vec4<f32>) {
 
 // Stages what becomes of an eight. `writes`: the first workgroups write a part of the normed row each, since other
 // workgroups still read the state here.
-fn mix_eight(eight: Eight, index: u32, mean: f32, scale: f32, writes: bool, for_pairs: bool) {
-    let low = (eight.low - mean) * scale * eight.weight_low + eight.bias_low;
-    let high = (eight.high - mean) * scale * eight.weight_high + eight.bias_high;
+fn place_eight(eight: Eight, index: u32, norm: vec2<f32>, writes: bool, for_pairs: bool) {
+    let made = mix_eight(eight, norm);
     if writes {
-        write_shifted(params.shifted + 8u * index, low);
-        write_shifted(params.shifted + 8u * index + 4u, high);
+        write_four(params.shifted + 8u * index, made.low);
+        write_four(params.shifted + 8u * index + 4u, made.high);
+        if ZEROS {
+            write_four(params.zeros + 8u * index, vec4(0.0));
+            write_four(params.zeros + 8u * index + 4u, vec4(0.0));
+        }
     }
-    let near = mixed(low, eight.previous_low, eight.mix_low);
-    let far = mixed(high, eight.previous_high, eight.mix_high);
 #ifdef PAIRS_F16
     if for_pairs {
-        staged[index] = bitcast<vec4<u32>>(near);
-        staged[PAIR_UNITS + index] = bitcast<vec4<u32>>(far);
+        staged[index] = bitcast<vec4<u32>>(made.near);
+        staged[PAIR_UNITS + index] = bitcast<vec4<u32>>(made.far);
     } else {
-        stage_eight(0u, index, near, far);
+        stage_eight(0u, index, made.near, made.far);
     }
 #else
-    stage_eight(0u, index, near, far);
+    stage_eight(0u, index, made.near, made.far);
 #endif
 }
 
@@ -208,21 +265,18 @@ fn main(at: Invocation) {
     let lane = lane_of(at);
     let team = team_of(lane);
     let own = flat_workgroup(at);
-    var index = 0u;
-    while index + 1u < params.count && own >= params.segments[index + 1u].first_workgroup {
-        index++;
-    }
-    let segment = params.segments[index];
-    if own >= segment.first_workgroup + segment.workgroups {
+    if own >= WORKGROUPS {
         return;
     }
-    function_code = segment.function_code;
+    let segment = segment_of(own);
+    let for_pairs = stack_of(segment) != 0u;
+    function_code = function_of(segment);
     results = segment.y;
-    let work = Work(segment.first_row, segment.rows, own - segment.first_workgroup, segment.workgroups, 0u);
+    let work = Work(segment.base, segment.rows, own - segment.first, workgroups_of(segment), 0u);
     var first: Units;
 #ifdef PAIRS_F16
     var first_pairs: PairUnits;
-    if segment.stack != 0u {
+    if for_pairs {
         first_pairs = load_pairs(work, pair_team(lane), work.block, 0u);
     } else {
         first = load_step(work, team, work.block, 0u);
@@ -231,75 +285,31 @@ fn main(at: Invocation) {
     first = load_step(work, team, work.block, 0u);
 #endif
 
-    // Everything is asked for at once. Past the end the last eight is repeated.
-    let slot = spans[0].slot;
-    let here = in_page(params.page, slot);
+    let place = kept_row(params.page);
+    let here = place.here;
     let quads = EIGHTS_OF_X * 2u;
-    let kept = select(0u, (slot - params.page.first_slot) * 2u + params.which, here) * quads;
-    let mix = (2u + segment.mix) * quads;
-    let a = load_eight(at.thread, kept, mix);
-    var b: Eight;
-    var c: Eight;
-    var d: Eight;
-    if OWN > 1u {
-        b = load_eight(at.thread + WORKGROUP, kept, mix);
-    }
-    if OWN > 2u {
-        c = load_eight(at.thread + 2u * WORKGROUP, kept, mix);
-    }
-    if OWN > 3u {
-        d = load_eight(at.thread + 3u * WORKGROUP, kept, mix);
-    }
-    // Mean and variance of each subgroup's elements, then of all (Chan, Golub and LeVeque 1979).
-    let zero = vec4(0.0);
-    let own_a = at.thread < EIGHTS_OF_X;
-    let own_b = OWN > 1u && at.thread + WORKGROUP < EIGHTS_OF_X;
-    let own_c = OWN > 2u && at.thread + 2u * WORKGROUP < EIGHTS_OF_X;
-    let own_d = OWN > 3u && at.thread + 3u * WORKGROUP < EIGHTS_OF_X;
-    let number = 8.0 * f32(u32(own_a) + u32(own_b) + u32(own_c) + u32(own_d));
-    let sums = select(zero, a.low + a.high, own_a) + select(zero, b.low + b.high, own_b)
-        + select(zero, c.low + c.high, own_c) + select(zero, d.low + d.high, own_d);
-    let group_number = subgroupAdd(number);
-    let group_mean = subgroupAdd((sums.x + sums.y) + (sums.z + sums.w)) / max(group_number, 1.0);
-    let square = squares(a, group_mean, own_a) + squares(b, group_mean, own_b)
-        + squares(c, group_mean, own_c) + squares(d, group_mean, own_d);
-    let group_square = subgroupAdd(square);
-    if lane.index == 0u {
-        moments[lane.group] = vec3(group_mean, group_square, group_number);
-    }
-    workgroupBarrier();
-    let count = f32(8u * EIGHTS_OF_X);
-    var mean = 0.0;
-    for (var i = 0u; i < lane.groups; i++) {
-        mean += moments[i].x * (moments[i].z / count);
-    }
-    var variance = 0.0;
-    for (var i = 0u; i < lane.groups; i++) {
-        let apart = moments[i].x - mean;
-        variance += moments[i].y + moments[i].z * apart * apart;
-    }
+    let eights = load_eights(at.thread, place.first, (2u + mix_of(segment)) * quads);
+    let norm = mean_and_scale(eights, lane, at.thread, params.epsilon);
     let workgroups = at.workgroups.x * at.workgroups.y;
-    let scale = 1.0 / sqrt(variance / count + params.epsilon);
-    let pairs_here = segment.stack != 0u;
     let writer = select(OWN, own, here);
-    if own_a {
-        mix_eight(a, at.thread, mean, scale, writer == 0u, pairs_here);
+    if owns(at.thread, 0u) {
+        place_eight(eights.a, at.thread, norm, writer == 0u, for_pairs);
     }
-    if own_b {
-        mix_eight(b, at.thread + WORKGROUP, mean, scale, writer == 1u % workgroups, pairs_here);
+    if owns(at.thread, 1u) {
+        place_eight(eights.b, at.thread + WORKGROUP, norm, writer == 1u % workgroups, for_pairs);
     }
-    if own_c {
-        mix_eight(c, at.thread + 2u * WORKGROUP, mean, scale, writer == 2u % workgroups, pairs_here);
+    if owns(at.thread, 2u) {
+        place_eight(eights.c, at.thread + 2u * WORKGROUP, norm, writer == 2u % workgroups, for_pairs);
     }
-    if own_d {
-        mix_eight(d, at.thread + 3u * WORKGROUP, mean, scale, writer == 3u % workgroups, pairs_here);
+    if owns(at.thread, 3u) {
+        place_eight(eights.d, at.thread + 3u * WORKGROUP, norm, writer == 3u % workgroups, for_pairs);
     }
     workgroupBarrier();
     if !here {
         return;
     }
 #ifdef PAIRS_F16
-    if segment.stack != 0u {
+    if for_pairs {
         make_pair_rows(work, lane, pair_team(lane), first_pairs);
     } else {
         make_rows(work, lane, team, at.thread, first);

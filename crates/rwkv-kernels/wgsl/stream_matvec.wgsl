@@ -7,17 +7,13 @@
 
 struct Params {
     page: Page,
-    // Rows, the place of the first in y and the residual, and in the bound weights.
-    rows: u32,
+    // The place of the first row in y and the residual.
     first_row: u32,
-    base: u32,
-    // Where x begins, in vec4s, and the row that becomes a shift vector, in elements.
-    x: u32,
+    // The row that becomes a shift vector, in elements of x.
     shifted: u32,
     // Which of the two vectors of a slot, and their width.
     which: u32,
     width: u32,
-    padding: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,6 +29,11 @@ struct Params {
 #endif
 
 override HAS_RESIDUAL: bool = false;
+// What decides where the first weights lie must not be waited for: rows, the first one's place in the bound weights, and
+// where x begins, in vec4s.
+override MATRIX_ROWS: u32 = 1u;
+override BASE: u32 = 0u;
+override X_FIRST: u32 = 0u;
 override SLICES: u32 = 1u;
 // Counters in front of the sums.
 override COUNTERS: u32 = 1u;
@@ -60,7 +61,7 @@ fn emit(row: u32, sum: f32) {
     if SLICES == 1u {
         finish(row, sum);
     } else {
-        atomicStore(&scratch[COUNTERS + slice * params.rows + row], bitcast<u32>(sum));
+        atomicStore(&scratch[COUNTERS + slice * MATRIX_ROWS + row], bitcast<u32>(sum));
     }
 }
 
@@ -74,9 +75,9 @@ fn main(at: Invocation) {
     if slice >= SLICES {
         return;
     }
-    let work = Work(params.base, params.rows, group, groups, slice * SLICE);
+    let work = Work(BASE, MATRIX_ROWS, group, groups, slice * SLICE);
     let first = load_step(work, team, group, 0u);
-    let start = params.x + slice * SLICE * (UNIT / 4u);
+    let start = X_FIRST + slice * SLICE * (UNIT / 4u);
     for (var i = at.thread; i < SLICE * UNIT / 8u; i += WORKGROUP) {
         stage_eight(0u, i, x[start + 2u * i], x[start + 2u * i + 1u]);
     }
@@ -101,13 +102,13 @@ fn main(at: Invocation) {
         atomicStore(&scratch[group], 0u);
     }
     let block_rows = team.teams * ROWS;
-    for (var first_row = group * block_rows; first_row < params.rows; first_row += groups * block_rows) {
+    for (var first_row = group * block_rows; first_row < MATRIX_ROWS; first_row += groups * block_rows) {
         for (var i = at.thread; i < block_rows; i += WORKGROUP) {
             let row = first_row + i;
-            if row < params.rows {
+            if row < MATRIX_ROWS {
                 var sum = 0.0;
                 for (var s = 0u; s < SLICES; s++) {
-                    sum += bitcast<f32>(atomicLoad(&scratch[COUNTERS + s * params.rows + row]));
+                    sum += bitcast<f32>(atomicLoad(&scratch[COUNTERS + s * MATRIX_ROWS + row]));
                 }
                 finish(row, sum);
             }

@@ -148,6 +148,11 @@ fn of_each_version() {
         USUAL,
         "norm_shift projections wkv7_step matvec norm_shift matvec sparse_matvec",
     );
+    let channel_mix7 = if gpus()[0].gpu.capabilities().float_atomics {
+        "channel_mix"
+    } else {
+        "norm_project sparse_matvec"
+    };
     // One token's products stream their weights, and the norms go with them.
     let one = Way {
         sequences: 1,
@@ -156,7 +161,7 @@ fn of_each_version() {
     check(
         Version::V7,
         one,
-        "norm_project wkv7_step stream_matvec norm_project sparse_matvec",
+        &format!("norm_project wkv7_step stream_matvec {channel_mix7}"),
     );
     check(
         Version::V7,
@@ -164,9 +169,11 @@ fn of_each_version() {
             adapter: Some(B::AttKey),
             ..one
         },
-        "norm_shift stream_matvec stream_matvec stream_matvec stream_matvec stream_matvec stream_matvec \
-         stream_matvec matvec matvec stream_matvec matvec map keys7 wkv7 norm bonus map stream_matvec \
-         norm_project sparse_matvec",
+        &format!(
+            "norm_shift stream_matvec stream_matvec stream_matvec stream_matvec stream_matvec stream_matvec \
+             stream_matvec matvec matvec stream_matvec matvec map keys7 wkv7 norm bonus map stream_matvec \
+             {channel_mix7}"
+        ),
     );
     check(
         Version::V5_2,

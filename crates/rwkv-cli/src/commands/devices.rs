@@ -75,6 +75,7 @@ fn row(adapter: &AdapterSummary) -> Row {
     }
     let named = [
         (have.f16, "f16"),
+        (have.float_atomics, "float atomics"),
         (
             !have.cooperative_matrices.is_empty(),
             "cooperative matrices",

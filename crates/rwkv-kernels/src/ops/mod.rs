@@ -7,6 +7,7 @@
 
 mod blend;
 mod bonus;
+mod channel_mix;
 mod csr_linear;
 mod embed;
 mod embed_norm;
@@ -41,6 +42,7 @@ mod wkv7_step;
 
 pub use blend::{Blend, Change, blend};
 pub use bonus::{Bonus, bonus};
+pub use channel_mix::ChannelMix;
 pub use csr_linear::{CsrLinear, csr_matmul};
 pub use embed::{Embed, embed};
 pub use embed_norm::EmbedNorm;

@@ -8,7 +8,7 @@ use crate::{
     ops::{Function, MAX_SEGMENTS, Stack, Weighs},
     tuning::{Problem, Tunable},
 };
-use bytemuck::{NoUninit, Pod, Zeroable};
+use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
 use std::ops::Range;
 
@@ -55,32 +55,49 @@ pub struct NormProject<'a> {
     /// Where in `y` the normed x goes, which is the next shift vector: the first byte, a multiple of 4. Other workgroups
     /// still read the state here, so a later dispatch stores it.
     pub shifted_offset: u64,
+    /// Where in `y` as many zeros go, if anywhere: what a later dispatch adds to. The first byte, a multiple of 4.
+    pub zeros_offset: Option<u64>,
     /// Where the results go: not the buffer of x.
     pub y: &'a Buffer,
 }
 
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-#[repr(C)]
-struct SegmentParams {
-    stack: u32,
-    first_row: u32,
+/// What the kernel must know of a product before anything else, and so as constants of the pipeline.
+#[derive(Clone, Copy, Default)]
+struct SegmentConstants {
+    first: u32,
+    base: u32,
     rows: u32,
-    mix: u32,
     y: u32,
-    function_code: u32,
-    first_workgroup: u32,
-    workgroups: u32,
+    /// The stack, the function and the mix, as in the WGSL.
+    what: u32,
+}
+
+impl SegmentConstants {
+    fn named(&self, index: usize) -> impl Iterator<Item = (&'static str, f64)> {
+        let names: [[&'static str; 5]; MAX_SEGMENTS] = [
+            ["FIRST_0", "BASE_0", "ROWS_0", "Y_0", "WHAT_0"],
+            ["FIRST_1", "BASE_1", "ROWS_1", "Y_1", "WHAT_1"],
+            ["FIRST_2", "BASE_2", "ROWS_2", "Y_2", "WHAT_2"],
+            ["FIRST_3", "BASE_3", "ROWS_3", "Y_3", "WHAT_3"],
+            ["FIRST_4", "BASE_4", "ROWS_4", "Y_4", "WHAT_4"],
+            ["FIRST_5", "BASE_5", "ROWS_5", "Y_5", "WHAT_5"],
+            ["FIRST_6", "BASE_6", "ROWS_6", "Y_6", "WHAT_6"],
+            ["FIRST_7", "BASE_7", "ROWS_7", "Y_7", "WHAT_7"],
+        ];
+        let values = [self.first, self.base, self.rows, self.y, self.what];
+        let names = names.get(index).copied().into_iter().flatten();
+        names.zip(values.map(f64::from))
+    }
 }
 
 #[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct Params {
     page: Page,
-    which: u32,
     epsilon: f32,
-    count: u32,
     shifted: u32,
-    segments: [SegmentParams; MAX_SEGMENTS],
+    zeros: u32,
+    padding: u32,
 }
 
 /// Eights of x that a thread has at most, as in the WGSL.
@@ -168,12 +185,14 @@ impl Kernels {
         let refused = |problem: String| Error::shape("norm, shift and products", problem);
         let cols = op.weights.shape().cols.0;
         let mixes = (op.vectors.len() / cols.max(1)).saturating_sub(2);
+        // Of whole rows that are written beside the products.
+        let rows_offsets = [op.shifted_offset].into_iter().chain(op.zeros_offset);
         let fits = op.x.rows == 1
             && op.x.width == cols
             && op.batch.span_count == 1
             && op.vectors.len() == (2 + mixes) * cols
             && (1..=MAX_SEGMENTS).contains(&op.products.len())
-            && op.shifted_offset.is_multiple_of(4);
+            && rows_offsets.clone().all(|offset| offset.is_multiple_of(4));
         let suits = self.norm_project_suits(op.weights, op.pairs);
         let stream = self.norm_project_resolved(op.weights, op.pairs.is_some(), shape);
         let (true, true, Some(stream), [weights]) = (fits, suits, stream, op.weights.chunks())
@@ -191,15 +210,17 @@ impl Kernels {
         let pairs = op.pairs.and_then(|p| p.chunks().first());
         let alignment = self.gpu().capabilities().limits.offset_alignment.max(4);
         let offsets = op.products.iter().map(|p| p.y_offset);
-        let start = offsets.chain([op.shifted_offset]).min().unwrap_or(0) / alignment * alignment;
+        let first = offsets.chain(rows_offsets.clone()).min().unwrap_or(0);
+        let start = first / alignment * alignment;
         let words = |offset: u64| {
             u32_of(
                 "results",
                 usize::try_from((offset - start) / 4).unwrap_or(usize::MAX),
             )
         };
-        let mut end = op.shifted_offset.saturating_add(View::bytes(1, cols));
-        let mut segments = [SegmentParams::default(); MAX_SEGMENTS];
+        let last_row = rows_offsets.max().unwrap_or(0);
+        let mut end = last_row.saturating_add(View::bytes(1, cols));
+        let mut segments = [SegmentConstants::default(); MAX_SEGMENTS];
         for (params, product) in segments.iter_mut().zip(op.products) {
             let (code, stack, chunk) = match product.stack {
                 Stack::Weights => (0, Some(op.weights), Some(weights)),
@@ -224,39 +245,37 @@ impl Kernels {
                 )));
             }
             end = end.max(last);
-            *params = SegmentParams {
-                stack: code,
-                first_row: chunk.map_or(0, |c| c.base) + u32_of("rows", rows.start)?,
+            *params = SegmentConstants {
+                first: 0,
+                base: chunk.map_or(0, |c| c.base) + u32_of("rows", rows.start)?,
                 rows: u32_of("rows", count)?,
-                mix: u32_of("mixes", product.mix)?,
                 y: words(product.y_offset)?,
-                function_code: product.function.code(),
-                first_workgroup: 0,
-                workgroups: 0,
+                what: code | product.function.code() << 1 | u32_of("mixes", product.mix)? << 5,
             };
         }
         if end > op.y.size() {
             return Err(refused(format!(
-                "the normed row ends at byte {end} of {}",
+                "its rows end at byte {end} of {}",
                 op.y.size()
             )));
         }
         let workgroups = self.share_out(&stream, op, &mut segments)?;
         let mut constants = vec![
-            (
-                "WEIGHS",
-                match op.weighs {
-                    Weighs::Previous => 0.0,
-                    Weighs::Current => 1.0,
-                },
-            ),
+            op.weighs.constant(),
+            ("ZEROS", f64::from(u8::from(op.zeros_offset.is_some()))),
             ("EIGHTS_OF_X", (cols / 8) as f64),
             (
                 "SUBGROUPS",
                 f64::from(stream.threads / self.lane_counts().0),
             ),
             ("OWN", (cols / 8).div_ceil(stream.threads as usize) as f64),
+            ("WHICH", f64::from(op.which)),
+            ("ONE_SLOT", f64::from(u8::from(op.page.slots == 1))),
+            ("COUNT", op.products.len() as f64),
+            ("WORKGROUPS", workgroups as f64),
         ];
+        let used = segments.iter().take(op.products.len());
+        constants.extend(used.enumerate().flat_map(|(i, s)| s.named(i)));
         if op.pairs.is_some() {
             constants.push(("PAIR_UNITS", (cols / 8) as f64));
         }
@@ -264,11 +283,10 @@ impl Kernels {
         let pipeline = self.stream_pipeline(KERNEL, op.weights, axis(op.pairs), &constants)?;
         let params = Params {
             page: op.page,
-            which: op.which,
             epsilon: op.epsilon,
-            count: u32_of("products", op.products.len())?,
             shifted: words(op.shifted_offset)?,
-            segments,
+            zeros: op.zeros_offset.map_or(Ok(0), words)?,
+            padding: 0,
         };
         let bindings = [
             op.batch.spans,
@@ -297,7 +315,7 @@ impl Kernels {
         &self,
         stream: &Stream,
         op: &NormProject<'_>,
-        segments: &mut [SegmentParams; MAX_SEGMENTS],
+        segments: &mut [SegmentConstants; MAX_SEGMENTS],
     ) -> Result<usize> {
         let row_bytes =
             |matrix: &GpuMatrix| -> usize { matrix.layout().row_bytes(op.x.width).iter().sum() };
@@ -335,8 +353,7 @@ impl Kernels {
         let mut first = 0;
         for (segment, product) in segments.iter_mut().zip(op.products) {
             let count = count(shares(turns), product);
-            segment.first_workgroup = u32_of("workgroups", first)?;
-            segment.workgroups = u32_of("workgroups", count)?;
+            segment.first = u32_of("workgroups", first)?;
             first += count;
         }
         Ok(first)

@@ -160,11 +160,7 @@ impl Kernels {
             Binding::from(op.state),
             op.y.blocks_binding(blocks),
         ];
-        let weighs = match op.weighs {
-            Weighs::Previous => 0.0,
-            Weighs::Current => 1.0,
-        };
-        let constants = [("WEIGHS", weighs), ("ROWS", op.rows.count() as f64)];
+        let constants = [op.weighs.constant(), ("ROWS", op.rows.count() as f64)];
         let name = format!("norm_shift/{THREADS}/{}", self.lanes());
         let pipeline = self.pipeline(&name, &constants)?;
         self.dispatch(pipeline, &params, &bindings, spans * slices)

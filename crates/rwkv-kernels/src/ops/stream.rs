@@ -35,6 +35,8 @@ pub(crate) struct Stream {
     block_rows: usize,
     workgroups: usize,
     pub(crate) slices: usize,
+    /// Bytes of workgroup memory at most, of x and sums.
+    pub(crate) bytes: usize,
     pub(crate) constants: Constants,
 }
 
@@ -196,11 +198,11 @@ impl Kernels {
             let rest = threads as usize * 4 + 64;
             let bytes = vectors * 16 + blocks * 12 + partials * 4 + rest;
             (fits && bytes <= limits.workgroup_bytes as usize)
-                .then_some((slices, slice, vectors, blocks))
+                .then_some((slices, slice, vectors, blocks, bytes))
         };
         // As few slices as were asked for, or as many more as make x fit.
         let asked = shape.slices.clamp(1, 16) as usize;
-        let (slices, slice, vectors, blocks) =
+        let (slices, slice, vectors, blocks, bytes) =
             (asked..=16).chain((1..asked).rev()).find_map(cut)?;
         let mut constants: Constants = vec![
             ("WORKGROUP", f64::from(threads)),
@@ -224,6 +226,7 @@ impl Kernels {
                 n => n as usize,
             },
             slices,
+            bytes,
             constants,
         })
     }

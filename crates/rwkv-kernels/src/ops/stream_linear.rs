@@ -32,14 +32,10 @@ pub struct StreamLinear<'a> {
 #[repr(C)]
 struct Params {
     page: Page,
-    rows: u32,
     first_row: u32,
-    base: u32,
-    x: u32,
     shifted: u32,
     which: u32,
     width: u32,
-    padding: u32,
 }
 
 impl StreamLinear<'_> {
@@ -131,8 +127,6 @@ impl Kernels {
             ("COUNTERS", PARTIAL_COUNTS as f64),
         ];
         constants.extend(&stream.constants);
-        let pipeline =
-            self.stream_pipeline("stream_matvec", op.weight, op.epilogue(), &constants)?;
         // x, and the row that is stored, as one range.
         let alignment = self.gpu().capabilities().limits.offset_alignment.max(16);
         let rows = [Some(op.x), op.stores.as_ref().map(|stores| stores.x)];
@@ -168,15 +162,19 @@ impl Kernels {
                     },
                     |s| s.page,
                 ),
-                rows: chunk.rows,
                 first_row: chunk.first_row,
-                base: chunk.base,
-                x: words(&op.x)? / 4,
                 shifted: stores.map_or(Ok(0), |s| words(&s.x))?,
                 which: stores.map_or(0, |s| s.which),
                 width: u32_of("rows", matrix.rows.0)?,
-                padding: 0,
             };
+            let mut constants = constants.clone();
+            constants.extend([
+                ("MATRIX_ROWS", f64::from(chunk.rows)),
+                ("BASE", f64::from(chunk.base)),
+                ("X_FIRST", f64::from(words(&op.x)? / 4)),
+            ]);
+            let pipeline =
+                self.stream_pipeline("stream_matvec", op.weight, op.epilogue(), &constants)?;
             let mut bindings = vec![
                 x,
                 op.residual.as_ref().map_or(self.unused(), View::binding),

@@ -36,6 +36,17 @@ pub enum Weighs {
     Current,
 }
 
+impl Weighs {
+    /// The kernels' constant.
+    pub(crate) fn constant(self) -> (&'static str, f64) {
+        let code = match self {
+            Self::Previous => 0.0,
+            Self::Current => 1.0,
+        };
+        ("WEIGHS", code)
+    }
+}
+
 /// The twin's second half: between `x` and `previous`, with `mix` one row.
 pub fn mix(x: &[f32], previous: &[f32], weighs: Weighs, mix: &[f32], y: &mut [f32]) {
     match weighs {
@@ -134,10 +145,7 @@ impl Kernels {
                 format!("{} mixes of {width} channels", op.mixes),
             ));
         }
-        let weighs = match op.weighs {
-            Weighs::Previous => 0.0,
-            Weighs::Current => 1.0,
-        };
+        let (_, weighs) = op.weighs.constant();
         let previous = Previous {
             batch: op.batch,
             x: op.x,

@@ -11,7 +11,7 @@ impl Problem {
     /// Ways to cut its work, beside the default.
     pub fn candidates(&self) -> Vec<Choice> {
         match self.kernel {
-            Tunable::NormProject | Tunable::NormProjectPairs => shapes(&[1]),
+            Tunable::NormProject | Tunable::NormProjectPairs | Tunable::ChannelMix => shapes(&[1]),
             Tunable::StreamMatvec => shapes(&[1, 2, 4]),
             Tunable::StreamTokens | Tunable::StreamTokensPairs => tokens(),
             Tunable::SparseMatvec => sparse(),
@@ -112,6 +112,7 @@ mod tests {
             Tunable::StreamTokensPairs,
             Tunable::SparseMatvec,
             Tunable::Wkv7Step,
+            Tunable::ChannelMix,
         ] {
             let problem = Problem {
                 kernel,

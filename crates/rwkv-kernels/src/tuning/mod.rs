@@ -64,6 +64,8 @@ pub enum Tunable {
     SparseMatvec,
     /// [`Kernels::wkv7_step`].
     Wkv7Step,
+    /// [`Kernels::channel_mix`].
+    ChannelMix,
 }
 
 impl fmt::Display for Problem {

@@ -64,6 +64,20 @@ pub(crate) fn singles() -> impl Strategy<Value = Ragged> {
 }
 
 impl Ragged {
+    /// One span of one token in `slot`.
+    pub(crate) fn one(slot: u32, cut: u32) -> Self {
+        let span = Span {
+            start: 0,
+            length: 1,
+            slot,
+            padding: 0,
+        };
+        Self {
+            spans: vec![span],
+            cut,
+        }
+    }
+
     pub(crate) fn tokens(&self) -> usize {
         self.spans.iter().map(|s| s.length as usize).sum()
     }

@@ -13,6 +13,7 @@ mod activation;
 mod batch;
 mod blend;
 mod blocks;
+mod channel_mix;
 mod csr;
 mod embedding;
 mod expansion;

@@ -27,6 +27,15 @@ pub(crate) fn function(function: Function, value: f64) -> f64 {
     relative * function_size(function, value)
 }
 
+/// Error of a function of `sum`, whose result is `value`, where that sum may be off by `before`.
+pub(crate) fn of_function(of: Function, sum: f32, value: f32, before: f64) -> f64 {
+    let slope = match of {
+        Function::SquaredRelu => 2.0 * f64::from(sum.max(0.0)) + before,
+        _ => 1.0,
+    };
+    slope * before + function(of, f64::from(value))
+}
+
 /// What the error of a function is relative to: its value, but for exp(-exp(x)) what the inner exponential's error makes
 /// of it, which is |ln y| times as large.
 pub(crate) fn function_size(function: Function, value: f64) -> f64 {

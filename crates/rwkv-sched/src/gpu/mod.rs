@@ -1,6 +1,7 @@
 //! The GPU executor: fuses the graph, plans its buffers for each batch shape, and replays the resolved dispatches.
 
 mod blend;
+mod channel_mixes;
 mod choose;
 mod compress;
 mod decode;

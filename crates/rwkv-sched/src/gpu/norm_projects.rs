@@ -1,11 +1,11 @@
 //! One token's norm, shift and products in one dispatch: what it reads, whether it suits, and its dispatches.
 
 use super::{plan::Context, resident::is_pair, resolve::half_index, resolve_group::mistake};
-use crate::{Op, Result, Weight, fuse::Group};
+use crate::{Graph, Op, Result, ShiftHalf, ValueId, Weight, fuse::Group};
 use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     GpuMatrix,
-    ops::{MAX_SEGMENTS, MixedProduct, NormProject, Stack},
+    ops::{MAX_SEGMENTS, MixedProduct, NormProject, Stack, Weighs},
 };
 use std::ops::Range;
 
@@ -54,14 +54,31 @@ pub(super) fn suits(context: &Context<'_>, group: &Group) -> bool {
             .is_some_and(|of| context.kernels.norm_project_suits(of.weights, of.pairs))
 }
 
-impl super::resolve::Resolver<'_> {
-    pub(super) fn norm_projects(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
-        let graph = self.context.model.graph();
-        let mut nodes = group.nodes(graph);
-        let (Some(norm), Some(shift)) = (nodes.next(), nodes.next()) else {
-            return Err(mistake());
-        };
-        let (
+/// The norm at the beginning of a group, and the shift after it.
+pub(super) struct NormOf {
+    pub(super) x: ValueId,
+    pub(super) normed: ValueId,
+    pub(super) epsilon: f32,
+}
+
+pub(super) struct ShiftOf<'g> {
+    pub(super) layer: usize,
+    pub(super) half: ShiftHalf,
+    pub(super) weighs: Weighs,
+    /// The mixes.
+    pub(super) outputs: &'g [ValueId],
+}
+
+pub(super) fn normed_and_shifted<'g>(
+    group: &Group,
+    graph: &'g Graph,
+) -> Result<(NormOf, ShiftOf<'g>)> {
+    let mut nodes = group.nodes(graph);
+    let (Some(norm), Some(shift)) = (nodes.next(), nodes.next()) else {
+        return Err(mistake());
+    };
+    match (&norm.op, &shift.op, &norm.inputs[..], &norm.outputs[..]) {
+        (
             Op::Norm { epsilon, .. },
             Op::TokenShift {
                 layer,
@@ -69,10 +86,34 @@ impl super::resolve::Resolver<'_> {
                 weighs,
                 ..
             },
-        ) = (&norm.op, &shift.op)
-        else {
-            return Err(mistake());
-        };
+            [x],
+            [normed],
+        ) => Ok((
+            NormOf {
+                x: *x,
+                normed: *normed,
+                epsilon: *epsilon,
+            },
+            ShiftOf {
+                layer: *layer,
+                half: *half,
+                weighs: *weighs,
+                outputs: &shift.outputs,
+            },
+        )),
+        _ => Err(mistake()),
+    }
+}
+
+impl super::resolve::Resolver<'_> {
+    pub(super) fn norm_projects(
+        &self,
+        group: &Group,
+        clears: Option<ValueId>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        let graph = self.context.model.graph();
+        let (norm, shift) = normed_and_shifted(group, graph)?;
         let operands = Operands::of(self.context, group).ok_or_else(mistake)?;
         let mut products = Vec::new();
         for (product, (stack, rows)) in group.products().zip(operands.rows) {
@@ -85,25 +126,24 @@ impl super::resolve::Resolver<'_> {
                 y_offset: self.activations.view(product.y)?.offset,
             });
         }
-        let (Some(x), Some(normed)) = (norm.inputs.first(), norm.outputs.first()) else {
-            return Err(mistake());
-        };
-        let shifted = self.activations.view(*normed)?;
+        let shifted = self.activations.view(norm.normed)?;
+        let zeros = clears.map(|id| self.activations.view(id)).transpose()?;
         let vectors = group.vectors(graph).unwrap_or_default();
         for page in self.context.states.pages() {
             let op = NormProject {
                 batch: self.batch,
-                x: self.activations.view(*x)?,
+                x: self.activations.view(norm.x)?,
                 vectors: self.vectors(&vectors)?,
-                epsilon: *epsilon,
-                weighs: *weighs,
-                state: page.shift(*layer),
+                epsilon: norm.epsilon,
+                weighs: shift.weighs,
+                state: page.shift(shift.layer),
                 page: page.page(),
-                which: half_index(*half),
+                which: half_index(shift.half),
                 weights: operands.weights,
                 pairs: operands.pairs,
                 products: &products,
                 shifted_offset: shifted.offset,
+                zeros_offset: zeros.as_ref().map(|view| view.offset),
                 y: shifted.buffer,
             };
             out.push(self.context.kernels.norm_project(&op, None)?);

@@ -306,9 +306,8 @@ impl Activations {
 /// Whether a step only makes logits that nobody wants.
 fn skipped(context: &Context<'_>, shape: BatchShape, step: &Step) -> bool {
     let graph = context.model.graph();
-    step.outputs(graph)
-        .iter()
-        .all(|id| shape.rows(graph.value(*id).domain) == 0)
+    let mut made = step.outputs(graph).into_iter().peekable();
+    made.peek().is_some() && made.all(|id| shape.rows(graph.value(id).domain) == 0)
 }
 
 impl BatchShape {

@@ -23,6 +23,9 @@ const TOGETHER: usize = 4;
 /// Steps of a round that are timed, after one that is not, and in the final.
 const STEPS: usize = 3;
 const FINAL_STEPS: usize = 7;
+/// How long a GPU has to work until its clocks are where they stay: while candidates are compiled, it rests.
+const WARM: Duration = Duration::from_millis(200);
+const WARM_AGAIN: Duration = Duration::from_millis(60);
 /// Candidates of each problem in the final, and how often all of them have their turn.
 const FINALISTS: usize = 3;
 const TURNS: usize = 3;
@@ -157,8 +160,7 @@ impl Session<'_> {
             all.filter_map(|(problem, all)| Some((problem.clone(), *all.get(at)?)))
                 .collect()
         };
-        // The clock rises while this runs for nothing.
-        self.time(&usual, STEPS, timer)?;
+        self.warm(&usual, WARM)?;
         let mut times = Times::new();
         for first in (0..rounds).step_by(TOGETHER) {
             progress(LoadProgress {
@@ -171,7 +173,9 @@ impl Session<'_> {
                 break;
             }
             let rounds = (first..rounds.min(first + TOGETHER)).map(round).collect();
-            for (round, plan) in self.compiled(choices, rounds) {
+            let compiled = self.compiled(choices, rounds);
+            self.warm(&usual, WARM_AGAIN)?;
+            for (round, plan) in compiled {
                 self.time_round(&round, &plan, STEPS, timer, &mut times)?;
             }
         }
@@ -203,6 +207,7 @@ impl Session<'_> {
                 .collect()
         };
         let finals = self.compiled(choices, (0..FINALISTS).map(rank).collect());
+        self.warm(usual, WARM)?;
         let mut samples: HashMap<(&Problem, Option<Choice>), Vec<f64>> = HashMap::new();
         for _ in 0..TURNS {
             let of_usual = self.time(usual, FINAL_STEPS, timer)?;
@@ -287,15 +292,25 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Runs `steps` steps and one before them; for each problem the seconds of its kernels in each.
-    fn time(
-        &self,
-        plan: &Plan,
-        steps: usize,
-        timer: &mut Timer,
-    ) -> Result<HashMap<Problem, Vec<f64>>> {
+    /// Keeps the GPU busy for `time`.
+    fn warm(&self, plan: &Plan, time: Duration) -> Result<()> {
+        let gpu = self.executor.kernels.gpu();
+        self.feed(plan)?;
+        let start = Instant::now();
+        while start.elapsed() < time {
+            let mut recorder = gpu.recorder("tuning");
+            for _ in 0..STEPS {
+                recorder.dispatch(plan.dispatches());
+            }
+            let submission = recorder.submit()?;
+            gpu.wait(&submission)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what a step of `plan` reads: a token for each slot.
+    fn feed(&self, plan: &Plan) -> Result<()> {
         let executor = self.executor;
-        let gpu = executor.kernels.gpu();
         let spans = (0u32..).take(self.shape.spans).map(|slot| BatchSpan {
             slot: SlotId(slot),
             tokens: vec![0],
@@ -305,7 +320,18 @@ impl Session<'_> {
             spans: spans.collect(),
         };
         let tables = batch.tables(executor.model.config().vocab, executor.slots())?;
-        plan.write_tables(gpu, &tables)?;
+        plan.write_tables(executor.kernels.gpu(), &tables)
+    }
+
+    /// Runs `steps` steps and one before them; for each problem the seconds of its kernels in each.
+    fn time(
+        &self,
+        plan: &Plan,
+        steps: usize,
+        timer: &mut Timer,
+    ) -> Result<HashMap<Problem, Vec<f64>>> {
+        let gpu = self.executor.kernels.gpu();
+        self.feed(plan)?;
         let mut all: HashMap<Problem, Vec<f64>> = HashMap::new();
         for step in 0..=steps {
             let mut recorder = gpu.recorder("tuning");

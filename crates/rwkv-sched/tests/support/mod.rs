@@ -26,7 +26,7 @@ pub(crate) struct TestGpu {
 }
 
 /// The adapter of the tests, opened with everything it has, with shader checks and without them, and then without
-/// subgroups and without f16; every kernel alone is tested in more ways.
+/// subgroups and without f16 and atomic sums; every kernel alone is tested in more ways.
 ///
 /// It is the one that `RWKV_DEVICE` names, or the best GPU, or any adapter at all (a software one in CI).
 ///
@@ -35,7 +35,12 @@ pub(crate) struct TestGpu {
 pub(crate) fn gpus() -> &'static [TestGpu] {
     static GPUS: OnceLock<Vec<TestGpu>> = OnceLock::new();
     GPUS.get_or_init(|| {
-        let ways = [("", true), ("", false), ("subgroup", true), ("f16", false)];
+        let ways = [
+            ("", true),
+            ("", false),
+            ("subgroup", true),
+            ("f16,float-atomics", false),
+        ];
         ways.map(|(hidden, checks)| {
             let options = OpenOptions {
                 hidden: hidden.parse::<Hidden>().unwrap(),

@@ -6,6 +6,7 @@ use crate::{
     Graph, Op, ValueId,
     fuse::{Step, StoredShift},
 };
+use rwkv_kernels::ops::Function;
 
 /// Joins groups of `steps` where `suits` says that the kernel can do them.
 pub(crate) fn join_norms(
@@ -42,6 +43,67 @@ pub(crate) fn join_norms(
         }
     }
     steps.into_iter().flatten().collect()
+}
+
+/// Joins norm, shift and key, which [`join_norms`] has joined, with the value and the residual, where `suits` says that
+/// the kernel can do it. The time mix's products before them set the result to zero.
+pub(crate) fn join_channel_mixes(
+    graph: &Graph,
+    steps: Vec<Step>,
+    suits: &dyn Fn(&Group) -> bool,
+) -> Vec<Step> {
+    let mut steps: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
+    let mut clearing = None;
+    for index in 0..steps.len() {
+        let Some(Step::Group(group)) = &steps[index] else {
+            continue;
+        };
+        if !matches!(group.kernel, Kernel::NormProjects { .. }) {
+            continue;
+        }
+        if let Some((value, joined)) = whole_channel_mix(graph, &steps, group)
+            && let Some(before) = clearing.take()
+            && suits(&joined)
+        {
+            let (Kernel::ChannelMix { y }, Some(Step::Group(before))) =
+                (&joined.kernel, &mut steps[before])
+            else {
+                continue;
+            };
+            before.kernel = Kernel::NormProjects { clears: Some(*y) };
+            before.outputs.push(*y);
+            steps[value] = Some(Step::Group(Box::new(joined)));
+            steps[index] = None;
+        } else {
+            clearing = Some(index);
+        }
+    }
+    steps.into_iter().flatten().collect()
+}
+
+/// `group` with the product that reads its only one, and where that product is.
+fn whole_channel_mix(
+    graph: &Graph,
+    steps: &[Option<Step>],
+    group: &Group,
+) -> Option<(usize, Group)> {
+    let mut products = group.products();
+    let (key, None) = (products.next()?, products.next()) else {
+        return None;
+    };
+    let at = only_reader(graph, steps, &[key.y])?;
+    let Some(Step::Linear(value)) = &steps[at] else {
+        return None;
+    };
+    let x = *group.inputs.first()?;
+    let plain = value.function == Function::Identity && value.bias.is_none();
+    let joined = Group {
+        kernel: Kernel::ChannelMix { y: value.y },
+        parts: [&group.parts[..], &[Step::Linear(value.clone())]].concat(),
+        inputs: vec![x, value.y],
+        outputs: Vec::new(),
+    };
+    (plain && value.stores.is_some() && value.residual == Some(x)).then_some((at, joined))
 }
 
 /// A norm and shift that can be made together with the products of their mixes.
@@ -83,7 +145,7 @@ fn only_reader(graph: &Graph, steps: &[Option<Step>], values: &[ValueId]) -> Opt
 /// `shift` and `parts`, which make `outputs`.
 fn joined(shift: &Group, parts: &[Step], outputs: &[ValueId], normed: ValueId) -> Group {
     Group {
-        kernel: Kernel::NormProjects,
+        kernel: Kernel::NormProjects { clears: None },
         parts: [&shift.parts[..], parts].concat(),
         inputs: shift.inputs.clone(),
         outputs: [outputs, &[normed]].concat(),

@@ -1,13 +1,9 @@
 // The recurrence of RWKV-5 and RWKV-6, of one head over one span (Peng et al. 2024, "Eagle and Finch", section 4):
 //   y = (S + v (u ⊙ k)ᵀ) r,   S ← S diag(w) + v kᵀ,   with S of [value, key] and u what the current token weighs
-// A workgroup a head, a thread a row of S, which stays in registers for the whole span. HEAD is the head size rounded
-// up: the channels past the end are zero and stay zero.
-#import batch
-#import invocation
-#import grid
+// A workgroup has some of the head's rows, see recurrence/tile; BLOCK tokens take the state from one value to the next.
+#import recurrence/tile
 #import decay6
-
-const HEAD: u32 = $HEAD;
+#import wkv6/tokens_$BLOCK
 
 struct Params {
     page: Page,
@@ -32,73 +28,75 @@ struct Params {
 // Whether w is one row.
 override ONE_DECAY: bool = false;
 
-var<workgroup> r_head: array<f32, HEAD>;
-var<workgroup> w_head: array<f32, HEAD>;
-var<workgroup> k_head: array<f32, HEAD>;
-var<workgroup> u_head: array<f32, HEAD>;
+// A channel of four tokens.
+struct Unit {
+    r: vec4<f32>,
+    w: vec4<f32>,
+    k: vec4<f32>,
+    u: f32,
+}
 
-@compute @workgroup_size(HEAD)
-fn main(at: Invocation) {
-    let row = at.thread;
-    let item = flat_workgroup(at);
-    let index = item / params.heads;
-    if index >= params.spans {
-        return;
-    }
-    let span = spans[index];
-    if !in_page(params.page, span.slot) {
-        return;
-    }
-    let head = item % params.heads;
-    let size = params.head_size;
-    let live = row < size;
-    let base = (((span.slot - params.page.first_slot) * params.heads + head) * size + row) * size;
-    var s: array<f32, HEAD>;
-    if live {
-        for (var j = 0u; j < HEAD; j++) {
-            if j < size {
-                s[j] = state[base + j];
-            }
-        }
-        u_head[row] = u[head * size + row];
+alias Ahead = array<Unit, UNITS>;
+
+fn load_ahead(place: Place, first: u32) -> Ahead {
+    var ahead: Ahead;
+    for (var i = 0u; i < UNITS; i++) {
+        let unit = place.thread + i * THREADS;
+        let at = elements(place, first + unit / HEAD * 4u, unit % HEAD);
+        let channel = place.channel + min(unit % HEAD, params.head_size - 1u);
+        ahead[i].r = vec4(r[at.x], r[at.y], r[at.z], r[at.w]);
         if ONE_DECAY {
-            w_head[row] = decay6(w[head * size + row]);
+            ahead[i].w = vec4(w[channel]);
+        } else {
+            ahead[i].w = vec4(w[at.x], w[at.y], w[at.z], w[at.w]);
         }
-    } else {
-        // Channels past the end.
-        r_head[row] = 0.0;
-        w_head[row] = 0.0;
-        k_head[row] = 0.0;
-        u_head[row] = 0.0;
+        ahead[i].k = vec4(k[at.x], k[at.y], k[at.z], k[at.w]);
+        ahead[i].u = u[channel];
     }
-    for (var t = span.start; t < span.start + span.length; t++) {
-        let channel = t * params.stride + head * size + row;
-        var value = 0.0;
-        if live {
-            r_head[row] = r[channel];
-            k_head[row] = k[channel];
-            if !ONE_DECAY {
-                w_head[row] = w[channel];
-            }
-            value = v[channel];
-        }
+    return ahead;
+}
+
+// Tokens and channels past the end change nothing.
+fn settled(place: Place, first: u32, unit: u32, brought: Unit) -> Unit {
+    let there = are_there(place, first + unit / HEAD * 4u, unit % HEAD);
+    let zero = vec4(0.0);
+    var decay = brought.w;
+    if ONE_DECAY {
+        decay = vec4(decay6(decay.x));
+    }
+    return Unit(
+        select(zero, brought.r, there),
+        select(vec4(1.0), decay, there),
+        select(zero, brought.k, there),
+        brought.u,
+    );
+}
+
+@compute @workgroup_size(THREADS)
+fn main(at: Invocation) {
+    let place = place_of(at);
+    if place.start == place.end {
+        return;
+    }
+    var ahead = load_ahead(place, place.start);
+    var ahead_values = load_values(place, place.start);
+    var s = read_state(place);
+    var first = place.start;
+    loop {
+        prepare(place, first, &ahead);
         workgroupBarrier();
-        var sum = 0.0;
-        for (var j = 0u; j < HEAD; j++) {
-            let added = value * k_head[j];
-            sum += r_head[j] * (s[j] + u_head[j] * added);
-            s[j] = s[j] * w_head[j] + added;
-        }
-        if live {
-            y[channel] = sum;
-        }
+        stage(place, ahead);
+        stage_values(place, first, ahead_values);
+        // Without a condition, past the end too: nothing then has to wait for what is on its way but its use.
+        let next = first + STAGE;
+        ahead = load_ahead(place, next);
+        ahead_values = load_values(place, next);
         workgroupBarrier();
-    }
-    if live {
-        for (var j = 0u; j < HEAD; j++) {
-            if j < size {
-                state[base + j] = s[j];
-            }
+        advance(place, first, min(STAGE, place.end - first), &s);
+        if next >= place.end {
+            break;
         }
+        first = next;
     }
+    write_state(place, s);
 }

@@ -1,12 +1,8 @@
 // The RWKV-7 recurrence of one head over one span (Peng et al. 2025, "RWKV-7 Goose", eq. 17):
 //   S ← S diag(w) − (S κ) (κ ⊙ a)ᵀ + v kᵀ,   y = S r,   with S of [value, key], κ the removal key
-// A workgroup a head, a thread a row of S, which stays in registers for the whole span. HEAD is the head size rounded
-// up: the channels past the end are zero and stay zero.
-#import batch
-#import invocation
-#import grid
-
-const HEAD: u32 = $HEAD;
+// A workgroup has some of the head's rows, see recurrence/tile; BLOCK tokens take the state from one value to the next.
+#import recurrence/tile
+#import wkv7/tokens_$BLOCK
 
 struct Params {
     page: Page,
@@ -29,75 +25,70 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> state: array<f32>;
 @group(0) @binding(8) var<storage, read_write> y: array<f32>;
 
-var<workgroup> r_head: array<f32, HEAD>;
-var<workgroup> w_head: array<f32, HEAD>;
-var<workgroup> k_head: array<f32, HEAD>;
-var<workgroup> removal: array<f32, HEAD>;
-var<workgroup> rate: array<f32, HEAD>;
+// A channel of four tokens. `rate` is the in-context rate as it comes, then that times the removal key.
+struct Unit {
+    r: vec4<f32>,
+    w: vec4<f32>,
+    k: vec4<f32>,
+    kappa: vec4<f32>,
+    rate: vec4<f32>,
+}
 
-@compute @workgroup_size(HEAD)
+alias Ahead = array<Unit, UNITS>;
+
+fn load_ahead(place: Place, first: u32) -> Ahead {
+    var ahead: Ahead;
+    for (var i = 0u; i < UNITS; i++) {
+        let unit = place.thread + i * THREADS;
+        let at = elements(place, first + unit / HEAD * 4u, unit % HEAD);
+        let kappa = at + params.block;
+        ahead[i].r = vec4(r[at.x], r[at.y], r[at.z], r[at.w]);
+        ahead[i].w = vec4(w[at.x], w[at.y], w[at.z], w[at.w]);
+        ahead[i].k = vec4(keys[at.x], keys[at.y], keys[at.z], keys[at.w]);
+        ahead[i].kappa = vec4(keys[kappa.x], keys[kappa.y], keys[kappa.z], keys[kappa.w]);
+        ahead[i].rate = vec4(a[at.x], a[at.y], a[at.z], a[at.w]);
+    }
+    return ahead;
+}
+
+// Tokens and channels past the end change nothing.
+fn settled(place: Place, first: u32, unit: u32, brought: Unit) -> Unit {
+    let there = are_there(place, first + unit / HEAD * 4u, unit % HEAD);
+    let zero = vec4(0.0);
+    return Unit(
+        select(zero, brought.r, there),
+        select(vec4(1.0), brought.w, there),
+        select(zero, brought.k, there),
+        select(zero, brought.kappa, there),
+        select(zero, brought.kappa * brought.rate, there),
+    );
+}
+
+@compute @workgroup_size(THREADS)
 fn main(at: Invocation) {
-    let row = at.thread;
-    let item = flat_workgroup(at);
-    let index = item / params.heads;
-    if index >= params.spans {
+    let place = place_of(at);
+    if place.start == place.end {
         return;
     }
-    let span = spans[index];
-    if !in_page(params.page, span.slot) {
-        return;
-    }
-    let head = item % params.heads;
-    let size = params.head_size;
-    let live = row < size;
-    let base = (((span.slot - params.page.first_slot) * params.heads + head) * size + row) * size;
-    var s: array<f32, HEAD>;
-    if live {
-        for (var j = 0u; j < HEAD; j++) {
-            if j < size {
-                s[j] = state[base + j];
-            }
-        }
-    } else {
-        // Channels past the end.
-        w_head[row] = 0.0;
-        k_head[row] = 0.0;
-        r_head[row] = 0.0;
-        removal[row] = 0.0;
-        rate[row] = 0.0;
-    }
-    for (var t = span.start; t < span.start + span.length; t++) {
-        let channel = t * params.stride + head * size + row;
-        var value = 0.0;
-        if live {
-            let kappa = keys[params.block + channel];
-            r_head[row] = r[channel];
-            w_head[row] = w[channel];
-            k_head[row] = keys[channel];
-            removal[row] = kappa;
-            rate[row] = kappa * a[channel];
-            value = v[channel];
-        }
+    var ahead = load_ahead(place, place.start);
+    var ahead_values = load_values(place, place.start);
+    var s = read_state(place);
+    var first = place.start;
+    loop {
+        prepare(place, first, &ahead);
         workgroupBarrier();
-        var removed = 0.0;
-        for (var j = 0u; j < HEAD; j++) {
-            removed -= s[j] * removal[j];
-        }
-        var sum = 0.0;
-        for (var j = 0u; j < HEAD; j++) {
-            s[j] = s[j] * w_head[j] + removed * rate[j] + value * k_head[j];
-            sum += s[j] * r_head[j];
-        }
-        if live {
-            y[channel] = sum;
-        }
+        stage(place, ahead);
+        stage_values(place, first, ahead_values);
+        // Without a condition, past the end too: nothing then has to wait for what is on its way but its use.
+        let next = first + STAGE;
+        ahead = load_ahead(place, next);
+        ahead_values = load_values(place, next);
         workgroupBarrier();
-    }
-    if live {
-        for (var j = 0u; j < HEAD; j++) {
-            if j < size {
-                state[base + j] = s[j];
-            }
+        advance(place, first, min(STAGE, place.end - first), &s);
+        if next >= place.end {
+            break;
         }
+        first = next;
     }
+    write_state(place, s);
 }

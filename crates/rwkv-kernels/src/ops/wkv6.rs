@@ -2,7 +2,10 @@
 //! token: `y = (S + v (u ⊙ k)ᵀ) r`, `S ← S diag(w) + v kᵀ`, with S of [value, key] and u what the current token weighs.
 //! The decay w is one for all tokens in RWKV-5, and the token's own in RWKV-6.
 
-use super::heads::{by_head, compiled_head, width_of};
+use super::{
+    heads::{by_head, width_of},
+    recurrence::RecurrenceTile,
+};
 use crate::{
     BatchTables, Error, GpuVector, Kernels, Page, Result, View, kernels::u32_of, ops::Function,
 };
@@ -119,12 +122,31 @@ struct Params {
 }
 
 impl Kernels {
-    /// The dispatch of `op`.
+    /// The dispatch of `op`, cut as suits its shape: the order of the sums depends on where spans begin.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit or the head is larger than 128, [`Error::Gpu`] when the kernel does
     /// not compile.
     pub fn wkv6(&self, op: &Wkv6<'_>) -> Result<Dispatch> {
+        let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
+        let tile = RecurrenceTile::usual(self, op.batch.span_count * heads, op.head_size, 2);
+        self.wkv6_tiled(op, tile)
+    }
+
+    /// The dispatch of `op` with one order of the sums, however a sequence is cut into spans and whatever else is in the
+    /// batch.
+    ///
+    /// # Errors
+    /// Those of [`Self::wkv6`].
+    pub fn wkv6_in_one_order(&self, op: &Wkv6<'_>) -> Result<Dispatch> {
+        self.wkv6_tiled(op, RecurrenceTile::in_one_order(self, op.head_size))
+    }
+
+    /// As [`Self::wkv6`], cut in a given way.
+    ///
+    /// # Errors
+    /// Those of [`Self::wkv6`]; [`Error::Shape`] for a tile that [`RecurrenceTile::fits`] says no to.
+    pub fn wkv6_tiled(&self, op: &Wkv6<'_>, tile: RecurrenceTile) -> Result<Dispatch> {
         let View { rows, width, .. } = op.r;
         let same = |v: &View<'_>| v.rows == rows && v.width == width;
         let (decay_fits, decay, one_decay) = match &op.w {
@@ -138,7 +160,7 @@ impl Kernels {
                 format!("rows of {width} channels, heads of {}", op.head_size),
             ));
         }
-        let head = compiled_head("wkv6", op.head_size)?;
+        let shader = tile.shader(self, "wkv6", op.head_size)?;
         let heads = width / op.head_size;
         let params = Params {
             page: op.page,
@@ -157,7 +179,8 @@ impl Kernels {
             Binding::from(op.state),
             op.y.binding(),
         ];
-        let pipeline = self.pipeline(&format!("wkv6/{head}"), &[("ONE_DECAY", one_decay)])?;
-        self.dispatch(pipeline, &params, &bindings, op.batch.span_count * heads)
+        let pipeline = self.pipeline(shader.name, &[("ONE_DECAY", one_decay)])?;
+        let workgroups = op.batch.span_count * heads * tile.workgroups_a_head(op.head_size)?;
+        self.dispatch(pipeline, &params, &bindings, workgroups)
     }
 }

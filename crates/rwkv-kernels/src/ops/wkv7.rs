@@ -1,7 +1,10 @@
 //! The RWKV-7 recurrence (Peng et al. 2025, "RWKV-7 Goose", eq. 17), head by head and token by token:
 //! `S ← S diag(w) − (S κ)(κ ⊙ a)ᵀ + v kᵀ`, `y = S r`, with S of [value, key], k the replacement and κ the removal key.
 
-use super::heads::{by_head, compiled_head, width_of};
+use super::{
+    heads::{by_head, width_of},
+    recurrence::RecurrenceTile,
+};
 use crate::{
     BatchTables, Error, Kernels, Page, Result, View, kernels::u32_of,
     ops::token_shift::block_elements,
@@ -111,12 +114,31 @@ struct Params {
 }
 
 impl Kernels {
-    /// The dispatch of `op`.
+    /// The dispatch of `op`, cut as suits its shape: the order of the sums depends on where spans begin.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit or the head is larger than 128, [`Error::Gpu`] when the kernel does
     /// not compile.
     pub fn wkv7(&self, op: &Wkv7<'_>) -> Result<Dispatch> {
+        let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
+        let tile = RecurrenceTile::usual(self, op.batch.span_count * heads, op.head_size, 4);
+        self.wkv7_tiled(op, tile)
+    }
+
+    /// The dispatch of `op` with one order of the sums, however a sequence is cut into spans and whatever else is in the
+    /// batch.
+    ///
+    /// # Errors
+    /// Those of [`Self::wkv7`].
+    pub fn wkv7_in_one_order(&self, op: &Wkv7<'_>) -> Result<Dispatch> {
+        self.wkv7_tiled(op, RecurrenceTile::in_one_order(self, op.head_size))
+    }
+
+    /// As [`Self::wkv7`], cut in a given way.
+    ///
+    /// # Errors
+    /// Those of [`Self::wkv7`]; [`Error::Shape`] for a tile that [`RecurrenceTile::fits`] says no to.
+    pub fn wkv7_tiled(&self, op: &Wkv7<'_>, tile: RecurrenceTile) -> Result<Dispatch> {
         let View { rows, width, .. } = op.r;
         let whole = op.head_size > 0 && width.is_multiple_of(op.head_size);
         if !whole
@@ -129,7 +151,7 @@ impl Kernels {
                 format!("rows of {width} channels, heads of {}", op.head_size),
             ));
         }
-        let head = compiled_head("wkv7", op.head_size)?;
+        let shader = tile.shader(self, "wkv7", op.head_size)?;
         let heads = width / op.head_size;
         let params = Params {
             page: op.page,
@@ -150,7 +172,8 @@ impl Kernels {
             Binding::from(op.state),
             op.y.binding(),
         ];
-        let pipeline = self.pipeline(&format!("wkv7/{head}"), &[])?;
-        self.dispatch(pipeline, &params, &bindings, op.batch.span_count * heads)
+        let pipeline = self.pipeline(shader.name, &[])?;
+        let workgroups = op.batch.span_count * heads * tile.workgroups_a_head(op.head_size)?;
+        self.dispatch(pipeline, &params, &bindings, workgroups)
     }
 }

@@ -4,6 +4,7 @@ use crate::{activation::filled, setup::Setup};
 use proptest::prelude::*;
 use rwkv_gpu::{Binding, Buffer};
 use rwkv_kernels::{BatchTables, Page, Span, Token};
+use std::ops::RangeInclusive;
 
 /// Slots that spans may have; the state is cut into two pages.
 pub(crate) const SLOTS: u32 = 11;
@@ -17,9 +18,35 @@ pub(crate) struct Ragged {
 
 /// Up to five spans of up to `longest` tokens in random slots; some may be empty, not all.
 pub(crate) fn ragged(longest: u32) -> impl Strategy<Value = Ragged> {
+    ragged_spans(longest, 1..=5)
+}
+
+/// A span for every slot, or nearly: a third of them of no token or one.
+pub(crate) fn many_ragged(longest: u32) -> impl Strategy<Value = Ragged> {
+    let count = SLOTS as usize;
+    (ragged_spans(longest, count - 2..=count), 0..3u32).prop_map(move |(mut ragged, phase)| {
+        let mut start = 0;
+        for (index, span) in (phase..).zip(&mut ragged.spans) {
+            if index % 3 == 0 {
+                span.length = index / 3 % 2;
+            }
+            span.start = start;
+            start += span.length;
+        }
+        if start == 0 {
+            ragged.spans[0].length = 1;
+            for span in &mut ragged.spans[1..] {
+                span.start = 1;
+            }
+        }
+        ragged
+    })
+}
+
+fn ragged_spans(longest: u32, counts: RangeInclusive<usize>) -> impl Strategy<Value = Ragged> {
     let slots = Just((0..SLOTS).collect::<Vec<_>>()).prop_shuffle();
     (
-        prop::collection::vec(0..=longest, 1..=5),
+        prop::collection::vec(0..=longest, counts),
         slots,
         1..SLOTS,
         1..=longest,

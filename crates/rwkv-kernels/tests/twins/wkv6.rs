@@ -2,15 +2,15 @@
 
 use crate::{
     activation::{Activation, State},
-    batch::{Ragged, SLOTS, Tables, page_of, ragged},
+    batch::{Ragged, SLOTS, Tables, many_ragged, page_of, ragged},
     noise::{Noise, scale},
     setup::{cases, setups},
     tolerance::check_rms,
 };
 use proptest::prelude::*;
 use rwkv_kernels::{
-    GpuVector,
-    ops::{Decay, Function, Wkv6, Wkv6Operands, wkv6},
+    GpuVector, Page, Span,
+    ops::{Decay, Function, RecurrenceTile, Wkv6, Wkv6Operands, wkv6},
 };
 
 /// Each step rounds a state that the decay keeps from growing, so errors stay near those of one step; the sum over a
@@ -40,10 +40,122 @@ proptest! {
     fn long_spans(batch in ragged(300), head_size in prop::sample::select(vec![8usize, 64]), one: bool, seed: u64) {
         compare(&batch, 1, head_size, one, 1.0, seed);
     }
+
+    /// Spans of no, one and a few tokens, around what is staged and blocked together.
+    #[test]
+    fn many_spans(batch in many_ragged(18), head_size in prop::sample::select(vec![32usize, 64, 128]), one: bool,
+                  seed: u64) {
+        compare(&batch, 3, head_size, one, 1.0, seed);
+    }
 }
 
-/// `one`: a decay a channel rather than one a token.
+proptest! {
+    // Each tile is compiled for it.
+    #![proptest_config(cases(10))]
+
+    /// Every way to cut the work.
+    #[test]
+    fn all_tiles(batch in ragged(40), head_size in 1usize..=128, one: bool,
+                 tile in prop::sample::select(RecurrenceTile::candidates()), seed: u64) {
+        compare_cut(&batch, 2, head_size, one, 1.0, seed, Some(tile));
+    }
+}
+
+/// Longer than what any kernel stages at once.
+#[test]
+fn long_span() {
+    for (length, head_size) in [(333, 64), (512, 128), (1001, 32)] {
+        let spans = vec![Span {
+            start: 0,
+            length,
+            slot: 3,
+            padding: 0,
+        }];
+        let batch = Ragged { spans, cut: 2 };
+        compare(&batch, 1, head_size, false, 1.0, u64::from(length));
+    }
+}
+
+/// With one order of the sums, a span gives the same bits as its parts.
+#[test]
+fn one_order() {
+    const TOKENS: usize = 77;
+    let mut noise = Noise::new(6);
+    for (heads, head_size) in [(2usize, 64usize), (1, 40), (1, 128), (3, 32)] {
+        let width = heads * head_size;
+        let [r, k, v] = [1.0; 3].map(|scale| noise.values(TOKENS * width, scale));
+        let u = noise.values(width, 1.0);
+        let w: Vec<f32> = (0..TOKENS * width)
+            .map(|_| Function::Decay6.apply(noise.unit() * 6.0 - 1.0))
+            .collect();
+        let slot = width * head_size;
+        let state = noise.values(slot, 1.0);
+        let page = Page {
+            first_slot: 0,
+            slots: 1,
+            padding: [0; 2],
+        };
+        for setup in setups() {
+            let u = GpuVector::new(setup.gpu(), "wkv", &u, &mut setup.upload()).unwrap();
+            let [r, w, k, v] = [&r, &w, &k, &v].map(|x| Activation::new(setup, TOKENS, width, x));
+            let run = |cuts: &[u32]| {
+                let y = Activation::poisoned(setup, TOKENS, width, 1);
+                let state = State::new(setup, &state, slot);
+                let mut start = 0;
+                for length in cuts {
+                    let span = Span {
+                        start,
+                        length: *length,
+                        slot: 0,
+                        padding: 0,
+                    };
+                    start += length;
+                    let batch = Tables::new(setup, &[0; TOKENS], &[span], &[0]);
+                    let op = Wkv6 {
+                        batch: batch.tables(),
+                        r: r.view(),
+                        w: Decay::Tokens(w.view()),
+                        k: k.view(),
+                        v: v.view(),
+                        u: &u,
+                        head_size,
+                        state: state.buffer(),
+                        page,
+                        y: y.view(),
+                    };
+                    setup.run([&setup.kernels.wkv6_in_one_order(&op).unwrap()]);
+                }
+                assert_eq!(start as usize, TOKENS);
+                let all = [y.read(), state.read()].concat();
+                all.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let whole = run(&[77]);
+            for cuts in [&[1; 77][..], &[3, 9, 1, 64], &[8, 8, 61], &[40, 36, 1]] {
+                let name = setup.name;
+                assert!(
+                    run(cuts) == whole,
+                    "{name}: heads of {head_size} in {cuts:?}"
+                );
+            }
+        }
+    }
+}
+
 fn compare(ragged: &Ragged, heads: usize, head_size: usize, one: bool, scale: f32, seed: u64) {
+    compare_cut(ragged, heads, head_size, one, scale, seed, None);
+}
+
+/// `one`: a decay a channel rather than one a token. `tile`: the only one, where there is such a kernel; else the usual one
+/// and that of one order.
+fn compare_cut(
+    ragged: &Ragged,
+    heads: usize,
+    head_size: usize,
+    one: bool,
+    scale: f32,
+    seed: u64,
+    tile: Option<RecurrenceTile>,
+) {
     let mut noise = Noise::new(seed);
     let (tokens, width) = (ragged.tokens(), heads * head_size);
     let r = noise.values(tokens * width, 1.0);
@@ -90,38 +202,52 @@ fn compare(ragged: &Ragged, heads: usize, head_size: usize, one: bool, scale: f3
             0.0
         };
     for setup in setups() {
+        let tiles = match tile {
+            Some(tile) if tile.fits(&setup.kernels, head_size) => vec![tile],
+            Some(_) => Vec::new(),
+            None => {
+                let states = ragged.spans.len() * heads;
+                vec![
+                    RecurrenceTile::usual(&setup.kernels, states, head_size, 2),
+                    RecurrenceTile::in_one_order(&setup.kernels, head_size),
+                ]
+            }
+        };
         let batch = Tables::of(setup, ragged);
         let [r, w, k, v] = [&r, &w, &k, &v].map(|x| Activation::new(setup, tokens, width, x));
         let mut upload = setup.upload();
         let [channels, u] =
             [&channels, &u].map(|v| GpuVector::new(setup.gpu(), "wkv", v, &mut upload).unwrap());
-        let y = Activation::poisoned(setup, tokens, width, 1);
-        let pages = ragged.pages();
-        let states = pages.map(|page| State::new(setup, page_of(&state, page, slot), slot));
-        let dispatches = pages.iter().zip(&states).map(|(page, state)| {
-            let op = Wkv6 {
-                batch: batch.tables(),
-                r: r.view(),
-                w: if one {
-                    Decay::Channels(&channels)
-                } else {
-                    Decay::Tokens(w.view())
-                },
-                k: k.view(),
-                v: v.view(),
-                u: &u,
-                head_size,
-                state: state.buffer(),
-                page: *page,
-                y: y.view(),
-            };
-            setup.kernels.wkv6(&op).unwrap()
-        });
-        setup.run(&dispatches.collect::<Vec<_>>());
-        check_rms(&format!("y, {}", setup.name), &y.read(), &want, bound);
-        for (page, state) in pages.iter().zip(&states) {
-            let what = format!("state, {}", setup.name);
-            check_rms(&what, &state.read(), page_of(&next, *page, slot), bound);
+        for tile in tiles {
+            let y = Activation::poisoned(setup, tokens, width, 1);
+            let pages = ragged.pages();
+            let states = pages.map(|page| State::new(setup, page_of(&state, page, slot), slot));
+            let dispatches = pages.iter().zip(&states).map(|(page, state)| {
+                let op = Wkv6 {
+                    batch: batch.tables(),
+                    r: r.view(),
+                    w: if one {
+                        Decay::Channels(&channels)
+                    } else {
+                        Decay::Tokens(w.view())
+                    },
+                    k: k.view(),
+                    v: v.view(),
+                    u: &u,
+                    head_size,
+                    state: state.buffer(),
+                    page: *page,
+                    y: y.view(),
+                };
+                setup.kernels.wkv6_tiled(&op, tile).unwrap()
+            });
+            setup.run(&dispatches.collect::<Vec<_>>());
+            let what = format!("{}, {tile:?}", setup.name);
+            check_rms(&format!("y, {what}"), &y.read(), &want, bound);
+            for (page, state) in pages.iter().zip(&states) {
+                let want = page_of(&next, *page, slot);
+                check_rms(&format!("state, {what}"), &state.read(), want, bound);
+            }
         }
     }
 }

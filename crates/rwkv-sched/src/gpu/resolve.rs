@@ -264,7 +264,7 @@ impl Resolver<'_> {
                 };
                 let u = self.vector(*bonus)?;
                 for page in self.context.states.pages() {
-                    out.push(kernels.wkv6(&Wkv6 {
+                    let op = Wkv6 {
                         batch,
                         r: x[0],
                         w,
@@ -275,12 +275,17 @@ impl Resolver<'_> {
                         state: page.wkv(*layer),
                         page: page.page(),
                         y,
-                    })?);
+                    };
+                    out.push(if self.context.deterministic {
+                        kernels.wkv6_in_one_order(&op)?
+                    } else {
+                        kernels.wkv6(&op)?
+                    });
                 }
             }
             Op::Wkv7 { layer, head_size } => {
                 for page in self.context.states.pages() {
-                    out.push(kernels.wkv7(&Wkv7 {
+                    let op = Wkv7 {
                         batch,
                         r: x[0],
                         w: x[1],
@@ -292,7 +297,12 @@ impl Resolver<'_> {
                         state: page.wkv(*layer),
                         page: page.page(),
                         y,
-                    })?);
+                    };
+                    out.push(if self.context.deterministic {
+                        kernels.wkv7_in_one_order(&op)?
+                    } else {
+                        kernels.wkv7(&op)?
+                    });
                 }
             }
             Op::Bonus { weight, head_size } => {

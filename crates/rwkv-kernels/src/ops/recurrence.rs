@@ -1,0 +1,150 @@
+//! How the recurrences with a matrix `[value, key]` a head share out its rows.
+
+use super::heads::compiled_head;
+use crate::{Error, Kernels, Result, shaders};
+use rwkv_gpu::Shader;
+
+/// How the work on a span of one head is cut: `recurrence/tile.wgsl` has what the numbers mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RecurrenceTile {
+    /// Rows of the state that a team of lanes has together: 1, 2 or 4.
+    pub rows: usize,
+    /// Lanes of a team, which are of one subgroup: 8 or 16; 1 where a thread has its row alone.
+    pub team: usize,
+    /// Threads of a workgroup: 64 or 128. Heads that have no rows for so many are served by fewer.
+    pub threads: usize,
+    /// Channels of tokens that are brought to workgroup memory at once: 512 or 1024.
+    pub stage: usize,
+    /// Tokens that take the state from one value to the next: 4, or 1 for sums whose order does not depend on where a span
+    /// begins.
+    pub block: usize,
+}
+
+/// Heads of all spans up to which a large GPU is busy only if each has few rows a workgroup, and somewhat more: as measured
+/// on an H200 (docs/performance.md).
+const FEW: usize = 48;
+const SOME: usize = 80;
+
+impl RecurrenceTile {
+    /// What every adapter can run.
+    const PLAIN: Self = Self {
+        rows: 1,
+        team: 1,
+        threads: 64,
+        stage: 512,
+        block: 1,
+    };
+
+    const fn of_teams(rows: usize, team: usize, stage: usize) -> Self {
+        Self {
+            rows,
+            team,
+            threads: 128,
+            stage,
+            block: 4,
+        }
+    }
+
+    /// Every tile.
+    pub fn candidates() -> Vec<Self> {
+        let fours = [
+            (1, 8, 1024),
+            (2, 8, 1024),
+            (4, 8, 1024),
+            (4, 8, 512),
+            (2, 16, 1024),
+            (4, 16, 1024),
+        ];
+        let mut all = vec![Self::PLAIN, Self::ONE_ORDER];
+        all.extend(fours.map(|(rows, team, stage)| Self::of_teams(rows, team, stage)));
+        all
+    }
+
+    /// The tile for `states` heads of all spans together, where `staged` is how many vectors of each token are staged: of
+    /// many, fewer tokens at once leave a core room for more workgroups.
+    pub fn usual(kernels: &Kernels, states: usize, head_size: usize, staged: usize) -> Self {
+        let wide = [(4, 8, if staged > 3 { 512 } else { 1024 }), (4, 8, 512)];
+        let shapes = if states <= FEW {
+            [(2, 16, 1024), (1, 8, 1024)]
+        } else if states <= SOME {
+            [(4, 16, 1024), (2, 8, 1024)]
+        } else {
+            wide
+        };
+        let tiles = shapes.into_iter().chain(wide);
+        tiles
+            .map(|(rows, team, stage)| Self::of_teams(rows, team, stage))
+            .find(|tile| tile.fits(kernels, head_size))
+            .unwrap_or(Self::PLAIN)
+    }
+
+    const ONE_ORDER: Self = Self {
+        rows: 2,
+        team: 8,
+        threads: 128,
+        stage: 512,
+        block: 1,
+    };
+
+    /// One tile whatever the batch, whose sums do not depend on where spans begin.
+    pub fn in_one_order(kernels: &Kernels, head_size: usize) -> Self {
+        let tile = Self::ONE_ORDER;
+        if tile.fits(kernels, head_size) {
+            tile
+        } else {
+            Self::PLAIN
+        }
+    }
+
+    /// Whether there is such a kernel that `kernels` can run.
+    pub fn fits(self, kernels: &Kernels, head_size: usize) -> bool {
+        self.shader(kernels, "wkv7", head_size).is_ok()
+    }
+
+    /// The threads of a workgroup.
+    fn own_threads(self, head_size: usize) -> Result<usize> {
+        let head = compiled_head("recurrence", head_size)?;
+        Ok((head * self.team.max(1) / self.rows.max(1)).min(self.threads))
+    }
+
+    /// Workgroups for one head of a span.
+    pub(super) fn workgroups_a_head(self, head_size: usize) -> Result<usize> {
+        let rows = self.own_threads(head_size)? / self.team.max(1) * self.rows;
+        Ok(compiled_head("recurrence", head_size)? / rows.max(1))
+    }
+
+    /// The variant of `kernel` for this tile.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for heads of more than 128, and where there is none that the adapter can run.
+    pub(super) fn shader(
+        self,
+        kernels: &Kernels,
+        kernel: &str,
+        head_size: usize,
+    ) -> Result<&'static Shader> {
+        let head = compiled_head(kernel, head_size)?;
+        let threads = self.own_threads(head_size)?;
+        let Self {
+            rows, team, stage, ..
+        } = self;
+        let lanes = if team > 1 { "subgroup" } else { "plain" };
+        let (most, block) = (self.threads, self.block);
+        let name = format!("{kernel}/{head}/{rows}/{team}/{most}/{stage}/{block}/{lanes}");
+        let capabilities = kernels.gpu().capabilities();
+        // A team is of one subgroup, of at least the eight lanes that add up dots, and no subgroup is partly empty.
+        let together = capabilities.subgroups.is_some_and(|s| {
+            s.min as usize >= team.max(8) && threads.is_multiple_of(s.max.max(1) as usize)
+        });
+        shaders::find(&name)
+            .ok()
+            .filter(|shader| {
+                shader.workgroup_bytes <= capabilities.limits.workgroup_bytes
+                    && (together || team == 1)
+            })
+            .ok_or_else(|| {
+                let problem = format!("there is no {self:?} for heads of {head_size}");
+                Error::shape(kernel, problem)
+            })
+    }
+}

@@ -1,0 +1,178 @@
+// A workgroup that has some rows of a head's state [value, key] in registers for a whole span: rows need nothing of each
+// other. Teams of SHARE threads have ROWS rows each, a thread every SHARE-th vec4 of their keys, so that what it reads of a
+// token serves ROWS rows. STAGE tokens at a time are brought to workgroup memory; meanwhile the next ones are on their
+// way to registers. HEAD is the head size rounded up: the rows and channels past the end are zero and stay zero.
+// Whoever imports this has `params`, `spans`, `v` and `state`, and the VECTORS that are staged of a token.
+#import batch
+#import grid
+#import dot_onto
+#import recurrence/$LANES
+
+const HEAD: u32 = $HEAD;
+const ROWS: u32 = $ROWS;
+const SHARE: u32 = $TEAM;
+const THREADS: u32 = min(u32($THREADS), HEAD * SHARE / ROWS);
+// Rows of a workgroup, and workgroups of a head.
+const OWN_ROWS: u32 = THREADS / SHARE * ROWS;
+const GROUPS: u32 = HEAD / OWN_ROWS;
+// Vec4s of a row that a thread has, and of a token's vector.
+const QUADS: u32 = HEAD / 4u / SHARE;
+const WIDE: u32 = HEAD / 4u;
+// Tokens staged at once, a multiple of 4, and fours of them.
+const STAGE: u32 = u32($STAGE) / HEAD;
+const FOURS: u32 = STAGE / 4u;
+// What a thread brings: a channel, or a value row, for four tokens.
+const UNITS: u32 = FOURS * HEAD / THREADS;
+const VALUE_UNITS: u32 = (FOURS * OWN_ROWS + THREADS - 1u) / THREADS;
+
+alias Tile = array<vec4<f32>, ROWS * QUADS>;
+alias Values = array<vec4<f32>, VALUE_UNITS>;
+
+// By vector, token and channel.
+var<workgroup> staged: array<vec4<f32>, VECTORS * STAGE * WIDE>;
+// Of four tokens a row of this workgroup.
+var<workgroup> values: array<vec4<f32>, FOURS * OWN_ROWS>;
+
+// A span, and this thread's part of the work on it.
+struct Place {
+    thread: u32,
+    lane: u32,
+    part: u32,
+    // The head's first channel, and the first element of its state.
+    channel: u32,
+    base: u32,
+    // The workgroup's first row in the head, the team's among those, and the one that this thread answers for.
+    first_row: u32,
+    team_row: u32,
+    own_row: u32,
+    // The span's first token, and the one past its end.
+    start: u32,
+    end: u32,
+}
+
+// Where there is nothing to do, the span is empty.
+fn place_of(at: Invocation) -> Place {
+    var place: Place;
+    let item = flat_workgroup(at);
+    let head = item / GROUPS % params.heads;
+    let index = item / GROUPS / params.heads;
+    place.first_row = item % GROUPS * OWN_ROWS;
+    if index >= params.spans || place.first_row >= params.head_size {
+        return place;
+    }
+    let span = spans[index];
+    if !in_page(params.page, span.slot) {
+        return place;
+    }
+    let size = params.head_size;
+    place.thread = thread_of(at);
+    place.lane = lane_of(at);
+    place.part = place.thread % SHARE;
+    place.channel = head * size;
+    place.base = ((span.slot - params.page.first_slot) * params.heads + head) * size * size;
+    place.team_row = place.thread / SHARE * ROWS;
+    place.own_row = place.team_row + place.part / (SHARE / ROWS);
+    place.start = span.start;
+    place.end = span.start + span.length;
+    return place;
+}
+
+fn read_state(place: Place) -> Tile {
+    let size = params.head_size;
+    var s: Tile;
+    for (var i = 0u; i < ROWS; i++) {
+        let row = place.first_row + place.team_row + i;
+        for (var j = 0u; j < QUADS; j++) {
+            let key = (place.part + j * SHARE) * 4u;
+            let at = place.base + row * size + key;
+            if row < size {
+                if key < size {
+                    s[i * QUADS + j].x = state[at];
+                }
+                if key + 1u < size {
+                    s[i * QUADS + j].y = state[at + 1u];
+                }
+                if key + 2u < size {
+                    s[i * QUADS + j].z = state[at + 2u];
+                }
+                if key + 3u < size {
+                    s[i * QUADS + j].w = state[at + 3u];
+                }
+            }
+        }
+    }
+    return s;
+}
+
+fn write_state(place: Place, tile: Tile) {
+    let size = params.head_size;
+    var s = tile;
+    for (var i = 0u; i < ROWS; i++) {
+        let row = place.first_row + place.team_row + i;
+        for (var j = 0u; j < QUADS; j++) {
+            let key = (place.part + j * SHARE) * 4u;
+            let at = place.base + row * size + key;
+            if row < size {
+                if key < size {
+                    state[at] = s[i * QUADS + j].x;
+                }
+                if key + 1u < size {
+                    state[at + 1u] = s[i * QUADS + j].y;
+                }
+                if key + 2u < size {
+                    state[at + 2u] = s[i * QUADS + j].z;
+                }
+                if key + 3u < size {
+                    state[at + 3u] = s[i * QUADS + j].w;
+                }
+            }
+        }
+    }
+}
+
+// Where a channel of four tokens from `first` on lies in an activation. Past the end of the head or the span it is one
+// again that is there: no branch stands between two loads.
+fn elements(place: Place, first: u32, channel: u32) -> vec4<u32> {
+    let tokens = min(vec4(first) + vec4(0u, 1u, 2u, 3u), vec4(place.end - 1u));
+    return tokens * params.stride + place.channel + min(channel, params.head_size - 1u);
+}
+
+// Whether four tokens from `first` on have such a channel.
+fn are_there(place: Place, first: u32, channel: u32) -> vec4<bool> {
+    let there = select(0u, place.end - min(first, place.end), channel < params.head_size);
+    return vec4(0u, 1u, 2u, 3u) < vec4(there);
+}
+
+// The value rows of the tokens from `first` on.
+fn load_values(place: Place, first: u32) -> Values {
+    var ahead: Values;
+    for (var i = 0u; i < VALUE_UNITS; i++) {
+        let unit = place.thread + i * THREADS;
+        let row = place.first_row + unit % OWN_ROWS;
+        let at = elements(place, first + min(unit / OWN_ROWS, FOURS - 1u) * 4u, row);
+        ahead[i] = vec4(v[at.x], v[at.y], v[at.z], v[at.w]);
+    }
+    return ahead;
+}
+
+fn stage_values(place: Place, first: u32, brought: Values) {
+    var ahead = brought;
+    for (var i = 0u; i < VALUE_UNITS; i++) {
+        let unit = place.thread + i * THREADS;
+        let row = place.first_row + unit % OWN_ROWS;
+        if unit < FOURS * OWN_ROWS {
+            let there = are_there(place, first + unit / OWN_ROWS * 4u, row);
+            values[unit] = select(vec4(0.0), ahead[i], there);
+        }
+    }
+}
+
+// Puts four tokens of a unit's channel where they are staged.
+fn put(vector: u32, unit: u32, x: vec4<f32>) {
+    let channel = unit % HEAD;
+    let at = (vector * STAGE + unit / HEAD * 4u) * WIDE + channel / 4u;
+    staged[at][channel % 4u] = x.x;
+    staged[at + WIDE][channel % 4u] = x.y;
+    staged[at + 2u * WIDE][channel % 4u] = x.z;
+    staged[at + 3u * WIDE][channel % 4u] = x.w;
+}

@@ -1,0 +1,61 @@
+// Token by token: what a token adds to does not depend on where in a span it is, nor where spans are cut.
+
+// Receptance, decay, both keys, the rated removal key.
+const VECTORS: u32 = 5u;
+
+fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
+    for (var i = 0u; i < UNITS; i++) {
+        (*ahead)[i] = settled(place, first, place.thread + i * THREADS, (*ahead)[i]);
+    }
+}
+
+fn stage(place: Place, brought: Ahead) {
+    var ahead = brought;
+    for (var i = 0u; i < UNITS; i++) {
+        let unit = place.thread + i * THREADS;
+        put(0u, unit, ahead[i].r);
+        put(1u, unit, ahead[i].w);
+        put(2u, unit, ahead[i].k);
+        put(3u, unit, ahead[i].kappa);
+        put(4u, unit, ahead[i].rate);
+    }
+}
+
+fn advance(place: Place, first: u32, tokens: u32, tile: ptr<function, Tile>) {
+    var s = *tile;
+    for (var t = 0u; t < tokens; t++) {
+        let at = t * WIDE + place.part;
+        var sums: array<f32, ROWS>;
+        for (var j = 0u; j < QUADS; j++) {
+            let kappa = staged[3u * STAGE * WIDE + at + j * SHARE];
+            for (var i = 0u; i < ROWS; i++) {
+                sums[i] = dot_onto(sums[i], s[i * QUADS + j], kappa);
+            }
+        }
+        let removed = -row_sum(sums, place.part);
+        var removals: array<f32, ROWS>;
+        var added: array<f32, ROWS>;
+        var reads: array<f32, ROWS>;
+        for (var i = 0u; i < ROWS; i++) {
+            removals[i] = of_row(removed, i, place.lane);
+            added[i] = values[t / 4u * OWN_ROWS + place.team_row + i][t % 4u];
+        }
+        for (var j = 0u; j < QUADS; j++) {
+            let r = staged[at + j * SHARE];
+            let w = staged[STAGE * WIDE + at + j * SHARE];
+            let k = staged[2u * STAGE * WIDE + at + j * SHARE];
+            let rate = staged[4u * STAGE * WIDE + at + j * SHARE];
+            for (var i = 0u; i < ROWS; i++) {
+                let next = s[i * QUADS + j] * w + removals[i] * rate + added[i] * k;
+                s[i * QUADS + j] = next;
+                reads[i] = dot_onto(reads[i], next, r);
+            }
+        }
+        let read = row_sum(reads, place.part);
+        let row = place.first_row + place.own_row;
+        if row < params.head_size && place.part % (SHARE / ROWS) == 0u {
+            y[(first + t) * params.stride + place.channel + row] = read;
+        }
+    }
+    *tile = s;
+}

@@ -24,19 +24,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Steps that are submitted before the first of them is read.
-const AHEAD: usize = 8;
+/// Steps that are submitted before the first of them is read, at most, and where they are slow: twice what one submission
+/// has, so that the next one is there when it ends.
+const AHEAD: usize = 16;
+const LEAST_AHEAD: usize = 4;
 
 /// Steps of one submission at most, and about how long they take together: a GPU rests for some 20 µs between two
 /// submissions, and who reads along should not see tokens in bursts.
-const TOGETHER: usize = 4;
+const TOGETHER: usize = 8;
 const BURST: Duration = Duration::from_millis(4);
 
 /// Steps between copies of the states.
 const BETWEEN_COPIES: usize = 64;
 
 /// Rows of the ring of tokens: more than are on their way.
-const RING: usize = 16;
+const RING: usize = 32;
 
 /// What the sampling kernel reads and keeps.
 struct Samplers {
@@ -340,8 +342,10 @@ impl GpuExecutor {
         let mut fed: Vec<Vec<TokenId>> = Vec::new();
         while run.read < steps {
             loop {
-                let next = run.together().min(steps - run.submitted);
-                if next == 0 || run.submitted - run.read + next > AHEAD {
+                let together = run.together();
+                let ahead = (2 * together).clamp(LEAST_AHEAD, AHEAD);
+                let next = together.min(steps - run.submitted);
+                if next == 0 || run.submitted - run.read + next > ahead {
                     break;
                 }
                 run.submit(next)?;

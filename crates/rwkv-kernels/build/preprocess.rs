@@ -3,6 +3,8 @@
 //! - `#import PATH` puts the file `PATH.wgsl` here, once a composition.
 //! - `#ifdef NAME`, `#ifndef NAME`, `#else`, `#endif` keep or drop lines.
 //! - `$NAME` is replaced by the definition's value, in imports too.
+//! - `#define NAME VALUE` sets a definition for the lines that follow, also in the files that import this one.
+//! - `#repeat NAME COUNT`, `#endrepeat` put the lines between here COUNT times, with NAME defined as 0, 1, ….
 //!
 //! vello's shader preprocessor is the model.
 
@@ -30,28 +32,49 @@ impl std::error::Error for ComposeError {}
 /// The files to import from, by path without `.wgsl`, and the definitions.
 pub(crate) struct Composer<'a> {
     files: &'a BTreeMap<String, String>,
-    definitions: &'a BTreeMap<String, String>,
+    definitions: &'a Definitions,
 }
+
+/// What `$NAME` stands for.
+type Definitions = BTreeMap<String, String>;
 
 impl<'a> Composer<'a> {
     /// A composer over `files` with `definitions`.
-    pub(crate) fn new(
-        files: &'a BTreeMap<String, String>,
-        definitions: &'a BTreeMap<String, String>,
-    ) -> Self {
+    pub(crate) fn new(files: &'a BTreeMap<String, String>, definitions: &'a Definitions) -> Self {
         Self { files, definitions }
     }
 
     /// The file `name` with everything it imports.
     pub(crate) fn compose(&self, name: &str) -> Result<String, ComposeError> {
         let mut out = String::new();
-        self.file(name, &mut BTreeSet::new(), &mut out)?;
+        let mut definitions = self.definitions.clone();
+        self.file(name, &mut definitions, &mut BTreeSet::new(), &mut out)?;
         Ok(out)
     }
 
     fn file(
         &self,
         name: &str,
+        definitions: &mut Definitions,
+        imported: &mut BTreeSet<String>,
+        out: &mut String,
+    ) -> Result<(), ComposeError> {
+        let text = self.files.get(name).ok_or_else(|| ComposeError {
+            file: name.to_owned(),
+            line: 0,
+            problem: "no such file".to_owned(),
+        })?;
+        imported.insert(name.to_owned());
+        let lines: Vec<_> = (1..).zip(text.lines()).collect();
+        self.lines(name, &lines, definitions, imported, out)
+    }
+
+    /// Numbered lines of the file `name`: all of them, or those that are repeated.
+    fn lines(
+        &self,
+        name: &str,
+        lines: &[(usize, &str)],
+        definitions: &mut Definitions,
         imported: &mut BTreeSet<String>,
         out: &mut String,
     ) -> Result<(), ComposeError> {
@@ -60,20 +83,12 @@ impl<'a> Composer<'a> {
             line,
             problem,
         };
-        let text = self
-            .files
-            .get(name)
-            .ok_or_else(|| error(0, "no such file".to_owned()))?;
-        imported.insert(name.to_owned());
         // One entry an open condition: whether its lines are kept, and whether `#else` was seen.
         let mut open: Vec<(bool, bool)> = Vec::new();
-        for (number, line) in (1..).zip(text.lines()) {
-            let (directive, argument) = match line.trim().strip_prefix('#') {
-                Some(rest) => rest
-                    .split_once(' ')
-                    .map_or((rest, ""), |(d, a)| (d, a.trim())),
-                None => ("", ""),
-            };
+        let mut at = 0;
+        while let Some(&(number, line)) = lines.get(at) {
+            at += 1;
+            let (directive, argument) = directive(line);
             match directive {
                 "ifdef" | "ifndef" => {
                     // A comment or a second name would make a name that is never defined.
@@ -82,7 +97,7 @@ impl<'a> Composer<'a> {
                         return Err(error(number, problem));
                     }
                     open.push((
-                        self.definitions.contains_key(argument) == (directive == "ifdef"),
+                        definitions.contains_key(argument) == (directive == "ifdef"),
                         false,
                     ));
                 }
@@ -96,16 +111,40 @@ impl<'a> Composer<'a> {
                 }
                 _ if open.iter().any(|(kept, _)| !kept) => {}
                 "import" => {
-                    let path = self.substitute(argument).map_err(|p| error(number, p))?;
+                    let path = substitute(argument, definitions).map_err(|p| error(number, p))?;
                     if !self.files.contains_key(&path) {
                         return Err(error(number, format!("unknown import `{path}`")));
                     }
                     if !imported.contains(&path) {
-                        self.file(&path, imported, out)?;
+                        self.file(&path, definitions, imported, out)?;
                     }
                 }
+                "define" => {
+                    let text = substitute(argument, definitions).map_err(|p| error(number, p))?;
+                    let (variable, value) = text.split_once(' ').ok_or_else(|| {
+                        let problem = format!("#define needs a name and a value, not `{text}`");
+                        error(number, problem)
+                    })?;
+                    definitions.insert(variable.to_owned(), value.trim().to_owned());
+                }
+                "repeat" => {
+                    let rest = lines.get(at..).unwrap_or_default();
+                    let repeated = repeated(rest)
+                        .ok_or_else(|| error(number, "#repeat without #endrepeat".to_owned()))?;
+                    let (variable, count) =
+                        counter(argument, definitions).map_err(|p| error(number, p))?;
+                    for turn in 0..count {
+                        definitions.insert(variable.clone(), turn.to_string());
+                        self.lines(name, repeated, definitions, imported, out)?;
+                    }
+                    definitions.remove(&variable);
+                    at += repeated.len() + 1;
+                }
+                "endrepeat" => {
+                    return Err(error(number, "#endrepeat without #repeat".to_owned()));
+                }
                 "" => {
-                    out.push_str(&self.substitute(line).map_err(|p| error(number, p))?);
+                    out.push_str(&substitute(line, definitions).map_err(|p| error(number, p))?);
                     out.push('\n');
                 }
                 other => return Err(error(number, format!("unknown directive #{other}"))),
@@ -115,27 +154,59 @@ impl<'a> Composer<'a> {
             Ok(())
         } else {
             Err(error(
-                text.lines().count(),
+                lines.last().map_or(0, |(number, _)| *number),
                 "#ifdef without #endif".to_owned(),
             ))
         }
     }
+}
 
-    fn substitute(&self, line: &str) -> Result<String, String> {
-        let mut pieces = line.split('$');
-        let mut out = pieces.next().unwrap_or_default().to_owned();
-        for piece in pieces {
-            let end = piece
-                .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-                .unwrap_or(piece.len());
-            let (name, rest) = piece.split_at(end);
-            let value = self
-                .definitions
-                .get(name)
-                .ok_or_else(|| format!("`${name}` is not defined"))?;
-            out.push_str(value);
-            out.push_str(rest);
-        }
-        Ok(out)
+/// The directive of a line, or nothing, and its argument.
+fn directive(line: &str) -> (&str, &str) {
+    match line.trim().strip_prefix('#') {
+        Some(rest) => rest
+            .split_once(' ')
+            .map_or((rest, ""), |(d, a)| (d, a.trim())),
+        None => ("", ""),
     }
+}
+
+/// Of the lines after a `#repeat` those that it repeats.
+fn repeated<'l, 't>(lines: &'l [(usize, &'t str)]) -> Option<&'l [(usize, &'t str)]> {
+    let mut depth = 1;
+    let end = lines.iter().position(|(_, line)| {
+        match directive(line).0 {
+            "repeat" => depth += 1,
+            "endrepeat" => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    })?;
+    lines.get(..end)
+}
+
+/// What a `#repeat` counts in, and how far.
+fn counter(argument: &str, definitions: &Definitions) -> Result<(String, usize), String> {
+    let argument = substitute(argument, definitions)?;
+    argument
+        .split_once(' ')
+        .and_then(|(variable, count)| Some((variable.to_owned(), count.trim().parse().ok()?)))
+        .ok_or_else(|| format!("#repeat needs a name and a count, not `{argument}`"))
+}
+
+fn substitute(line: &str, definitions: &Definitions) -> Result<String, String> {
+    let mut pieces = line.split('$');
+    let mut out = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let end = piece
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .unwrap_or(piece.len());
+        let (name, rest) = piece.split_at(end);
+        let value = definitions
+            .get(name)
+            .ok_or_else(|| format!("`${name}` is not defined"))?;
+        out.push_str(value);
+        out.push_str(rest);
+    }
+    Ok(out)
 }

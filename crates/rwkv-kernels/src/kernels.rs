@@ -2,6 +2,7 @@
 
 use crate::{Error, Result, shaders, tuning::Tuning};
 use bytemuck::{NoUninit, Pod, Zeroable};
+use parking_lot::Mutex;
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
 use rwkv_mem::ParamCache;
 use std::sync::{Arc, OnceLock};
@@ -19,6 +20,8 @@ pub struct Kernels {
     unused_output: Buffer,
     /// See [`Kernels::partials`]: few of them, and as many as there may be.
     partials: Arc<[OnceLock<Buffer>; 2]>,
+    /// See [`Kernels::shared_halves`].
+    halves: Arc<Mutex<Option<Buffer>>>,
     /// How they cut their work.
     tuning: Arc<Tuning>,
 }
@@ -156,6 +159,7 @@ impl Kernels {
             unused,
             unused_output,
             partials: Arc::default(),
+            halves: Arc::default(),
             tuning: Arc::default(),
         })
     }
@@ -239,6 +243,19 @@ impl Kernels {
             .buffer(BufferKind::Storage, "partial sums", bytes)?;
         // Two threads may make it; the first one stored is kept.
         Ok(Binding::from(place.get_or_init(|| made)))
+    }
+
+    /// At least `bytes` for an input in f16, which the product after it reads. Dispatches that bind it run one after the
+    /// other, so all of them can share one; where a larger one is needed, earlier dispatches keep theirs.
+    pub(crate) fn shared_halves(&self, bytes: u64) -> Result<Buffer> {
+        let mut place = self.halves.lock();
+        if let Some(found) = place.as_ref().filter(|found| found.size() >= bytes) {
+            return Ok(found.clone());
+        }
+        let made = self
+            .gpu
+            .buffer(BufferKind::Storage, "inputs in f16", bytes)?;
+        Ok(place.insert(made).clone())
     }
 
     pub(crate) fn pipeline(

@@ -121,6 +121,63 @@ fn compositions() {
         Err("main.wgsl:1: #ifndef needs one name, not `A // why`"),
     );
 
+    check(&[("main", "#define C 3 + $A \n$C;")], Ok("3 + one;\n"));
+    check(
+        &[
+            ("main", "#import x\n$C$D"),
+            ("x", "#define C $A\n#define D 4"),
+        ],
+        Ok("one4\n"),
+    );
+    check(
+        &[("main", "#define C")],
+        Err("main.wgsl:1: #define needs a name and a value, not `C`"),
+    );
+    check(
+        &[("main", "#ifdef X\n#define C 1\n#endif\n$C")],
+        Err("main.wgsl:4: `$C` is not defined"),
+    );
+    check(
+        &[("main", "#repeat i 3\na$i;\n#endrepeat\nb")],
+        Ok("a0;\na1;\na2;\nb\n"),
+    );
+    check(&[("main", "#repeat i 0\n$NOPE\n#endrepeat\nb")], Ok("b\n"));
+    check(
+        &[(
+            "main",
+            "#define N 2\n#repeat i $N\n#repeat j 2\n$i$j\n#endrepeat\n#endrepeat",
+        )],
+        Ok("00\n01\n10\n11\n"),
+    );
+    // A repeated block has conditions of its own; what is dropped is not repeated.
+    check(
+        &[(
+            "main",
+            "#repeat i 2\n#ifdef C\na\n#else\nb\n#endif\n#endrepeat",
+        )],
+        Ok("b\nb\n"),
+    );
+    check(
+        &[("main", "#ifdef C\n#repeat i 2\na\n#endrepeat\n#endif\nb")],
+        Ok("b\n"),
+    );
+    check(
+        &[("main", "#repeat i 2\n#endrepeat\n$i")],
+        Err("main.wgsl:3: `$i` is not defined"),
+    );
+    check(
+        &[("main", "a\n#repeat i 2\n#repeat j 2\n#endrepeat")],
+        Err("main.wgsl:2: #repeat without #endrepeat"),
+    );
+    check(
+        &[("main", "a\n#endrepeat")],
+        Err("main.wgsl:2: #endrepeat without #repeat"),
+    );
+    check(
+        &[("main", "#repeat i x\n#endrepeat")],
+        Err("main.wgsl:1: #repeat needs a name and a count, not `i x`"),
+    );
+
     check(&[("main", "x$A+$B;")], Ok("xone+two;\n"));
     check(&[("main", "$A$B")], Ok("onetwo\n"));
     check(

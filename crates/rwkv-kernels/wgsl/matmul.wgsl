@@ -1,30 +1,50 @@
 // Y = X Wᵀ for many tokens and a W in rows of a format's units.
 #import formats/$FORMAT
+#import scaled
 #import tiles
 
 const STEP: u32 = max(16u, UNIT);
-// One more than the tile, so that the threads that store a column do not meet in one bank. Units of 32 fill the 16 KiB
-// of workgroup memory that WebGPU promises, but there a row is one unit and neighbouring threads store neighbours.
-const PITCH: u32 = TILE + 16u / STEP;
+// Units of a tile's row: as many as each thread loads for a step.
 const ROW_UNITS: u32 = STEP / UNIT;
 
-fn load_w(first_row: u32, first_column: u32, thread: u32) {
-    if thread >= TILE * ROW_UNITS {
-        return;
+#repeat i 4
+var<private> fetched_$i: Unit;
+#endrepeat
+
+// Rows past the last one are not stored; past the last unit, where x is zero, it serves again.
+fn fetch_unit(first_row: u32, first_column: u32, item: u32) -> Unit {
+    let row = min(first_row + item / ROW_UNITS, params.rows - 1u);
+    let unit = min(first_column / UNIT + item % ROW_UNITS, params.units - 1u);
+    return load_unit(params.base + row, unit, params.units);
+}
+
+fn fetch_w(first_row: u32, first_column: u32, thread: u32) {
+#repeat i 4
+    if $i < ROW_UNITS {
+        fetched_$i = fetch_unit(first_row, first_column, $i * THREADS + thread);
     }
-    let row = thread / ROW_UNITS;
-    let unit = thread % ROW_UNITS;
-    let source = first_column / UNIT + unit;
-    var weight = array<vec4<f32>, PARTS>();
-    if first_row + row < params.rows && source < params.units {
-        weight = weight_unit(params.base + first_row + row, source, params.units);
+#endrepeat
+}
+
+fn store_unit(raw: Unit, first_column: u32, item: u32) {
+    let row = item / ROW_UNITS;
+    let first = item % ROW_UNITS;
+    let values = unit_values(raw);
+    let scales = unit_scales(raw, first_column / UNIT + first);
+#repeat part 8
+    if $part < PARTS {
+        let value = scaled(values[min($part, PARTS - 1u)], scales, $part);
+#repeat i 4
+        put_w(first * UNIT + $part * 4u + $i, row, value[$i]);
+#endrepeat
     }
-    for (var part = 0u; part < PARTS; part++) {
-        let column = unit * UNIT + part * 4u;
-        let value = weight[part];
-        w_tile[column * PITCH + row] = value.x;
-        w_tile[(column + 1u) * PITCH + row] = value.y;
-        w_tile[(column + 2u) * PITCH + row] = value.z;
-        w_tile[(column + 3u) * PITCH + row] = value.w;
+#endrepeat
+}
+
+fn store_w(first_row: u32, first_column: u32, thread: u32) {
+#repeat i 4
+    if $i < ROW_UNITS {
+        store_unit(fetched_$i, first_column, $i * THREADS + thread);
     }
+#endrepeat
 }

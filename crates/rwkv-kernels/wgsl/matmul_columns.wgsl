@@ -3,23 +3,35 @@
 #import tiles
 
 const STEP: u32 = 16u;
-const PITCH: u32 = TILE + 1u;
-const ROW_UNITS: u32 = TILE / 8u;
+// Units of a tile's column.
+const UNITS: u32 = TILE / 8u;
 
-fn load_w(first_row: u32, first_column: u32, thread: u32) {
-    if thread >= STEP * ROW_UNITS {
-        return;
-    }
-    let column = thread / ROW_UNITS;
-    let unit = thread % ROW_UNITS;
-    let source = first_row / 8u + unit;
-    var packed = vec4(0u);
-    if first_column + column < params.cols && source < params.units {
-        packed = weights[(first_column + column) * params.units + source];
-    }
+#repeat i 2
+var<private> fetched_$i: vec4<u32>;
+#endrepeat
+
+// As in matmul.wgsl.
+fn fetch_unit(first_row: u32, first_column: u32, item: u32) -> vec4<u32> {
+    let column = min(first_column + item / UNITS, params.cols - 1u);
+    let unit = min(first_row / 8u + item % UNITS, params.units - 1u);
+    return weights[column * params.units + unit];
+}
+
+fn fetch_w(first_row: u32, first_column: u32, thread: u32) {
+#repeat i 2
+    fetched_$i = fetch_unit(first_row, first_column, $i * THREADS + thread);
+#endrepeat
+}
+
+fn store_unit(packed: vec4<u32>, item: u32) {
     let weight = eight(packed);
-    for (var i = 0u; i < 4u; i++) {
-        w_tile[column * PITCH + unit * 8u + i] = weight.low[i];
-        w_tile[column * PITCH + unit * 8u + 4u + i] = weight.high[i];
-    }
+    let vector = item % UNITS * 2u;
+    w_tile[place_of(item / UNITS, vector)] = weight.low;
+    w_tile[place_of(item / UNITS, vector + 1u)] = weight.high;
+}
+
+fn store_w(first_row: u32, first_column: u32, thread: u32) {
+#repeat i 2
+    store_unit(fetched_$i, $i * THREADS + thread);
+#endrepeat
 }

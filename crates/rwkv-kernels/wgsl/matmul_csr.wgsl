@@ -3,17 +3,16 @@
 #import tiles
 
 const STEP: u32 = 16u;
-const PITCH: u32 = TILE + 1u;
 
 // Entries of this thread's row that came in earlier steps.
 var<private> passed: u32;
 
-fn load_w(first_row: u32, first_column: u32, thread: u32) {
-    if thread >= TILE {
-        return;
-    }
+// Where a row's next entries are is known only from those before.
+fn fetch_w(first_row: u32, first_column: u32, thread: u32) {}
+
+fn store_w(first_row: u32, first_column: u32, thread: u32) {
     for (var column = 0u; column < STEP; column++) {
-        w_tile[column * PITCH + thread] = 0.0;
+        put_w(column, thread, 0.0);
     }
     if first_row + thread >= params.rows {
         return;
@@ -25,7 +24,7 @@ fn load_w(first_row: u32, first_column: u32, thread: u32) {
         if column >= STEP {
             break;
         }
-        w_tile[column * PITCH + thread] = entry_value(entry);
+        put_w(column, thread, entry_value(entry));
         passed++;
     }
 }

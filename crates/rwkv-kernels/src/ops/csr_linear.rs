@@ -75,9 +75,8 @@ pub struct CsrLinear<'a> {
 
 /// Up to this many tokens the matrix-vector kernel reads each entry once for all of them.
 const MATVEC_TOKENS: usize = 8;
-/// Threads of a matvec workgroup, and the side of a matmul tile, as in the WGSL.
+/// Threads of a matvec workgroup, as in the WGSL.
 const MATVEC_THREADS: u32 = 128;
-const TILE: usize = 64;
 
 impl Kernels {
     /// The dispatches of `op`: one a part of the matrix.
@@ -145,18 +144,7 @@ impl Kernels {
             let workgroups = rows.div_ceil(self.rows_per_workgroup(MATVEC_THREADS));
             let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
             if !matvec {
-                let limit = self.gpu().capabilities().limits.workgroups;
-                dispatch.grid = [
-                    u32_of("rows", rows.div_ceil(TILE))?,
-                    u32_of("tokens", tokens.div_ceil(TILE))?,
-                    1,
-                ];
-                if dispatch.grid.iter().any(|n| *n > limit) {
-                    return Err(Error::shape(
-                        "sparse linear",
-                        format!("{tokens} tokens by {rows} rows pass the grid's limit"),
-                    ));
-                }
+                dispatch.grid = self.tile_grid("sparse linear", rows, tokens)?;
             }
             dispatch.groups.push(chunk.group(self.gpu(), &pipeline)?);
             dispatches.push(dispatch);

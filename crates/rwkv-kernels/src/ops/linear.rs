@@ -1,85 +1,12 @@
 //! Matrix products: `y = f(W x + bias) + residual`.
 
 use crate::{
-    Error, GpuMatrix, GpuVector, Kernels, Matrix, Result, View,
+    Error, GpuMatrix, GpuVector, Kernels, Result, View,
     kernels::u32_of,
     ops::{Function, MatvecShape, matvec::MATVEC_TOKENS},
 };
 use bytemuck::NoUninit;
-use rayon::prelude::*;
 use rwkv_gpu::Dispatch;
-
-/// The twin of the product alone: `y[t] = W x[t]` for `x` of `tokens · cols`, into `y` of `tokens · rows`.
-///
-/// # Errors
-/// [`Error::Shape`] when the sizes do not fit.
-pub fn matmul(x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
-    let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
-    let tokens = matmul_tokens(x, weight, y)?;
-    if tokens == 0 || rows == 0 {
-        return Ok(());
-    }
-    // A row of W serves all tokens once it is expanded, so the product is made transposed, row by row of W.
-    let mut transposed = vec![0.0; tokens * rows];
-    transposed.par_chunks_mut(tokens).enumerate().for_each_init(
-        || vec![0.0; cols],
-        |expanded, (row, sums)| {
-            weight.expand_row(row, expanded);
-            for (x, sum) in x.chunks_exact(cols).zip(sums) {
-                *sum = dot(expanded, x);
-            }
-        },
-    );
-    for (row, sums) in transposed.chunks_exact(tokens).enumerate() {
-        for (token, sum) in sums.iter().enumerate() {
-            y[token * rows + row] = *sum;
-        }
-    }
-    Ok(())
-}
-
-/// How many tokens a product has.
-///
-/// # Errors
-/// [`Error::Shape`] when the sizes do not fit.
-pub(crate) fn matmul_tokens(x: &[f32], weight: &Matrix<'_>, y: &[f32]) -> Result<usize> {
-    let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
-    let tokens = x.len() / cols.max(1);
-    if x.len() == tokens * cols && y.len() == tokens * rows {
-        return Ok(tokens);
-    }
-    let problem = format!(
-        "{} inputs, a {} matrix, {} outputs",
-        x.len(),
-        weight.shape(),
-        y.len()
-    );
-    Err(Error::shape("matmul", problem))
-}
-
-/// Sixteen sums side by side: independent, so that the compiler can use vector instructions, and closer to the exact
-/// sum than one.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (a_blocks, a_rest) = a.as_chunks::<16>();
-    let (b_blocks, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for i in 0..16 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    for ((a, b), sum) in a_rest.iter().zip(b_rest).zip(&mut sums) {
-        *sum += a * b;
-    }
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            sums[i] += sums[i + half];
-        }
-        half /= 2;
-    }
-    sums[0]
-}
 
 /// A matrix product with its epilogue on the GPU: `y = function(W x + bias) + residual`.
 #[derive(Clone, Copy)]
@@ -114,6 +41,16 @@ pub(crate) struct LinearParams {
     pub(crate) chunk: u32,
 }
 
+/// The constants of `wgsl/epilogue.wgsl`.
+pub(crate) fn epilogue(op: &Linear<'_>) -> impl Iterator<Item = (&'static str, f64)> + use<> {
+    let adds = [
+        ("HAS_BIAS", op.bias.is_some()),
+        ("HAS_RESIDUAL", op.residual.is_some()),
+    ];
+    let adds = adds.map(|(name, has)| (name, f64::from(u8::from(has))));
+    std::iter::once(op.function.constant()).chain(adds)
+}
+
 /// Whether the sizes fit.
 pub(crate) fn check_linear(op: &Linear<'_>) -> Result<()> {
     let (shape, tokens) = (op.weight.shape(), op.x.rows);
@@ -136,18 +73,24 @@ pub(crate) fn check_linear(op: &Linear<'_>) -> Result<()> {
     ))
 }
 
-/// The side of a matmul tile, as in the WGSL.
-const TILE: usize = 64;
+/// Up to this many, weights that stream past tokens are faster than matrices of tokens.
+const FEW_TOKENS: usize = 16;
 
 impl Kernels {
     /// The dispatches of `op`: one a part of the matrix. Products of 2 to 16 tokens are those of
-    /// [`token_linear`](Self::token_linear) where it suits.
+    /// [`token_linear`](Self::token_linear) where it suits, and those of more tokens where the adapter has cooperative
+    /// matrices those of [`coop_linear`](Self::coop_linear), after one that rounds x.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when a kernel does not compile.
     pub fn linear(&self, op: &Linear<'_>) -> Result<Vec<Dispatch>> {
         if self.token_linear_suits(op) {
             return self.token_linear(op, None);
+        }
+        if op.x.rows > FEW_TOKENS
+            && let Some(shape) = self.coop_shape(op)
+        {
+            return self.coop_linear_rounding(op, shape);
         }
         self.linear_shaped(op, None)
     }
@@ -202,11 +145,7 @@ impl Kernels {
             let chosen = matvec_shape.unwrap_or_else(|| self.matvec_shape(op.weight, tokens));
             self.resolve(chosen, layout.unit(), units, slots)
         });
-        let mut constants = vec![
-            op.function.constant(),
-            ("HAS_BIAS", f64::from(u8::from(op.bias.is_some()))),
-            ("HAS_RESIDUAL", f64::from(u8::from(op.residual.is_some()))),
-        ];
+        let mut constants: Vec<_> = epilogue(op).collect();
         constants.extend(layout.constants());
         let pipeline = if let Some(matvec) = &matvec {
             constants.push(("RAGGED", f64::from(u8::from(op.weight.ragged()))));
@@ -239,18 +178,7 @@ impl Kernels {
             let workgroups = matvec.as_ref().map_or(1, |m| m.workgroups(rows));
             let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
             if matvec.is_none() {
-                let limit = self.gpu().capabilities().limits.workgroups;
-                dispatch.grid = [
-                    u32_of("rows", rows.div_ceil(TILE))?,
-                    u32_of("tokens", tokens.div_ceil(TILE))?,
-                    1,
-                ];
-                if dispatch.grid.iter().any(|n| *n > limit) {
-                    return Err(Error::shape(
-                        "linear",
-                        format!("{tokens} tokens by {rows} rows pass the grid's limit"),
-                    ));
-                }
+                dispatch.grid = self.tile_grid("linear", rows, tokens)?;
             }
             dispatch.groups.push(chunk.group(self.gpu(), &pipeline)?);
             dispatches.push(dispatch);

@@ -63,9 +63,6 @@ struct Params {
     which: u32,
 }
 
-/// The side of a matmul tile, as in the WGSL.
-const TILE: usize = 64;
-
 impl Kernels {
     /// The dispatches of `op`: one a part of the matrix, and for more than 8 tokens one more that stores the shift.
     ///
@@ -223,18 +220,7 @@ impl Kernels {
 
     fn tiled(&self, op: &SparseLinear<'_>) -> Result<Vec<Dispatch>> {
         let (tokens, rows) = (op.x.rows, op.y.width);
-        let grid = [
-            u32_of("rows", rows.div_ceil(TILE))?,
-            u32_of("tokens", tokens.div_ceil(TILE))?,
-            1,
-        ];
-        let limit = self.gpu().capabilities().limits.workgroups;
-        if grid.iter().any(|n| *n > limit) {
-            return Err(Error::shape(
-                "sparse linear",
-                format!("{tokens} tokens by {rows} rows pass the grid's limit"),
-            ));
-        }
+        let grid = self.tile_grid("sparse linear", rows, tokens)?;
         let mut dispatches = Vec::new();
         for chunk in op.weight.chunks() {
             let first = chunk.first_row == 0;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     Format, Matrix, Result,
     formats::Block,
-    ops::{self, linear::matmul_tokens},
+    ops::{self, matmul::matmul_tokens},
 };
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;

@@ -63,6 +63,7 @@ mod tests {
             Tunable::NormProject,
             Tunable::SparseMatvec,
             Tunable::Wkv7Step,
+            Tunable::Matmul,
         ] {
             let problem = Problem {
                 kernel,

@@ -12,7 +12,7 @@ pub use file::VERSION;
 
 use crate::{
     GpuMatrix, Kernels,
-    ops::{SparseTuning, StepTile, StreamShape, TokenShape},
+    ops::{CoopShape, SparseTuning, StepTile, StreamShape, TokenShape},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,8 @@ pub enum Tunable {
     Wkv7Step,
     /// [`Kernels::channel_mix`].
     ChannelMix,
+    /// [`Kernels::linear`] of more than 16 tokens, with cooperative matrices.
+    Matmul,
 }
 
 impl fmt::Display for Problem {
@@ -97,6 +99,8 @@ pub enum Choice {
     Sparse(SparseTuning),
     /// Of a recurrence's step.
     Step(StepTile),
+    /// Of a product with cooperative matrices.
+    Coop(CoopShape),
 }
 
 /// What was found for each problem; none where nothing measured faster than the default.
@@ -216,6 +220,13 @@ impl Kernels {
     pub(crate) fn step_choice(&self, problem: Problem) -> Option<StepTile> {
         match self.choice(problem)? {
             Choice::Step(tile) => Some(tile),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn coop_choice(&self, problem: Problem) -> Option<CoopShape> {
+        match self.choice(problem)? {
+            Choice::Coop(shape) => Some(shape),
             _ => None,
         }
     }

@@ -21,6 +21,7 @@ mod functions;
 mod heads;
 mod linear;
 mod map;
+mod matmul;
 mod matvec_shapes;
 mod mix6;
 mod noise;

@@ -1,0 +1,165 @@
+//! Activations rounded to f16, as products with cooperative matrices take them: each row times a power of two, so that
+//! no number passes f16's range.
+
+use crate::{Error, Kernels, Result, View, kernels::u32_of};
+use bytemuck::NoUninit;
+use half::f16;
+use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu};
+
+/// The exponent of the power of two that a row's elements are divided by: its largest finite number then is 2^14 or more
+/// and below 2^15.
+fn exponent_of(row: &[f32]) -> i32 {
+    let finite = row.iter().map(|x| x.abs()).filter(|x| x.is_finite());
+    let largest = finite.fold(0.0f32, f32::max);
+    if largest == 0.0 {
+        return 0;
+    }
+    let exponent = i32::try_from(largest.to_bits() >> 23).unwrap_or(0) - 127;
+    // f32 holds no power of two for less.
+    (exponent - 14).max(-100)
+}
+
+/// The twin: `row` in f16, and what its elements were divided by. Infinite numbers stay infinite, and what is no number
+/// stays none. A finite element `x` of a row whose largest is `m` is off by at most `max(|x| 2^-11, m 2^-38)`.
+pub fn half_row(row: &[f32]) -> (Vec<f16>, f32) {
+    let power = |exponent: i32| f32::from_bits((exponent + 127).cast_unsigned() << 23);
+    let exponent = exponent_of(row);
+    let scale = power(-exponent);
+    let halves = row.iter().map(|x| f16::from_f32(x * scale)).collect();
+    (halves, power(exponent))
+}
+
+/// Rows of activations in f16 on the GPU, each with the exponent of its power of two: what [`Kernels::half_rows`]
+/// writes.
+#[derive(Clone, Debug)]
+pub struct HalfRows {
+    buffer: Buffer,
+    rows: usize,
+    width: usize,
+}
+
+impl HalfRows {
+    /// Tokens of the largest tile, and columns of the deepest: products read whole tiles.
+    const WHOLE_ROWS: usize = 128;
+    const WHOLE_COLUMNS: usize = 64;
+
+    /// Memory for `rows` rows of `width` elements; `name` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when it does not fit.
+    pub fn new(gpu: &Gpu, name: &str, rows: usize, width: usize) -> Result<Self> {
+        let buffer = gpu.buffer(BufferKind::Storage, name, Self::bytes(rows, width))?;
+        Ok(Self {
+            buffer,
+            rows,
+            width,
+        })
+    }
+
+    /// As [`new`](Self::new) in a buffer of at least [`bytes`](Self::bytes).
+    pub(crate) fn within(buffer: Buffer, rows: usize, width: usize) -> Self {
+        Self {
+            buffer,
+            rows,
+            width,
+        }
+    }
+
+    /// Elements from one row to the next: the width in whole steps, and 128 bytes that end with the exponent, so that rows
+    /// begin where cache lines do, and not all of them in the same channel of memory.
+    pub fn stride(width: usize) -> usize {
+        width.next_multiple_of(Self::WHOLE_COLUMNS) + 64
+    }
+
+    /// Bytes of `rows` rows, in whole tiles.
+    pub fn bytes(rows: usize, width: usize) -> u64 {
+        (rows.next_multiple_of(Self::WHOLE_ROWS) * Self::stride(width) * 2) as u64
+    }
+
+    /// Rows that are written.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Where they lie.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    pub(crate) fn binding(&self) -> Binding<'_> {
+        Binding {
+            buffer: &self.buffer,
+            offset: 0,
+            size: Some(Self::bytes(self.rows, self.width)),
+        }
+    }
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct Params {
+    rows: u32,
+    cols: u32,
+    x_stride: u32,
+    stride: u32,
+}
+
+impl Kernels {
+    /// The dispatch that rounds `x` to f16 in `halves`: once for all products that share an input.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when the adapter has no 16-bit floats or the kernel
+    /// does not compile.
+    pub fn half_rows(&self, x: &View<'_>, halves: &HalfRows) -> Result<Dispatch> {
+        if (x.rows, x.width) != (halves.rows, halves.width) {
+            let problem = format!(
+                "{}×{} into {}×{}",
+                x.rows, x.width, halves.rows, halves.width
+            );
+            return Err(Error::shape("rounding to f16", problem));
+        }
+        let params = Params {
+            rows: u32_of("rows", x.rows)?,
+            cols: u32_of("columns", x.width)?,
+            x_stride: u32_of("stride", View::stride(x.width) / 4)?,
+            stride: u32_of("stride", HalfRows::stride(x.width) / 4)?,
+        };
+        let pipeline = self.pipeline("half_rows", &[])?;
+        let bindings = [x.binding(), halves.binding()];
+        self.dispatch(pipeline, &params, &bindings, x.rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers() {
+        #[track_caller]
+        fn check(row: &[f32], halves: &[f32], scale: f32) {
+            let (got, by) = half_row(row);
+            let got: Vec<f32> = got.into_iter().map(f32::from).collect();
+            assert_eq!(format!("{got:?}"), format!("{halves:?}"));
+            assert_eq!(by.to_bits(), scale.to_bits());
+        }
+        let (no, infinite) = (f32::NAN, f32::INFINITY);
+        check(&[], &[], 1.0);
+        check(&[0.0, -0.0], &[0.0, -0.0], 1.0);
+        check(&[1.0, -0.5], &[16384.0, -8192.0], 1.0 / 16384.0);
+        check(&[1e6, 1.0], &[31248.0, 0.03125], 32.0);
+        check(
+            &[infinite, -infinite, no, 2.0],
+            &[infinite, -infinite, no, 16384.0],
+            1.0 / 8192.0,
+        );
+        check(&[f32::MAX], &[32768.0], 2f32.powi(113));
+        check(&[2f32.powi(-90)], &[1024.0], 2f32.powi(-100));
+        check(&[f32::from_bits(1)], &[0.0], 2f32.powi(-100));
+    }
+}

@@ -1,0 +1,16 @@
+// 20 µs for 32 × 4096×4096 in eight slices (H200, F16, 2026-11).
+// 32 tokens × 128 rows by 64 columns; a subgroup has 32 × 32 of it.
+#define SIDE 16
+#define MATRIX coop_mat16x16
+#define TOKENS 32
+#define ROWS 128
+#define DEPTH 64
+// Matrices of a subgroup, of tokens and of rows, and of a step's columns.
+#define HIGH 2
+#define WIDE 2
+#define STEPS 4
+// Loads of a thread for a step: of x, of W in F16, and in units of 16 and 32 elements.
+#define X_LOADS 4
+#define LOADS_4 16
+#define LOADS_16 4
+#define LOADS_32 2

@@ -1,0 +1,16 @@
+// 25 µs for 64 × 4096×4096 in four slices (H200, F16, 2026-11).
+// 64 tokens × 64 rows by 64 columns; a subgroup has 32 × 32 of it.
+#define SIDE 16
+#define MATRIX coop_mat16x16
+#define TOKENS 64
+#define ROWS 64
+#define DEPTH 64
+// Matrices of a subgroup, of tokens and of rows, and of a step's columns.
+#define HIGH 2
+#define WIDE 2
+#define STEPS 4
+// Loads of a thread for a step: of x, of W in F16, and in units of 16 and 32 elements.
+#define X_LOADS 8
+#define LOADS_4 8
+#define LOADS_16 2
+#define LOADS_32 1

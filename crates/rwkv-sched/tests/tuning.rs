@@ -97,11 +97,11 @@ fn tuned() {
             .unwrap(),
         0
     );
-    assert_eq!(logits(&mut next), {
-        tuned.reset(SlotId(0)).unwrap();
-        tuned.reset(SlotId(1)).unwrap();
-        logits(&mut tuned)
-    });
+    tuned.reset(SlotId(0)).unwrap();
+    tuned.reset(SlotId(1)).unwrap();
+    // The order of atomic sums is another each time.
+    let error = relative_error(&logits(&mut next), &logits(&mut tuned));
+    assert!(error < 1e-6, "{error:e}");
 
     // But not what was damaged.
     let path = gpu

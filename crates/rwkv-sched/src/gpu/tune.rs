@@ -3,7 +3,7 @@
 //!
 //! Every kernel of a step that can be cut in several ways is a problem. A round is a plan in which each problem has
 //! another candidate; its steps are timed kernel by kernel. The best of each problem are timed once more beside the
-//! default, which stays where nothing is clearly faster.
+//! default, which stays where nothing is clearly faster, and where whole steps are not.
 
 use super::{BatchShape, GpuExecutor, plan, plan::Plan};
 use crate::{Batch, BatchSpan, Error, Executor, LoadProgress, LoadStage, Result, SlotId, Wanted};
@@ -31,6 +31,12 @@ const FINALISTS: usize = 3;
 const TURNS: usize = 3;
 /// What a candidate must take at most of the default's time: less is noise.
 const CLEARLY: f64 = 0.98;
+
+/// What a whole step must take at most of the time without a candidate, and how long it is measured: so many bursts of
+/// steps, each about as long as this.
+const WHOLLY: f64 = 0.998;
+const BURST: Duration = Duration::from_millis(8);
+const BURSTS: usize = 7;
 
 /// Seconds that each candidate took a step, all layers together.
 type Times = HashMap<Problem, Vec<(Choice, f64)>>;
@@ -224,6 +230,7 @@ impl Session<'_> {
                 }
             }
         }
+        let mut proposals = Round::new();
         for problem in problems {
             let of = |choice: Option<Choice>| median(samples.get(&(problem, choice)));
             let Some(default) = of(None) else {
@@ -238,11 +245,70 @@ impl Session<'_> {
                 default_us = default * 1e6,
                 best_us = fastest.map(|(_, seconds)| seconds * 1e6),
                 choice = ?better.map(|(choice, _)| choice),
-                "tuned"
+                "timed"
             );
-            choices.set(problem.clone(), better.map(|(choice, _)| choice));
+            proposals.extend(better.map(|(choice, _)| (problem.clone(), choice)));
+        }
+        let accepted = self.accepted(usual, proposals, choices)?;
+        for problem in problems {
+            let choice = accepted.iter().find(|(p, _)| p == problem);
+            let choice = choice.map(|(_, choice)| *choice);
+            tracing::debug!(%problem, ?choice, "tuned");
+            choices.set(problem.clone(), choice);
         }
         Ok(())
+    }
+
+    /// Those of `proposals` that make whole steps faster, one added to the other: timestamps around each kernel keep
+    /// kernels apart that otherwise follow each other closely.
+    fn accepted(&self, usual: &Plan, proposals: Round, choices: &Choices) -> Result<Round> {
+        let mut accepted = Round::new();
+        let mut best: Option<Plan> = None;
+        for proposal in proposals {
+            let more = [&accepted[..], &[proposal]].concat();
+            let Some((more, plan)) = self.compiled(choices, vec![more]).pop() else {
+                continue;
+            };
+            if self.is_faster(&plan, best.as_ref().unwrap_or(usual))? {
+                accepted = more;
+                best = Some(plan);
+            }
+        }
+        Ok(accepted)
+    }
+
+    /// Whether steps of `plan` take less time than those of `than`, without any timestamps, in turns.
+    fn is_faster(&self, plan: &Plan, than: &Plan) -> Result<bool> {
+        self.warm(than, WARM_AGAIN)?;
+        let one = self.seconds_a_step(than, 1)?;
+        let steps = (BURST.as_secs_f64() / one.max(1e-6)).ceil();
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a small positive number"
+        )]
+        let steps = steps.clamp(1.0, 64.0) as usize;
+        let (mut new, mut old) = (Vec::new(), Vec::new());
+        for _ in 0..BURSTS {
+            new.push(self.seconds_a_step(plan, steps)?);
+            old.push(self.seconds_a_step(than, steps)?);
+        }
+        let faster = median(Some(&new)).zip(median(Some(&old)));
+        Ok(faster.is_some_and(|(new, old)| new < WHOLLY * old))
+    }
+
+    /// The host's time for a step of `plan`, of `steps` that are submitted together.
+    fn seconds_a_step(&self, plan: &Plan, steps: usize) -> Result<f64> {
+        let gpu = self.executor.kernels.gpu();
+        self.feed(plan)?;
+        let mut recorder = gpu.recorder("tuning");
+        for _ in 0..steps {
+            recorder.dispatch(plan.dispatches());
+        }
+        let start = Instant::now();
+        let submission = recorder.submit()?;
+        gpu.wait(&submission)?;
+        Ok(start.elapsed().as_secs_f64() / steps as f64)
     }
 
     /// The plan of `round` on top of `choices`, which may not be compiled.

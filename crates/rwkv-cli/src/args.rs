@@ -86,8 +86,8 @@ pub(crate) struct DeviceArgs {
     /// int8:0-11. A wrong one lists all.
     #[arg(long, value_name = "TYPE[:FIRST-LAST]")]
     pub(crate) quant: Option<Quantization>,
-    /// Logits of a sequence with the same bits whatever runs beside it and however its prompt is cut, at some cost of
-    /// speed on a GPU.
+    /// Logits of a sequence with the same bits each time, whatever runs beside it and however its prompt is cut, at some
+    /// cost of speed on a GPU.
     #[arg(long)]
     pub(crate) deterministic: bool,
     /// Do not time kernels when a GPU first runs a model of these shapes; what was found earlier is used all the same.

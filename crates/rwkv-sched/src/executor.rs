@@ -154,7 +154,8 @@ pub struct LoadOptions {
     /// may be computed before another blend makes room for it.
     pub blend_bytes: u64,
     /// Whether the logits of a sequence have the same bits whatever else is in its batches and however its prompt is cut:
-    /// every sum in one order, which costs speed on a GPU (docs/performance.md). The CPU always does so.
+    /// every sum in one order, which costs speed on a GPU (docs/performance.md). The CPU always does so. Without it, a GPU
+    /// that adds floats atomically may give other last bits from run to run.
     pub deterministic: bool,
     /// Whether a GPU's kernels are timed when it first runs a model of these shapes, which takes a few seconds. It is done
     /// only where the results are kept ([`Gpu::cache_file`](rwkv_gpu::Gpu::cache_file)), and never on software adapters;

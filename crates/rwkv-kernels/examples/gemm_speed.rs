@@ -13,25 +13,20 @@
 //! First the tiles' results are compared with those of the other kernel, in ragged shapes too: the largest difference, over
 //! the root mean square of the results. Rounding to f16 makes about 5e-4 of it.
 
-use rwkv_gpu::{
-    Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Readback, Selector, Timer, Timing,
-    list_adapters,
-};
+#[allow(dead_code, reason = "each program uses what it needs")]
+mod speed;
+
+use rwkv_gpu::{Dispatch, Readback};
 use rwkv_kernels::{
-    Error, Format, GpuMatrix, Kernels, Matrix, Result, View,
-    ops::{CoopShape, Function, HalfRows, Linear},
+    Format, GpuMatrix, Kernels, Result, View,
+    ops::{CoopShape, HalfRows, Linear},
 };
-use rwkv_mem::{Cols, Rows, Upload};
+use speed::linear;
 use std::{
     env,
     io::Write,
     time::{Duration, Instant},
 };
-
-/// Bytes of weights that take turns, at least.
-const CYCLE: usize = 256 << 20;
-const ROUNDS: usize = 7;
-const WARM: Duration = Duration::from_millis(200);
 
 /// Tokens, rows, columns.
 const PRODUCTS: [(usize, usize, usize); 7] = [
@@ -47,37 +42,11 @@ const PRODUCTS: [(usize, usize, usize); 7] = [
 const COMPARED: [(usize, usize, usize); 3] = [(300, 384, 1024), (77, 333, 1024), (256, 512, 4096)];
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let flag = |name: &str| arguments.iter().any(|a| a == name);
-    let value = |name: &str, default: &str| -> String {
-        let at = arguments.iter().position(|a| a == name);
-        let given = at.and_then(|at| arguments.get(at + 1));
-        given.map_or(default, String::as_str).to_owned()
-    };
-    let adapters = list_adapters();
-    let fast = adapters
-        .iter()
-        .find(|a| a.refused.is_none() && a.kind != Kind::Software);
-    let selector = match (env::var("RWKV_DEVICE"), fast) {
-        (Ok(device), _) => device.parse()?,
-        (Err(_), Some(adapter)) => Selector::Index(adapter.index),
-        (Err(_), None) => {
-            println!(
-                "there is no GPU adapter here, or a software one, whose speed says nothing: name it in RWKV_DEVICE"
-            );
-            return Ok(());
-        }
-    };
-    let gpu = Gpu::open(&selector, &OpenOptions::from_env()?)?;
-    if !gpu.has_timestamps() {
-        println!("{} has no timestamps, which this measures with", gpu.name());
+    let arguments = speed::Arguments::new();
+    let Some(gpu) = speed::open()? else {
         return Ok(());
-    }
-    println!("{}", gpu.name());
-    println!("{:?}\n", gpu.capabilities());
-    let formats = value("--formats", "f16,q8_0,q4_k");
-    let named = |f: &Format| formats.split(',').any(|name| name == f.to_string());
-    let tiles = value("--tiles", "");
+    };
+    let tiles = arguments.value("--tiles", "");
     let bench = Bench {
         kernels: Kernels::new(&gpu)?,
         tiles: tiles
@@ -85,14 +54,14 @@ fn main() -> Result<()> {
             .filter(|t| !t.is_empty())
             .map(str::to_owned)
             .collect(),
-        all: flag("--all"),
+        all: arguments.flag("--all"),
     };
-    if let Ok(seconds) = value("--apart", "").parse() {
-        return bench.apart(Duration::from_secs(seconds), &arguments);
+    if let Ok(seconds) = arguments.value("--apart", "").parse() {
+        return bench.apart(Duration::from_secs(seconds), &arguments.0);
     }
-    let only = value("--only", "");
-    let formats: Vec<Format> = Format::ALL.into_iter().filter(named).collect();
-    if !flag("--no-check") {
+    let only = arguments.value("--only", "");
+    let formats = arguments.formats("f16,q8_0,q4_k");
+    if !arguments.flag("--no-check") {
         println!("| format | tile | differences |");
         println!("| --- | --- | --- |");
         for format in formats.iter().copied() {
@@ -127,12 +96,13 @@ struct Bench {
 impl Bench {
     /// Runs this program again for each tile.
     fn apart(&self, most: Duration, arguments: &[String]) -> Result<()> {
-        let Some(weight) = self.matrices(64, 1024, Format::F16, 1)?.pop() else {
+        let Some(weight) = speed::matrices(self.kernels.gpu(), 64, 1024, Format::F16, 1)?.pop()
+        else {
             return Ok(());
         };
         let (x, y) = (
-            self.numbers(View::bytes(64, 1024))?,
-            self.numbers(View::bytes(64, 64))?,
+            speed::numbers(self.kernels.gpu(), View::bytes(64, 1024), -1.0, 1.0, 2)?,
+            speed::numbers(self.kernels.gpu(), View::bytes(64, 64), -1.0, 1.0, 2)?,
         );
         let mut tiles: Vec<_> = self
             .kernels
@@ -205,11 +175,12 @@ impl Bench {
     fn compare(&self, format: Format) -> Result<()> {
         let mut cases = Vec::new();
         for (tokens, rows, cols) in COMPARED {
-            let Some(weight) = self.matrices(rows, cols, format, 1)?.pop() else {
+            let Some(weight) = speed::matrices(self.kernels.gpu(), rows, cols, format, 1)?.pop()
+            else {
                 return Ok(());
             };
-            let x = self.numbers(View::bytes(tokens, cols))?;
-            let y = self.numbers(View::bytes(tokens, rows))?;
+            let x = speed::numbers(self.kernels.gpu(), View::bytes(tokens, cols), -1.0, 1.0, 2)?;
+            let y = speed::numbers(self.kernels.gpu(), View::bytes(tokens, rows), -1.0, 1.0, 2)?;
             let op = linear(&weight, &x, &y, tokens);
             let want = self.result(&op, &self.kernels.linear_shaped(&op, None)?)?;
             let shapes = self.kernels.coop_shapes(&op);
@@ -270,9 +241,9 @@ impl Bench {
     }
 
     fn product(&self, tokens: usize, rows: usize, cols: usize, format: Format) -> Result<()> {
-        let matrices = self.matrices(rows, cols, format, usize::MAX)?;
-        let x = self.numbers(View::bytes(tokens, cols))?;
-        let y = self.numbers(View::bytes(tokens, rows))?;
+        let matrices = speed::matrices(self.kernels.gpu(), rows, cols, format, usize::MAX)?;
+        let x = speed::numbers(self.kernels.gpu(), View::bytes(tokens, cols), -1.0, 1.0, 2)?;
+        let y = speed::numbers(self.kernels.gpu(), View::bytes(tokens, rows), -1.0, 1.0, 2)?;
         let flops = 2.0 * tokens as f64 * rows as f64 * cols as f64;
         let halves = HalfRows::new(self.kernels.gpu(), "halves", tokens, cols);
         let time =
@@ -283,8 +254,10 @@ impl Bench {
                 let start = Instant::now();
                 let made = matrices.iter().map(make).collect::<Result<Vec<_>>>();
                 let compiled = start.elapsed().as_millis();
-                let time = made
-                    .and_then(|made| self.seconds(&made.into_iter().flatten().collect::<Vec<_>>()));
+                let time = made.and_then(|made| {
+                    let made: Vec<_> = made.into_iter().flatten().collect();
+                    Ok((speed::seconds(self.kernels.gpu(), &made)?, made.len()))
+                });
                 match time {
                     // Of one product, of however many dispatches.
                     Ok((seconds, dispatches)) => {
@@ -328,115 +301,9 @@ impl Bench {
         }
         Ok(())
     }
-
-    /// Seconds a dispatch, and how many these are.
-    fn seconds(&self, dispatches: &[Dispatch]) -> Result<(f64, usize)> {
-        let gpu = self.kernels.gpu();
-        let Some(mut timer) = Timer::new(gpu, Timing::Passes)? else {
-            return Ok((f64::NAN, 1));
-        };
-        let mut once = |count: usize| -> Result<f64> {
-            let mut recorder = gpu.recorder("measured");
-            timer.dispatch(&mut recorder, "all", dispatches.iter().cycle().take(count))?;
-            let submission = recorder.submit()?;
-            timer.submitted()?;
-            gpu.wait(&submission)?;
-            let spans = timer.take().unwrap_or_default();
-            Ok(spans.iter().map(rwkv_gpu::TimedSpan::seconds).sum::<f64>() / count as f64)
-        };
-        let start = Instant::now();
-        let mut first = once(dispatches.len())?;
-        while start.elapsed() < WARM {
-            first = once(dispatches.len())?;
-        }
-        // About 5 ms, on whatever adapter.
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "clamped"
-        )]
-        let count = ((5e-3 / first.max(1e-7)) as usize).clamp(2, 2000);
-        // Whole turns, so that each kind of dispatch counts as often as it should.
-        let count = count.next_multiple_of(dispatches.len());
-        let mut seconds = (0..ROUNDS)
-            .map(|_| once(count))
-            .collect::<Result<Vec<_>>>()?;
-        seconds.sort_by(f64::total_cmp);
-        Ok((seconds[ROUNDS / 2].max(1e-9), dispatches.len()))
-    }
-
-    /// As many matrices as pass any cache.
-    fn matrices(
-        &self,
-        rows: usize,
-        cols: usize,
-        format: Format,
-        most: usize,
-    ) -> Result<Vec<GpuMatrix>> {
-        let row = format.row_bytes(cols).ok_or(Error::Shape {
-            what: "measuring".to_owned(),
-            problem: format!("{cols} columns of {format}"),
-        })?;
-        // A few random rows, again and again.
-        let mut noise = Noise(1);
-        let values: Vec<f32> = (0..16 * cols).map(|_| noise.next() * 0.05).collect();
-        let mut few = vec![0; 16 * row];
-        for (values, row) in values.chunks_exact(cols).zip(few.chunks_exact_mut(row)) {
-            format.spec().quantize(values, row);
-        }
-        let bytes: Vec<u8> = few.iter().copied().cycle().take(rows * row).collect();
-        let matrix = Matrix::new(format, Rows(rows), Cols(cols), &bytes)?;
-        let mut upload = Upload::new(self.kernels.gpu());
-        let made = (0..=(CYCLE / bytes.len()).clamp(1, 255).min(most - 1))
-            .map(|_| GpuMatrix::new(self.kernels.gpu(), "measured", &matrix, format, &mut upload));
-        let made = made.collect::<Result<Vec<_>>>()?;
-        upload.flush()?;
-        Ok(made)
-    }
-
-    fn numbers(&self, bytes: u64) -> Result<Buffer> {
-        let gpu = self.kernels.gpu();
-        let buffer = gpu.buffer(BufferKind::Storage, "activations", bytes)?;
-        let mut noise = Noise(2);
-        let values: Vec<f32> = (0..bytes / 4).map(|_| noise.next()).collect();
-        gpu.write(&buffer, 0, bytemuck::cast_slice(&values))?;
-        Ok(buffer)
-    }
-}
-
-fn linear<'a>(weight: &'a GpuMatrix, x: &'a Buffer, y: &'a Buffer, tokens: usize) -> Linear<'a> {
-    Linear {
-        x: view(x, tokens, weight.shape().cols.0),
-        weight,
-        bias: None,
-        function: Function::Identity,
-        residual: None,
-        y: view(y, tokens, weight.shape().rows.0),
-    }
 }
 
 fn groups_of(shape: &CoopShape, op: &Linear<'_>) -> usize {
     let (tokens, rows) = shape.tile.size();
     op.x.rows.div_ceil(tokens) * op.y.width.div_ceil(rows)
-}
-
-fn view(buffer: &Buffer, rows: usize, width: usize) -> View<'_> {
-    View {
-        buffer,
-        offset: 0,
-        rows,
-        width,
-    }
-}
-
-/// Marsaglia's xorshift, as numbers from −1 to 1.
-struct Noise(u32);
-
-impl Noise {
-    fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 17;
-        self.0 ^= self.0 << 5;
-        self.0 as f32 / (1u32 << 31) as f32 - 1.0
-    }
 }

@@ -7,12 +7,16 @@
 //! `--chained` makes each dispatch wait for the one before, as in a model; `--all` tries every candidate shape and
 //! prints the fastest three after the default one; `--only` keeps rows whose name contains TEXT.
 
+#[allow(dead_code, reason = "each program uses what it needs")]
+mod speed;
+
 use rwkv_gpu::{Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Selector, list_adapters};
 use rwkv_kernels::{
     Error, Format, GpuMatrix, Kernels, Matrix, Result, View,
     ops::{Function, Linear, MatvecShape, Projections, Segment, Stack},
 };
 use rwkv_mem::{Cols, Rows, Upload};
+use speed::{Noise, view};
 use std::{env, time::Instant};
 
 /// Bytes of weights that the dispatches cycle through, at least.
@@ -51,24 +55,13 @@ struct Options {
 }
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let flag = |name: &str| arguments.iter().any(|a| a == name);
-    let value = |name: &str, default: &str| -> String {
-        let at = arguments.iter().position(|a| a == name);
-        let given = at.and_then(|at| arguments.get(at + 1));
-        given.map_or(default, String::as_str).to_owned()
-    };
-    let formats = value("--formats", "f16,q8_0,q4_0,q4_k");
-    let tokens = value("--tokens", "1");
+    let arguments = speed::Arguments::new();
     let options = Options {
-        chained: flag("--chained"),
-        all: flag("--all"),
-        only: value("--only", ""),
-        formats: Format::ALL
-            .into_iter()
-            .filter(|f| formats.split(',').any(|name| name == f.to_string()))
-            .collect(),
-        tokens: tokens.split(',').filter_map(|n| n.parse().ok()).collect(),
+        chained: arguments.flag("--chained"),
+        all: arguments.flag("--all"),
+        only: arguments.value("--only", ""),
+        formats: arguments.formats("f16,q8_0,q4_0,q4_k"),
+        tokens: arguments.numbers("--tokens", "1"),
     };
     let adapters = list_adapters();
     let selector = match (
@@ -348,25 +341,4 @@ fn described(shape: MatvecShape) -> String {
             n => format!(", {n} workgroups"),
         }
     )
-}
-
-fn view(buffer: &Buffer, rows: usize, width: usize) -> View<'_> {
-    View {
-        buffer,
-        offset: 0,
-        rows,
-        width,
-    }
-}
-
-/// Marsaglia's xorshift, as numbers from −1 to 1.
-struct Noise(u32);
-
-impl Noise {
-    fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 17;
-        self.0 ^= self.0 << 5;
-        self.0 as f32 / (1u32 << 31) as f32 - 1.0
-    }
 }

@@ -4,69 +4,39 @@
 //! [--head-sizes 64] [--all]`
 //!
 //! Tokens are those of one sequence; all sequences have as many. Each dispatch waits for the one before, as in a model;
-//! times are the GPU's own, the median of seven rounds, after it was busy for 100 ms. After the usual way to cut the work
+//! times are the GPU's own, the median of seven rounds, after it was busy for 200 ms. After the usual way to cut the work
 //! and the one whose sums have one order come the fastest four of the others where a prompt is longest, or with `--all` all
 //! of them everywhere.
 
-use rwkv_gpu::{
-    Binding, Buffer, BufferKind, Dispatch, Gpu, Kind, OpenOptions, Selector, Timer, Timing,
-    list_adapters,
-};
+#[allow(dead_code, reason = "each program uses what it needs")]
+mod speed;
+
+use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch};
 use rwkv_kernels::{
     BatchTables, GpuVector, Kernels, Page, Result, Span, View,
     ops::{Decay, RecurrenceTile, Wkv6, Wkv7},
 };
 use rwkv_mem::Upload;
-use std::{
-    env,
-    io::Write,
-    time::{Duration, Instant},
-};
-
-const ROUNDS: usize = 7;
-const WARM: Duration = Duration::from_millis(100);
+use speed::view;
+use std::io::Write;
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let flag = |name: &str| arguments.iter().any(|a| a == name);
-    let numbers = |name: &str, default: &str| -> Vec<usize> {
-        let at = arguments.iter().position(|a| a == name);
-        let given = at.and_then(|at| arguments.get(at + 1));
-        let list = given.map_or(default, String::as_str).split(',');
-        list.filter_map(|n| n.parse().ok()).collect()
-    };
-    let adapters = list_adapters();
-    let fast = adapters
-        .iter()
-        .find(|a| a.refused.is_none() && a.kind != Kind::Software);
-    let selector = match (env::var("RWKV_DEVICE"), fast) {
-        (Ok(device), _) => device.parse()?,
-        (Err(_), Some(adapter)) => Selector::Index(adapter.index),
-        (Err(_), None) => {
-            println!(
-                "there is no GPU adapter here, or a software one, whose speed says nothing: name it in RWKV_DEVICE"
-            );
-            return Ok(());
-        }
-    };
-    let gpu = Gpu::open(&selector, &OpenOptions::from_env()?)?;
-    if !gpu.has_timestamps() {
-        println!("{} has no timestamps, which this measures with", gpu.name());
+    let arguments = speed::Arguments::new();
+    let Some(gpu) = speed::open()? else {
         return Ok(());
-    }
-    println!("{}\n", gpu.name());
+    };
     println!("| version | heads | sequences | tokens | cut | µs | µs a token |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     let kernels = Kernels::new(&gpu)?;
-    for head_size in numbers("--head-sizes", "64") {
-        for heads in numbers("--heads", "12,32,64") {
-            for sequences in numbers("--sequences", "1,8") {
-                let lengths = numbers("--tokens", "128,512,2048");
+    for head_size in arguments.numbers("--head-sizes", "64") {
+        for heads in arguments.numbers("--heads", "12,32,64") {
+            for sequences in arguments.numbers("--sequences", "1,8") {
+                let lengths = arguments.numbers("--tokens", "128,512,2048");
                 let longest = lengths.iter().copied().max();
                 for tokens in lengths {
                     let bench = Bench::new(&kernels, heads, head_size, sequences, tokens)?;
-                    for version in numbers("--versions", "7,6") {
-                        let others = match flag("--all") {
+                    for version in arguments.numbers("--versions", "7,6") {
+                        let others = match arguments.flag("--all") {
                             true => usize::MAX,
                             false if longest == Some(tokens) => 4,
                             false => 0,
@@ -110,7 +80,7 @@ impl<'a> Bench<'a> {
         let mut seed = 0;
         let mut noise = |bytes: u64, from: f32, to: f32| {
             seed += 1;
-            numbers(gpu, bytes, from, to, seed)
+            speed::numbers(gpu, bytes, from, to, seed)
         };
         // A removal key of length 1, about: the state stays in bounds. It follows the replacement key.
         let long = 1.7 / (head_size as f32).sqrt();
@@ -151,12 +121,16 @@ impl<'a> Bench<'a> {
 
     fn run(&self, version: usize, others: usize) -> Result<()> {
         let states = self.sequences * self.heads;
-        let time = |tile| self.seconds(&self.dispatch(version, tile)?);
+        let time = |tile| speed::seconds(self.kernels.gpu(), &[self.dispatch(version, tile)?]);
         let usual = RecurrenceTile::usual(
             self.kernels,
             states,
             self.head_size,
-            if version == 7 { 4 } else { 2 },
+            if version == 7 {
+                Wkv7::STAGED
+            } else {
+                Wkv6::STAGED
+            },
         );
         let one_order = RecurrenceTile::in_one_order(self.kernels, self.head_size);
         self.print(version, "usual: ", usual, time(usual)?);
@@ -199,12 +173,8 @@ impl<'a> Bench<'a> {
     }
 
     fn dispatch(&self, version: usize, tile: RecurrenceTile) -> Result<Dispatch> {
-        let view = |buffer| View {
-            buffer,
-            offset: 0,
-            rows: self.sequences * self.tokens,
-            width: self.heads * self.head_size,
-        };
+        let (rows, width) = (self.sequences * self.tokens, self.heads * self.head_size);
+        let view = |buffer| view(buffer, rows, width);
         let [r, w, keys, v, a] = self.activations.each_ref().map(view);
         let batch = BatchTables {
             tokens: Binding::from(&self.spans),
@@ -246,54 +216,4 @@ impl<'a> Bench<'a> {
         };
         self.kernels.wkv7_tiled(&op, tile)
     }
-
-    /// Seconds a dispatch.
-    fn seconds(&self, dispatch: &Dispatch) -> Result<f64> {
-        let gpu = self.kernels.gpu();
-        let Some(mut timer) = Timer::new(gpu, Timing::Passes)? else {
-            return Ok(f64::NAN);
-        };
-        let mut once = |count: usize| -> Result<f64> {
-            let mut recorder = gpu.recorder("measured");
-            timer.dispatch(&mut recorder, "all", std::iter::repeat_n(dispatch, count))?;
-            let submission = recorder.submit()?;
-            timer.submitted()?;
-            gpu.wait(&submission)?;
-            let spans = timer.take().unwrap_or_default();
-            Ok(spans.iter().map(rwkv_gpu::TimedSpan::seconds).sum::<f64>() / count as f64)
-        };
-        let start = Instant::now();
-        let mut first = once(1)?;
-        while start.elapsed() < WARM {
-            first = once(1)?;
-        }
-        // About 5 ms, on whatever adapter.
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "clamped"
-        )]
-        let count = ((5e-3 / first.max(1e-7)) as usize).clamp(2, 500);
-        let mut seconds = (0..ROUNDS)
-            .map(|_| once(count))
-            .collect::<Result<Vec<_>>>()?;
-        seconds.sort_by(f64::total_cmp);
-        Ok(seconds[ROUNDS / 2].max(1e-9))
-    }
-}
-
-/// A buffer of random numbers from `from` to `to`, by Marsaglia's xorshift.
-fn numbers(gpu: &Gpu, bytes: u64, from: f32, to: f32, seed: u32) -> Result<Buffer> {
-    let buffer = gpu.buffer(BufferKind::Storage, "noise", bytes)?;
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let values: Vec<f32> = (0..bytes / 4)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            from + (to - from) * (state as f32 / u32::MAX as f32)
-        })
-        .collect();
-    gpu.write(&buffer, 0, bytemuck::cast_slice(&values))?;
-    Ok(buffer)
 }

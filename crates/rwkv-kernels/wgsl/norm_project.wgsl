@@ -46,97 +46,32 @@ override ZEROS: bool = false;
 // How many products there are, and all their workgroups.
 override COUNT: u32 = 1u;
 override WORKGROUPS: u32 = 1u;
-override FIRST_0: u32 = 0u;
-override BASE_0: u32 = 0u;
-override ROWS_0: u32 = 1u;
-override Y_0: u32 = 0u;
-override WHAT_0: u32 = 0u;
-override FIRST_1: u32 = 0u;
-override BASE_1: u32 = 0u;
-override ROWS_1: u32 = 1u;
-override Y_1: u32 = 0u;
-override WHAT_1: u32 = 0u;
-override FIRST_2: u32 = 0u;
-override BASE_2: u32 = 0u;
-override ROWS_2: u32 = 1u;
-override Y_2: u32 = 0u;
-override WHAT_2: u32 = 0u;
-override FIRST_3: u32 = 0u;
-override BASE_3: u32 = 0u;
-override ROWS_3: u32 = 1u;
-override Y_3: u32 = 0u;
-override WHAT_3: u32 = 0u;
-override FIRST_4: u32 = 0u;
-override BASE_4: u32 = 0u;
-override ROWS_4: u32 = 1u;
-override Y_4: u32 = 0u;
-override WHAT_4: u32 = 0u;
-override FIRST_5: u32 = 0u;
-override BASE_5: u32 = 0u;
-override ROWS_5: u32 = 1u;
-override Y_5: u32 = 0u;
-override WHAT_5: u32 = 0u;
-override FIRST_6: u32 = 0u;
-override BASE_6: u32 = 0u;
-override ROWS_6: u32 = 1u;
-override Y_6: u32 = 0u;
-override WHAT_6: u32 = 0u;
-override FIRST_7: u32 = 0u;
-override BASE_7: u32 = 0u;
-override ROWS_7: u32 = 1u;
-override Y_7: u32 = 0u;
-override WHAT_7: u32 = 0u;
+#repeat i 8
+override FIRST_$i: u32 = 0u;
+override BASE_$i: u32 = 0u;
+override ROWS_$i: u32 = 1u;
+override Y_$i: u32 = 0u;
+override WHAT_$i: u32 = 0u;
+#endrepeat
 
 fn segment_of(workgroup: u32) -> Segment {
-    var segment = Segment(FIRST_0, BASE_0, ROWS_0, Y_0, WHAT_0);
-    if COUNT > 1u && workgroup >= FIRST_1 {
-        segment = Segment(FIRST_1, BASE_1, ROWS_1, Y_1, WHAT_1);
+    var segment: Segment;
+#repeat i 8
+    if COUNT > u32($i) && workgroup >= FIRST_$i {
+        segment = Segment(FIRST_$i, BASE_$i, ROWS_$i, Y_$i, WHAT_$i);
     }
-    if COUNT > 2u && workgroup >= FIRST_2 {
-        segment = Segment(FIRST_2, BASE_2, ROWS_2, Y_2, WHAT_2);
-    }
-    if COUNT > 3u && workgroup >= FIRST_3 {
-        segment = Segment(FIRST_3, BASE_3, ROWS_3, Y_3, WHAT_3);
-    }
-    if COUNT > 4u && workgroup >= FIRST_4 {
-        segment = Segment(FIRST_4, BASE_4, ROWS_4, Y_4, WHAT_4);
-    }
-    if COUNT > 5u && workgroup >= FIRST_5 {
-        segment = Segment(FIRST_5, BASE_5, ROWS_5, Y_5, WHAT_5);
-    }
-    if COUNT > 6u && workgroup >= FIRST_6 {
-        segment = Segment(FIRST_6, BASE_6, ROWS_6, Y_6, WHAT_6);
-    }
-    if COUNT > 7u && workgroup >= FIRST_7 {
-        segment = Segment(FIRST_7, BASE_7, ROWS_7, Y_7, WHAT_7);
-    }
+#endrepeat
     return segment;
 }
 
 // The workgroups of `segment`: up to the next one's first.
 fn workgroups_of(segment: Segment) -> u32 {
     var end = WORKGROUPS;
-    if COUNT > 1u && segment.first < FIRST_1 {
-        end = min(end, FIRST_1);
+#repeat i 8
+    if COUNT > u32($i) && segment.first < FIRST_$i {
+        end = min(end, FIRST_$i);
     }
-    if COUNT > 2u && segment.first < FIRST_2 {
-        end = min(end, FIRST_2);
-    }
-    if COUNT > 3u && segment.first < FIRST_3 {
-        end = min(end, FIRST_3);
-    }
-    if COUNT > 4u && segment.first < FIRST_4 {
-        end = min(end, FIRST_4);
-    }
-    if COUNT > 5u && segment.first < FIRST_5 {
-        end = min(end, FIRST_5);
-    }
-    if COUNT > 6u && segment.first < FIRST_6 {
-        end = min(end, FIRST_6);
-    }
-    if COUNT > 7u && segment.first < FIRST_7 {
-        end = min(end, FIRST_7);
-    }
+#endrepeat
     return end - segment.first;
 }
 

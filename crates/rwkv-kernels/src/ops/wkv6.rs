@@ -121,6 +121,11 @@ struct Params {
     stride: u32,
 }
 
+impl Wkv6<'_> {
+    /// Vectors of a token that are brought to workgroup memory: what [`RecurrenceTile::usual`] depends on.
+    pub const STAGED: usize = 2;
+}
+
 impl Kernels {
     /// The dispatch of `op`, cut as suits its shape: the order of the sums depends on where spans begin.
     ///
@@ -129,7 +134,12 @@ impl Kernels {
     /// not compile.
     pub fn wkv6(&self, op: &Wkv6<'_>) -> Result<Dispatch> {
         let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
-        let tile = RecurrenceTile::usual(self, op.batch.span_count * heads, op.head_size, 2);
+        let tile = RecurrenceTile::usual(
+            self,
+            op.batch.span_count * heads,
+            op.head_size,
+            Wkv6::STAGED,
+        );
         self.wkv6_tiled(op, tile)
     }
 

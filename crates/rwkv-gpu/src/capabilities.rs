@@ -36,6 +36,8 @@ pub struct Limits {
     pub workgroup_invocations: u32,
     /// Workgroups a dimension of a dispatch.
     pub workgroups: u32,
+    /// Storage buffers that a kernel binds at most.
+    pub storage_buffers: u32,
     /// Bytes that an offset into a storage or uniform buffer must be a multiple of.
     pub offset_alignment: u64,
 }
@@ -165,6 +167,7 @@ impl Capabilities {
                 workgroup_bytes: limits.max_compute_workgroup_storage_size,
                 workgroup_invocations: limits.max_compute_invocations_per_workgroup,
                 workgroups: limits.max_compute_workgroups_per_dimension,
+                storage_buffers: limits.max_storage_buffers_per_shader_stage,
                 offset_alignment: u64::from(
                     limits
                         .min_storage_buffer_offset_alignment

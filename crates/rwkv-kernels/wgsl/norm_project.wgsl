@@ -24,10 +24,10 @@ struct Segment {
 struct Params {
     page: Page,
     epsilon: f32,
-    // Where the normed row goes, in elements of y, and the row of zeros.
+    // Where the normed row goes, in elements of y.
     shifted: u32,
-    zeros: u32,
-    padding: u32,
+    padding0: u32,
+    padding1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -37,6 +37,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> vectors: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> state: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
+@group(0) @binding(6) var<storage, read_write> zeros: array<vec4<f32>>;
 #ifdef PAIRS_F16
 @group(2) @binding(0) var<storage, read> pairs: array<vec4<u32>>;
 #endif
@@ -179,8 +180,8 @@ fn place_eight(eight: Eight, index: u32, norm: vec2<f32>, writes: bool, for_pair
         write_four(params.shifted + 8u * index, made.low);
         write_four(params.shifted + 8u * index + 4u, made.high);
         if ZEROS {
-            write_four(params.zeros + 8u * index, vec4(0.0));
-            write_four(params.zeros + 8u * index + 4u, vec4(0.0));
+            zeros[2u * index] = vec4(0.0);
+            zeros[2u * index + 1u] = vec4(0.0);
         }
     }
 #ifdef PAIRS_F16

@@ -1,222 +1,23 @@
-// RWKV-7's time mix between its projections (Peng et al. 2025, "RWKV-7 Goose", section 4) in a step in which every span is
-// one token: the low-rank pairs' second matrices, decay, in-context rate, value residual, both keys, the recurrence, group
-// norm, bonus and gate. A workgroup a head and SPANS spans, see step/head.
-//   S ← S diag(w) − (S κ) (κ ⊙ a)ᵀ + v kᵀ,   y = (norm(S r) + (Σ r ⊙ k ⊙ r_k) v) ⊙ g
-// S r is not summed over the new state, but over the three terms that it is made of: so all sums over a row are over what
-// is known before, and the threads of a row meet once.
-//
-// Its time is latency, so all loads stand at the beginning, what depends on nothing first: the weights, then what the
-// parameters place, then the states, which the spans place. After it the threads of the workgroup meet three times (more
-// often without subgroups): hidden vectors, channels, and the values that are normed.
-#import formats/$FORMAT
-#import batch
-#import grid
-#import sigmoid
-#import step/head
-#import step/lora
+// RWKV-7's time mix between its projections in a step in which every span is one token. A workgroup a head and SPANS spans.
+#import step/wkv7
 
-struct Params {
-    page: Page,
-    // In `projected`: the first vec4s of the hidden vectors of decay, rate, gate and value; the first elements of
-    // receptance, key, value and the row that becomes the shift vector.
-    hidden: vec4<u32>,
-    r: u32,
-    k: u32,
-    v: u32,
-    shifted: u32,
-    spans: u32,
-    // Which of the state's two shift vectors.
-    which: u32,
-    epsilon: f32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-// Span i is the token of row i.
-@group(0) @binding(1) var<storage, read> spans: array<Span>;
-// What the projections made.
-@group(0) @binding(2) var<storage, read> projected: array<vec4<f32>>;
-// A row each: decay bias, rate bias, k_k, k_a, r_k, weight and bias of the norm, value bias.
-@group(0) @binding(3) var<storage, read> vectors: array<f32>;
-@group(0) @binding(4) var<storage, read> v_first: array<f32>;
-@group(0) @binding(5) var<storage, read_write> state: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> shift_state: array<f32>;
 @group(0) @binding(7) var<storage, read_write> y: array<f32>;
 
-// Whether the value is mixed with the first layer's.
-override HAS_FIRST: bool = false;
-// Whether a row is kept as a shift vector.
-override STORES_SHIFT: bool = false;
-
-// By channel_place: receptance, decay, replacement key and removal key before it is normalised; the latter times the rate,
-// and the term of the bonus.
-var<workgroup> channels: array<vec4<f32>, HEAD>;
-var<workgroup> more_channels: array<vec2<f32>, HEAD>;
-
-fn hidden_quad(index: u32) -> vec4<f32> {
-    return projected[index];
+fn emit(token: u32, head: u32, row: u32, value: f32) {
+    y[token * STRIDE + head * HEAD_SIZE + row] = value;
 }
 
-fn projected_element(index: u32) -> f32 {
-    return projected[index / 4u][index % 4u];
-}
+// A head has one workgroup for a span.
+fn state_read() {}
 
-// What one token brings of one channel.
-struct Inputs {
-    r: f32,
-    k: f32,
-    v: f32,
-    first: f32,
-    shifted: f32,
-}
+fn count_reader(head: u32, thread: u32) {}
 
-fn inputs_of(token: u32, channel: u32) -> Inputs {
-    let i = token * STRIDE + channel;
-    var inputs: Inputs;
-    inputs.r = projected_element(params.r + i);
-    inputs.k = projected_element(params.k + i);
-    inputs.v = projected_element(params.v + i);
-    if HAS_FIRST {
-        inputs.first = v_first[i];
-    }
-    if STORES_SHIFT {
-        inputs.shifted = projected_element(params.shifted + i);
-    }
-    return inputs;
-}
-
-alias Row = array<vec4<f32>, QUADS>;
-
-fn read_state(slot: u32, head: u32, place: Place) -> Row {
-    var s: Row;
-    if place.row < HEAD_SIZE && in_page(params.page, slot) {
-        let base = state_row(slot - params.page.first_slot, head, place.row);
-        for (var j = 0u; j < QUADS; j++) {
-            let quad = place.part + j * SHARE;
-            if quad < HEAD_SIZE / 4u {
-                s[j] = state[base + quad];
-            }
-        }
-    }
-    return s;
+fn keeps_state(head: u32, thread: u32) -> bool {
+    return true;
 }
 
 @compute @workgroup_size(THREADS)
 fn main(at: Invocation) {
     let item = flat_workgroup(at);
-    let head = item % HEADS;
-    let first = item / HEADS * SPANS;
-    let thread = thread_of(at);
-    let place = place_of(thread);
-    // Rows past the end repeat the last one.
-    let live = place.row < HEAD_SIZE;
-    let channel = head * HEAD_SIZE + min(place.row, HEAD_SIZE - 1u);
-
-    var tokens: array<u32, SPANS>;
-    var slots: array<u32, SPANS>;
-    for (var n = 0u; n < SPANS; n++) {
-        tokens[n] = token_of(first + n);
-        slots[n] = spans[tokens[n]].slot;
-    }
-    var ahead: Ahead;
-    load_ahead(0u, channel, place.part, &ahead);
-    let decay_bias = vectors[channel];
-    let rate_bias = vectors[WIDTH + channel];
-    let k_k = vectors[2u * WIDTH + channel];
-    let k_a = vectors[3u * WIDTH + channel];
-    let r_k = vectors[4u * WIDTH + channel];
-    let norm_weight = vectors[5u * WIDTH + channel];
-    let norm_bias = vectors[6u * WIDTH + channel];
-    var value_bias = 0.0;
-    if HAS_FIRST {
-        value_bias = vectors[7u * WIDTH + channel];
-    }
-    let brought = bring(0u, thread, params.hidden, tokens);
-    var next_inputs = inputs_of(tokens[0], channel);
-    var next_s = read_state(slots[0], head, place);
-    stage(thread, brought);
-    var ups = up_projections(channel, thread, &ahead, params.hidden, tokens);
-
-    for (var n = 0u; n < SPANS; n++) {
-        let inputs = next_inputs;
-        var s = next_s;
-        let slot = slots[n];
-        // The next span's are on their way meanwhile.
-        if n + 1u < SPANS {
-            next_inputs = inputs_of(tokens[n + 1u], channel);
-            next_s = read_state(slots[n + 1u], head, place);
-        }
-        if (!EXACT && first + n >= params.spans) || !in_page(params.page, slot) {
-            continue;
-        }
-        let index = slot - params.page.first_slot;
-        let up = ups[n];
-        let decay = exp(-0.6065306597126334 * sigmoid(up.x + decay_bias));
-        let rate = sigmoid(up.y + rate_bias);
-        var value = inputs.v;
-        if HAS_FIRST {
-            value += (inputs.first - value) * sigmoid(up.w + value_bias);
-        }
-        if place.part == 0u {
-            let removal = inputs.k * k_k;
-            let key = inputs.k * (1.0 + (rate - 1.0) * k_a);
-            let own = channel_place(place.row);
-            channels[own] = select(vec4(0.0), vec4(inputs.r, decay, key, removal), live);
-            more_channels[own] = select(vec2(0.0), vec2(removal * rate, inputs.r * key * r_k), live);
-        }
-        workgroupBarrier();
-        // S κ, S diag(w) r, κ κ, (κ ⊙ a) r, k r, the bonus: κ is still to be divided by its length.
-        var sum: vec4<f32>;
-        var more: vec2<f32>;
-        var decays: Row;
-        var keys: Row;
-        var rated: Row;
-        for (var j = 0u; j < QUADS; j++) {
-            let i = place.part + j * SHARE;
-            // Columns: receptance, decay, key, removal key; and the rated removal key, the bonus.
-            let c = transpose(mat4x4(
-                channels[i],
-                channels[i + HEAD / 4u],
-                channels[i + HEAD / 2u],
-                channels[i + HEAD / 4u * 3u],
-            ));
-            let m = transpose(mat4x2(
-                more_channels[i],
-                more_channels[i + HEAD / 4u],
-                more_channels[i + HEAD / 2u],
-                more_channels[i + HEAD / 4u * 3u],
-            ));
-            decays[j] = c[1];
-            keys[j] = c[2];
-            rated[j] = m[0];
-            sum += vec4(dot(s[j], c[3]), dot(s[j] * c[1], c[0]), dot(c[3], c[3]), dot(m[0], c[0]));
-            more += vec2(dot(c[2], c[0]), m[1].x + m[1].y + m[1].z + m[1].w);
-        }
-        sum = share_add(sum, thread);
-        more = share_add2(more, thread);
-        let scale = 1.0 / max(sqrt(sum.z), 1e-12);
-        let removed = -sum.x * scale;
-        // A row past the end is zero: no state, and no value.
-        let row_value = select(0.0, value, live);
-        let read = sum.y + removed * (sum.w * scale) + row_value * more.x;
-        if place.part == 0u {
-            head_values[place.row] = read;
-        }
-        workgroupBarrier();
-        if live {
-            let base = state_row(index, head, place.row);
-            for (var j = 0u; j < QUADS; j++) {
-                let quad = place.part + j * SHARE;
-                if quad < HEAD_SIZE / 4u {
-                    state[base + quad] = s[j] * decays[j] + removed * (rated[j] * scale) + row_value * keys[j];
-                }
-            }
-        }
-        let normed = head_norm(read, place, params.epsilon) * norm_weight + norm_bias;
-        if live && place.part == 0u {
-            y[tokens[n] * STRIDE + channel] = (normed + more.y * value) * up.z;
-            if STORES_SHIFT {
-                shift_state[(index * 2u + params.which) * WIDTH + channel] = inputs.shifted;
-            }
-        }
-    }
+    time_mix(thread_of(at), item % HEADS, item / HEADS * SPANS);
 }

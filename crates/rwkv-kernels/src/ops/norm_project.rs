@@ -55,8 +55,8 @@ pub struct NormProject<'a> {
     /// Where in `y` the normed x goes, which is the next shift vector: the first byte, a multiple of 4. Other workgroups
     /// still read the state here, so a later dispatch stores it.
     pub shifted_offset: u64,
-    /// Where in `y` as many zeros go, if anywhere: what a later dispatch adds to. The first byte, a multiple of 4.
-    pub zeros_offset: Option<u64>,
+    /// Where as many zeros go, if anywhere: what a later dispatch adds to; not in the buffer of `y`.
+    pub zeros: Option<View<'a>>,
     /// Where the results go: not the buffer of x.
     pub y: &'a Buffer,
 }
@@ -96,8 +96,7 @@ struct Params {
     page: Page,
     epsilon: f32,
     shifted: u32,
-    zeros: u32,
-    padding: u32,
+    padding: [u32; 2],
 }
 
 /// Eights of x that a thread has at most, as in the WGSL.
@@ -185,14 +184,15 @@ impl Kernels {
         let refused = |problem: String| Error::shape("norm, shift and products", problem);
         let cols = op.weights.shape().cols.0;
         let mixes = (op.vectors.len() / cols.max(1)).saturating_sub(2);
-        // Of whole rows that are written beside the products.
-        let rows_offsets = [op.shifted_offset].into_iter().chain(op.zeros_offset);
         let fits = op.x.rows == 1
             && op.x.width == cols
             && op.batch.span_count == 1
             && op.vectors.len() == (2 + mixes) * cols
             && (1..=MAX_SEGMENTS).contains(&op.products.len())
-            && rows_offsets.clone().all(|offset| offset.is_multiple_of(4));
+            && op.shifted_offset.is_multiple_of(4)
+            && op
+                .zeros
+                .is_none_or(|z| z.rows == 1 && z.width == cols && z.buffer != op.y);
         let suits = self.norm_project_suits(op.weights, op.pairs);
         let stream = self.norm_project_resolved(op.weights, op.pairs.is_some(), shape);
         let (true, true, Some(stream), [weights]) = (fits, suits, stream, op.weights.chunks())
@@ -210,7 +210,7 @@ impl Kernels {
         let pairs = op.pairs.and_then(|p| p.chunks().first());
         let alignment = self.gpu().capabilities().limits.offset_alignment.max(4);
         let offsets = op.products.iter().map(|p| p.y_offset);
-        let first = offsets.chain(rows_offsets.clone()).min().unwrap_or(0);
+        let first = offsets.chain([op.shifted_offset]).min().unwrap_or(0);
         let start = first / alignment * alignment;
         let words = |offset: u64| {
             u32_of(
@@ -218,8 +218,7 @@ impl Kernels {
                 usize::try_from((offset - start) / 4).unwrap_or(usize::MAX),
             )
         };
-        let last_row = rows_offsets.max().unwrap_or(0);
-        let mut end = last_row.saturating_add(View::bytes(1, cols));
+        let mut end = op.shifted_offset.saturating_add(View::bytes(1, cols));
         let mut segments = [SegmentConstants::default(); MAX_SEGMENTS];
         for (params, product) in segments.iter_mut().zip(op.products) {
             let (code, stack, chunk) = match product.stack {
@@ -262,7 +261,7 @@ impl Kernels {
         let workgroups = self.share_out(&stream, op, &mut segments)?;
         let mut constants = vec![
             op.weighs.constant(),
-            ("ZEROS", f64::from(u8::from(op.zeros_offset.is_some()))),
+            ("ZEROS", f64::from(u8::from(op.zeros.is_some()))),
             ("EIGHTS_OF_X", (cols / 8) as f64),
             (
                 "SUBGROUPS",
@@ -285,8 +284,7 @@ impl Kernels {
             page: op.page,
             epsilon: op.epsilon,
             shifted: words(op.shifted_offset)?,
-            zeros: op.zeros_offset.map_or(Ok(0), words)?,
-            padding: 0,
+            padding: [0; 2],
         };
         let bindings = [
             op.batch.spans,
@@ -298,6 +296,9 @@ impl Kernels {
                 offset: start,
                 size: Some(end - start),
             },
+            op.zeros
+                .as_ref()
+                .map_or(self.unused_output(), View::binding),
         ];
         let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
         dispatch.groups.push(weights.group(self.gpu(), &pipeline)?);

@@ -64,7 +64,7 @@ impl StepTile {
     }
 
     /// The variant of `kernel` for this tile.
-    fn shader(
+    pub(super) fn shader(
         self,
         kernels: &Kernels,
         kernel: &str,
@@ -97,6 +97,8 @@ pub(super) struct StepKernel<'a> {
     pub(super) heads: usize,
     pub(super) head_size: usize,
     pub(super) spans: usize,
+    /// Workgroups that a head has for the same spans.
+    pub(super) parts: usize,
     /// The second matrices of the pairs.
     pub(super) up: Option<&'a LoraUp>,
 }
@@ -114,7 +116,7 @@ impl StepKernel<'_> {
         let shader = self
             .tile
             .shader(kernels, self.kernel, format, self.head_size)?;
-        let workgroups = self.spans.div_ceil(self.tile.spans) * self.heads;
+        let workgroups = self.spans.div_ceil(self.tile.spans) * self.heads * self.parts;
         // A grid in one dimension has no workgroups to spare.
         let exact = workgroups <= kernels.gpu().capabilities().limits.workgroups as usize
             && self.tile.spans == 1;

@@ -126,6 +126,7 @@ impl Kernels {
             heads: width / op.head_size,
             head_size: op.head_size,
             spans: op.batch.span_count,
+            parts: 1,
             up: op.decay.as_ref().map(|(_, up)| *up),
         };
         kernel.dispatch(self, &constants, &params, &bindings)

@@ -59,7 +59,7 @@ pub struct ShiftStore<'a> {
 
 #[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
-struct Params {
+pub(super) struct Params {
     page: Page,
     hidden: [u32; 4],
     r: u32,
@@ -71,6 +71,14 @@ struct Params {
     epsilon: f32,
     // Uniform structs are as long as a multiple of their alignment.
     padding: u32,
+}
+
+/// What the kernels of `wgsl/step/wkv7.wgsl` share.
+pub(super) struct Bound<'a> {
+    pub(super) params: Params,
+    /// Of group 0, in their order, after the parameters.
+    pub(super) bindings: Vec<Binding<'a>>,
+    pub(super) constants: Vec<(&'static str, f64)>,
 }
 
 impl Wkv7Step<'_> {
@@ -134,6 +142,29 @@ impl Kernels {
     /// # Errors
     /// Those of [`Self::wkv7_step`]; [`Error::Shape`] for a tile that [`StepTile::fits`] says no to.
     pub fn wkv7_step_tiled(&self, op: &Wkv7Step<'_>, tile: StepTile) -> Result<Dispatch> {
+        if !tile.fits(self, op.head_size) {
+            let problem = format!("there is no {tile:?} for heads of {}", op.head_size);
+            return Err(Error::shape("wkv7 step", problem));
+        }
+        let Bound {
+            params,
+            bindings,
+            constants,
+        } = self.wkv7_bound(op)?;
+        let kernel = StepKernel {
+            kernel: "wkv7_step",
+            tile,
+            heads: op.r.width / op.head_size,
+            head_size: op.head_size,
+            spans: op.batch.span_count,
+            parts: 1,
+            up: Some(op.up),
+        };
+        kernel.dispatch(self, &constants, &params, &bindings)
+    }
+
+    /// What `op` binds, if its sizes fit.
+    pub(super) fn wkv7_bound<'a>(&'a self, op: &'a Wkv7Step<'a>) -> Result<Bound<'a>> {
         let View { rows, width, .. } = op.r;
         let whole = head_suits(op.head_size) && width.is_multiple_of(op.head_size);
         let same = |v: &View<'_>| v.rows == rows && v.width == width;
@@ -163,10 +194,6 @@ impl Kernels {
                 ),
             ));
         }
-        if !tile.fits(self, op.head_size) {
-            let problem = format!("there is no {tile:?} for heads of {}", op.head_size);
-            return Err(Error::shape("wkv7 step", problem));
-        }
         check_hidden("wkv7 step", op.up, op.hidden, rows)?;
         // Hidden vectors first, then the others in the order of the parameters.
         let mut views = op.hidden.to_vec();
@@ -187,7 +214,7 @@ impl Kernels {
             epsilon: op.epsilon,
             padding: 0,
         };
-        let bindings = [
+        let bindings = vec![
             op.batch.spans,
             projected,
             op.vectors.binding(),
@@ -197,18 +224,14 @@ impl Kernels {
             Binding::from(op.stores.map_or(op.state, |store| store.state)),
             op.y.binding(),
         ];
-        let constants = [
+        let constants = vec![
             ("HAS_FIRST", f64::from(u8::from(op.v_first.is_some()))),
             ("STORES_SHIFT", f64::from(u8::from(op.stores.is_some()))),
         ];
-        let kernel = StepKernel {
-            kernel: "wkv7_step",
-            tile,
-            heads: width / op.head_size,
-            head_size: op.head_size,
-            spans: op.batch.span_count,
-            up: Some(op.up),
-        };
-        kernel.dispatch(self, &constants, &params, &bindings)
+        Ok(Bound {
+            params,
+            bindings,
+            constants,
+        })
     }
 }

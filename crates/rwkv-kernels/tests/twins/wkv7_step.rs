@@ -1,4 +1,5 @@
-//! RWKV-7's time mix between its projections in one dispatch, against the operations that it is made of.
+//! RWKV-7's time mix between its projections in one dispatch, and for one token with its output projection, against the
+//! operations that they are made of.
 
 use crate::{
     activation::{Activation, State, Together},
@@ -12,8 +13,8 @@ use proptest::prelude::*;
 use rwkv_kernels::{
     Format, GpuMatrix, GpuVector, LoraUp, Matrix, Span,
     ops::{
-        Function, ShiftStore, StepTile, Wkv7Operands, Wkv7Step, add_vector, bonus, keys7, lerp,
-        matmul, multiply, norm, wkv7,
+        Function, ShiftStore, StepTile, Wkv7Operands, Wkv7Output, Wkv7Step, add_vector, bonus,
+        keys7, lerp, matmul, multiply, norm, wkv7,
     },
 };
 use rwkv_mem::{Cols, Rows};
@@ -99,6 +100,87 @@ fn ranks() {
     check(128, [130, 65, 300, 1], Format::F32, 4, Some(0));
 }
 
+proptest! {
+    #![proptest_config(cases(6))]
+
+    /// The time mix of one token with the output projection.
+    #[test]
+    fn outputs(heads in 1usize..6, head_size in prop::sample::select(vec![8usize, 24, 32, 40, 64, 128]),
+               ranks in prop::array::uniform4(1usize..70), first: bool, stores in prop::option::of(0u32..2),
+               parts in prop::option::of(1usize..6), slot in 0..SLOTS, cut in 1..SLOTS, scale in scale(), seed: u64) {
+        let shape = Shape { heads, head_size, ranks, first, format: Format::F16, together: 1, stores };
+        with_output(&Ragged::one(slot, cut), shape, parts, scale, seed);
+    }
+}
+
+/// Rows that are more than all threads make at once, and heads of several workgroups.
+#[test]
+fn wide_outputs() {
+    for (parts, heads) in [(None, 10), (Some(1), 10), (Some(3), 7)] {
+        let shape = Shape {
+            heads,
+            head_size: 64,
+            ranks: [64, 64, 128, 32],
+            first: false,
+            format: Format::F16,
+            together: 1,
+            stores: Some(0),
+        };
+        with_output(&Ragged::one(3, 5), shape, parts, 1.0, 11);
+    }
+}
+
+fn with_output(ragged: &Ragged, shape: Shape, parts: Option<usize>, scale: f32, seed: u64) {
+    let case = Case::new(ragged, shape, scale, &mut Noise::new(seed));
+    let (width, head_size) = (case.width(), case.head_size);
+    let mut noise = Noise::new(seed ^ 1);
+    let state = noise.values(SLOTS as usize * width * head_size, scale);
+    let shift = noise.values(SLOTS as usize * width * 2, scale);
+    let weight = packed(Format::F16, &noise.values(width * width, 0.1));
+    let weight = Matrix::new(Format::F16, Rows(width), Cols(width), &weight).unwrap();
+    let x = noise.values(width, scale);
+    let (made, next) = case.twin(ragged, &state);
+    let mut want = vec![0.0; width];
+    matmul(&made, &weight, &mut want).unwrap();
+    for (want, x) in want.iter_mut().zip(&x) {
+        *want += x;
+    }
+    for setup in setups() {
+        let gpu = setup.gpu();
+        let output =
+            GpuMatrix::new(gpu, "output", &weight, Format::F16, &mut setup.upload()).unwrap();
+        let output = Output {
+            x: &x,
+            weight: &output,
+            parts,
+        };
+        let what = format!("{}, {shape:?}, {parts:?} parts", setup.name);
+        let way = Way::Output(output);
+        run(
+            setup,
+            &way,
+            &case,
+            ragged,
+            (&state, &shift),
+            &what,
+            &(want.clone(), next.clone()),
+        );
+    }
+}
+
+/// The output projection after a case, on a GPU.
+struct Output<'a> {
+    x: &'a [f32],
+    weight: &'a GpuMatrix,
+    parts: Option<usize>,
+}
+
+/// Which kernel runs a case.
+enum Way<'a> {
+    Step(StepTile),
+    Output(Output<'a>),
+}
+
 /// Everything of a step, on the host.
 struct Case {
     heads: usize,
@@ -120,6 +202,46 @@ struct Case {
 }
 
 impl Case {
+    fn new(ragged: &Ragged, shape: Shape, scale: f32, noise: &mut Noise) -> Self {
+        let Shape {
+            heads,
+            head_size,
+            first,
+            format,
+            stores,
+            ..
+        } = shape;
+        let (tokens, width) = (ragged.tokens(), heads * head_size);
+        let pairs = if first { 3 } else { 4 };
+        let ranks = shape.ranks[..pairs].to_vec();
+        let mut rows = |scale| noise.values(tokens * width, scale);
+        let (r, k, v, v_first) = (rows(1.0), rows(1.0), rows(scale), rows(scale));
+        let shifted = rows(scale);
+        let hidden = ranks.iter().map(|n| noise.values(tokens * n, 1.0));
+        let hidden = hidden.collect();
+        let up = ranks
+            .iter()
+            .map(|n| packed(format, &noise.values(width * n, 0.3)));
+        let up = up.collect();
+        Case {
+            heads,
+            head_size,
+            tokens,
+            first,
+            format,
+            stores,
+            r,
+            k,
+            v,
+            v_first,
+            shifted,
+            ranks,
+            hidden,
+            up,
+            vectors: (0..pairs + 4).map(|_| noise.values(width, 1.0)).collect(),
+        }
+    }
+
     fn width(&self) -> usize {
         self.heads * self.head_size
     }
@@ -181,43 +303,8 @@ impl Case {
 
 fn compare(ragged: &Ragged, shape: Shape, scale: f32, seed: u64) {
     let mut noise = Noise::new(seed);
-    let Shape {
-        heads,
-        head_size,
-        first,
-        format,
-        stores,
-        ..
-    } = shape;
-    let (tokens, width) = (ragged.tokens(), heads * head_size);
-    let pairs = if first { 3 } else { 4 };
-    let ranks = shape.ranks[..pairs].to_vec();
-    let mut rows = |scale| noise.values(tokens * width, scale);
-    let (r, k, v, v_first) = (rows(1.0), rows(1.0), rows(scale), rows(scale));
-    let shifted = rows(scale);
-    let hidden = ranks.iter().map(|n| noise.values(tokens * n, 1.0));
-    let hidden = hidden.collect();
-    let up = ranks
-        .iter()
-        .map(|n| packed(format, &noise.values(width * n, 0.3)));
-    let up = up.collect();
-    let case = Case {
-        heads,
-        head_size,
-        tokens,
-        first,
-        format,
-        stores,
-        r,
-        k,
-        v,
-        v_first,
-        shifted,
-        ranks,
-        hidden,
-        up,
-        vectors: (0..pairs + 4).map(|_| noise.values(width, 1.0)).collect(),
-    };
+    let case = Case::new(ragged, shape, scale, &mut noise);
+    let (width, head_size) = (case.width(), case.head_size);
     let state = noise.values(SLOTS as usize * width * head_size, scale);
     let shift = noise.values(SLOTS as usize * width * 2, scale);
     let want = case.twin(ragged, &state);
@@ -232,13 +319,21 @@ fn compare(ragged: &Ragged, shape: Shape, scale: f32, seed: u64) {
             ..*tiles[turn % tiles.len()]
         };
         let what = format!("{}, {tile:?}, {shape:?}", setup.name);
-        run(setup, tile, &case, ragged, (&state, &shift), &what, &want);
+        run(
+            setup,
+            &Way::Step(tile),
+            &case,
+            ragged,
+            (&state, &shift),
+            &what,
+            &want,
+        );
     }
 }
 
 fn run(
     setup: &Setup,
-    tile: StepTile,
+    way: &Way<'_>,
     case: &Case,
     ragged: &Ragged,
     (state, shift): (&[f32], &[f32]),
@@ -270,7 +365,22 @@ fn run(
         panic!("at least four views")
     };
     let v_first = Activation::new(setup, tokens, width, &case.v_first);
-    let y = Activation::poisoned(setup, tokens, width, 1);
+    let y = match way {
+        Way::Step(_) => Activation::poisoned(setup, tokens, width, 1),
+        Way::Output(output) => {
+            let suits = (setup.kernels).wkv7_output_suits(output.weight, &up, case.head_size);
+            let capabilities = setup.gpu().capabilities();
+            // A row of a head of 128 has 16 threads.
+            let lanes = capabilities.subgroups.map_or(0, |s| s.min as usize);
+            let able =
+                capabilities.float_atomics && case.head_size.next_power_of_two() <= 8 * lanes;
+            assert_eq!(suits, able, "{what}");
+            if !suits {
+                return;
+            }
+            Activation::new(setup, tokens, width, output.x)
+        }
+    };
     let pages = ragged.pages();
     let states = pages.map(|page| State::new(setup, page_of(state, page, slot), slot));
     let shifts = pages.map(|page| State::new(setup, page_of(shift, page, 2 * width), 2 * width));
@@ -299,7 +409,16 @@ fn run(
                 }),
                 y: y.view(),
             };
-            setup.kernels.wkv7_step_tiled(&op, tile).unwrap()
+            match way {
+                Way::Step(tile) => setup.kernels.wkv7_step_tiled(&op, *tile).unwrap(),
+                Way::Output(output) => {
+                    let op = Wkv7Output {
+                        time_mix: op,
+                        output: output.weight,
+                    };
+                    setup.kernels.wkv7_output(&op, output.parts).unwrap()
+                }
+            }
         });
     setup.run(&dispatches.collect::<Vec<_>>());
     check_rms(&format!("y, {what}"), &y.read(), want, BOUND);

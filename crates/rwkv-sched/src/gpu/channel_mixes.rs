@@ -42,12 +42,14 @@ impl super::resolve::Resolver<'_> {
         let graph = self.context.model.graph();
         let (norm, shift) = normed_and_shifted(group, graph)?;
         let (step, _) = products(group).ok_or_else(mistake)?;
+        // Not always what the norm's node reads: a sum may lie where one of its terms lay.
+        let x = *group.inputs.first().ok_or_else(mistake)?;
         let (key, value) = operands(self.context, group).ok_or_else(mistake)?;
         let vectors = group.vectors(graph).unwrap_or_default();
         for page in self.context.states.pages() {
             let op = ChannelMix {
                 batch: self.batch,
-                x: self.activations.view(norm.x)?,
+                x: self.activations.view(x)?,
                 vectors: self.vectors(&vectors)?,
                 epsilon: norm.epsilon,
                 weighs: shift.weighs,

@@ -1,9 +1,9 @@
 //! Which groups of steps run as one kernel for a batch, and which are taken apart.
 
-use super::{channel_mixes, norm_projects, plan::Context, resident::is_pair};
+use super::{channel_mixes, norm_projects, plan::Context, recurrence_outputs, resident::is_pair};
 use crate::{
     Op, ValueId, Weight,
-    fuse::{Group, Kernel, Mix6, Step, join_channel_mixes, join_norms},
+    fuse::{Group, Kernel, Mix6, Step, join_channel_mixes, join_norms, join_outputs},
 };
 use rwkv_kernels::{
     Format,
@@ -35,7 +35,9 @@ pub(super) fn decode_steps(context: &Context<'_>, tokens: usize) -> Vec<Step> {
         let suits = |group: &Group| norm_projects::suits(context, group);
         let steps = join_norms(graph, choice.steps, &suits);
         let suits = |group: &Group| channel_mixes::suits(context, group);
-        return join_channel_mixes(graph, steps, &suits);
+        let steps = join_channel_mixes(graph, steps, &suits);
+        let suits = |group: &Group| recurrence_outputs::suits(context, group);
+        return join_outputs(graph, steps, &suits);
     }
     choice.steps
 }
@@ -83,7 +85,9 @@ impl Choice<'_> {
                     && mixes.sum::<usize>() <= 6
             }
             // Made of groups that were chosen.
-            Kernel::NormProjects { .. } | Kernel::ChannelMix { .. } => false,
+            Kernel::NormProjects { .. }
+            | Kernel::ChannelMix { .. }
+            | Kernel::RecurrenceOutput7 { .. } => false,
             Kernel::Project => self.projections_suit(group),
             Kernel::Mix6(what) => self.mix6_suits(what),
             Kernel::Recurrence6(what) => {

@@ -9,6 +9,7 @@ mod memory;
 mod meter;
 mod norm_projects;
 mod plan;
+mod recurrence_outputs;
 mod resident;
 mod resolve;
 mod resolve_group;
@@ -323,7 +324,7 @@ impl Executor for GpuExecutor {
         let stage = tracing::trace_span!("record").entered();
         plan.write_tables(&gpu, &tables)?;
         let mut recorder = gpu.recorder("step");
-        self.meter.dispatch(&mut recorder, plan.dispatches())?;
+        self.meter.dispatch(&mut recorder, plan.dispatches(), 1)?;
         if let (Some((buffer, offset)), Some(readback)) = (plan.logits(), &self.readback) {
             recorder.read(buffer, offset, bytes, readback);
         }

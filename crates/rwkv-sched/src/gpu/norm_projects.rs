@@ -143,7 +143,7 @@ impl super::resolve::Resolver<'_> {
                 pairs: operands.pairs,
                 products: &products,
                 shifted_offset: shifted.offset,
-                zeros_offset: zeros.as_ref().map(|view| view.offset),
+                zeros,
                 y: shifted.buffer,
             };
             out.push(self.context.kernels.norm_project(&op, None)?);

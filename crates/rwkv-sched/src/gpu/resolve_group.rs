@@ -3,10 +3,11 @@
 use super::{
     resident::is_pair,
     resolve::{Resolver, half_index, missing},
+    states::StatePage,
 };
 use crate::{
     Error, Op, Result, Weight,
-    fuse::{Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7},
+    fuse::{Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7, StoredShift},
 };
 use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
@@ -30,6 +31,7 @@ impl Resolver<'_> {
             Kernel::Recurrence4(what) => self.recurrence4(group, what, out),
             Kernel::Recurrence6(what) => self.recurrence6(group, what, out),
             Kernel::Recurrence7(what) => self.recurrence7(group, what, out),
+            Kernel::RecurrenceOutput7 { what, x } => self.recurrence_output7(group, what, *x, out),
             Kernel::MultiplyAdd(what) => self.multiply_add(group, what, out),
         }
     }
@@ -276,42 +278,56 @@ impl Resolver<'_> {
         what: &Recurrence7,
         out: &mut Vec<Dispatch>,
     ) -> Result<()> {
-        let ups: Vec<_> = what.pairs().map(|pair| pair.up).collect();
-        let up = self.context.weights.base.pairs(&ups).ok_or_else(mistake)?;
-        let hidden = what.pairs().map(|pair| self.activations.view(pair.hidden));
-        let hidden = hidden.collect::<Result<Vec<_>>>()?;
-        let v_first = what
-            .value
-            .as_ref()
-            .map(|(_, first)| self.activations.view(*first));
-        let v_first = v_first.transpose()?;
+        let hidden = self.hidden7(what)?;
         for page in self.context.states.pages() {
-            let stored = match &what.stores {
-                Some(stored) => Some(ShiftStore {
-                    shifted: self.activations.view(stored.x)?,
-                    state: page.shift(stored.layer),
-                    which: half_index(stored.half),
-                }),
-                None => None,
-            };
-            out.push(self.context.kernels.wkv7_step(&Wkv7Step {
-                batch: self.batch,
-                r: self.activations.view(what.r)?,
-                k: self.activations.view(what.k)?,
-                v: self.activations.view(what.v)?,
-                hidden: &hidden,
-                up,
-                vectors: self.vectors(&what.vectors)?,
-                v_first,
-                head_size: what.head_size,
-                epsilon: what.epsilon,
-                state: page.wkv(what.layer),
-                page: page.page(),
-                stores: stored,
-                y: self.output(group)?,
-            })?);
+            let op = self.time_mix7(group, what, &hidden, page, self.output(group)?)?;
+            out.push(self.context.kernels.wkv7_step(&op)?);
         }
         Ok(())
+    }
+
+    /// The inner vectors of a recurrence's pairs.
+    pub(super) fn hidden7(&self, what: &Recurrence7) -> Result<Vec<View<'_>>> {
+        what.pairs()
+            .map(|pair| self.activations.view(pair.hidden))
+            .collect()
+    }
+
+    /// A recurrence with everything around it, for the slots of a page.
+    pub(super) fn time_mix7<'s>(
+        &'s self,
+        group: &Group,
+        what: &Recurrence7,
+        hidden: &'s [View<'s>],
+        page: &'s StatePage,
+        y: View<'s>,
+    ) -> Result<Wkv7Step<'s>> {
+        let ups = group.packed_pairs().unwrap_or_default();
+        let v_first = what.value.as_ref();
+        let v_first = v_first.map(|(_, first)| self.activations.view(*first));
+        let stored = |stored: &StoredShift| {
+            Ok::<_, Error>(ShiftStore {
+                shifted: self.activations.view(stored.x)?,
+                state: page.shift(stored.layer),
+                which: half_index(stored.half),
+            })
+        };
+        Ok(Wkv7Step {
+            batch: self.batch,
+            r: self.activations.view(what.r)?,
+            k: self.activations.view(what.k)?,
+            v: self.activations.view(what.v)?,
+            hidden,
+            up: self.context.weights.base.pairs(&ups).ok_or_else(mistake)?,
+            vectors: self.vectors(&what.vectors)?,
+            v_first: v_first.transpose()?,
+            head_size: what.head_size,
+            epsilon: what.epsilon,
+            state: page.wkv(what.layer),
+            page: page.page(),
+            stores: what.stores.as_ref().map(stored).transpose()?,
+            y,
+        })
     }
 }
 

@@ -2,9 +2,8 @@
 //!
 //! A layer of version 7 becomes seven (docs/ARCHITECTURE.md): norm and shift; receptance, key, value and the first halves
 //! of the low-rank pairs; the recurrence with everything around it; the output; norm and shift; the channel mix's key; its
-//! value. With one sequence it is five (`one_token`): norms go with the products after them; or four, where the channel
-//! mix can be one. One of versions 4 and 5
-//! becomes eight, since its channel mix has a receptance too, and version 6 takes two more for the mixes that depend on
+//! value. With one sequence it is five (`one_token`): norms go with the products after them; or three, where the channel
+//! mix can be one, and the recurrence and the output. One of versions 4 and 5 becomes eight, since its channel mix has a receptance too, and version 6 takes two more for the mixes that depend on
 //! the data.
 
 mod gates;
@@ -25,7 +24,7 @@ use crate::{Graph, Node, Op, ValueId, Weight};
 pub(crate) use gates::MultiplyAdd;
 use grouping::Grouping;
 pub(crate) use mixes6::Mix6;
-pub(crate) use one_token::{join_channel_mixes, join_norms};
+pub(crate) use one_token::{join_channel_mixes, join_norms, join_outputs};
 pub(crate) use recurrence4::Recurrence4;
 pub(crate) use recurrence6::Recurrence6;
 pub(crate) use recurrence7::Recurrence7;
@@ -59,11 +58,14 @@ pub(crate) enum Kernel {
     Recurrence6(Box<Recurrence6>),
     /// RWKV-7's recurrence with the second halves of the low-rank pairs, its keys, the norm, the bonus and the gate.
     Recurrence7(Box<Recurrence7>),
+    /// One token's [`Recurrence7`](Self::Recurrence7) and the output projection, which is added to `x`, the residual stream
+    /// and one of its inputs, where it lies.
+    RecurrenceOutput7 { what: Box<Recurrence7>, x: ValueId },
     /// A norm, a token shift and the products of its mixes, of one token; its last result is the normed row, or after it a
     /// value that is set to zero for a [`ChannelMix`](Self::ChannelMix) to add to.
     NormProjects { clears: Option<ValueId> },
     /// One token's channel mix, from its norm to the residual, with its shift vector: adds to `y`, which an earlier group
-    /// has set to zero, and which is one of its inputs therefore.
+    /// has set to zero, and which is one of its inputs therefore, after the residual stream.
     ChannelMix { y: ValueId },
     /// A product element by element and a sum: two nodes.
     MultiplyAdd(MultiplyAdd),
@@ -74,6 +76,11 @@ impl Group {
     pub(crate) fn buffers(&self) -> Vec<Vec<ValueId>> {
         if self.outputs.is_empty() {
             return Vec::new();
+        }
+        // What is set to zero is added to while the others are read.
+        if let Kernel::NormProjects { clears: Some(y) } = &self.kernel {
+            let others = self.outputs.iter().copied().filter(|id| id != y);
+            return vec![others.collect(), vec![*y]];
         }
         vec![self.outputs.clone()]
     }
@@ -103,7 +110,9 @@ impl Group {
         match &self.kernel {
             Kernel::Mix6(what) => Some(what.vectors.clone()),
             Kernel::Recurrence6(what) => Some(what.vectors.clone()),
-            Kernel::Recurrence7(what) => Some(what.vectors.clone()),
+            Kernel::Recurrence7(what) | Kernel::RecurrenceOutput7 { what, .. } => {
+                Some(what.vectors.clone())
+            }
             Kernel::NormShift | Kernel::NormProjects { .. } | Kernel::ChannelMix { .. } => {
                 Some(self.nodes(graph).flat_map(|n| n.op.vectors()).collect())
             }
@@ -115,7 +124,9 @@ impl Group {
     pub(crate) fn packed_pairs(&self) -> Option<Vec<Weight>> {
         match &self.kernel {
             Kernel::Recurrence6(what) => what.decay.map(|pair| vec![pair.up]),
-            Kernel::Recurrence7(what) => Some(what.pairs().map(|pair| pair.up).collect()),
+            Kernel::Recurrence7(what) | Kernel::RecurrenceOutput7 { what, .. } => {
+                Some(what.pairs().map(|pair| pair.up).collect())
+            }
             _ => None,
         }
     }

@@ -81,6 +81,85 @@ pub(crate) fn join_channel_mixes(
     steps.into_iter().flatten().collect()
 }
 
+/// Joins version 7's recurrences with the output projections and the residual, where the channel mix after them is one
+/// group and `suits` says that the kernel can do it: the sum lies where the residual stream lay, which nobody else reads.
+pub(crate) fn join_outputs(
+    graph: &Graph,
+    steps: Vec<Step>,
+    suits: &dyn Fn(&Group) -> bool,
+) -> Vec<Step> {
+    let mut steps: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
+    for index in 0..steps.len() {
+        let Some(found) = recurrence_output(graph, &steps, index) else {
+            continue;
+        };
+        if !suits(&found.joined) {
+            continue;
+        }
+        let Kernel::RecurrenceOutput7 { x, .. } = &found.joined.kernel else {
+            continue;
+        };
+        if let Some(Step::Group(mix)) = &mut steps[found.channel_mix] {
+            for input in &mut mix.inputs {
+                if *input == found.sum {
+                    *input = *x;
+                }
+            }
+        }
+        steps[found.output] = Some(Step::Group(Box::new(found.joined)));
+        steps[index] = None;
+    }
+    steps.into_iter().flatten().collect()
+}
+
+/// A recurrence that can be made together with the output projection.
+struct WithOutput {
+    joined: Group,
+    /// The steps of the projection, and of the channel mix that reads `sum`, what the projection makes.
+    output: usize,
+    channel_mix: usize,
+    sum: ValueId,
+}
+
+fn recurrence_output(graph: &Graph, steps: &[Option<Step>], at: usize) -> Option<WithOutput> {
+    let Some(Step::Group(group)) = &steps[at] else {
+        return None;
+    };
+    let Kernel::Recurrence7(what) = &group.kernel else {
+        return None;
+    };
+    let output = only_reader(graph, steps, &group.outputs)?;
+    let Some(Step::Linear(linear)) = &steps[output] else {
+        return None;
+    };
+    let plain = linear.function == Function::Identity && linear.bias.is_none();
+    let x = linear
+        .residual
+        .filter(|_| plain && linear.stores.is_none())?;
+    let channel_mix = only_reader(graph, steps, &[linear.y])?;
+    let is_mix = matches!(&steps[channel_mix], Some(Step::Group(g)) if matches!(g.kernel, Kernel::ChannelMix { .. }));
+    // Nobody reads the residual stream after it is added to.
+    let read_later = steps[output + 1..].iter().flatten();
+    let read_later = read_later
+        .flat_map(|step| step.inputs(graph))
+        .any(|id| id == x);
+    let joined = Group {
+        kernel: Kernel::RecurrenceOutput7 {
+            what: what.clone(),
+            x,
+        },
+        parts: [&group.parts[..], &[Step::Linear(linear.clone())]].concat(),
+        inputs: [&group.inputs[..], &[x]].concat(),
+        outputs: Vec::new(),
+    };
+    (is_mix && !read_later && graph.logits() != Some(x)).then_some(WithOutput {
+        joined,
+        output,
+        channel_mix,
+        sum: linear.y,
+    })
+}
+
 /// `group` with the product that reads its only one, and where that product is.
 fn whole_channel_mix(
     graph: &Graph,

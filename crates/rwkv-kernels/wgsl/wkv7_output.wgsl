@@ -1,0 +1,126 @@
+// RWKV-7's time mix of one token from its projections to the residual stream: step/wkv7, and each head's share of the
+// output projection, x += W[:, head] y[head].
+//
+// A head has PARTS workgroups, which all do its recurrence, and then some rows of the output each: no other workgroup needs
+// what the recurrence made. What they add to x are sums over their own columns only, so that the order in which workgroups
+// add theirs, and the last bits of x with it, differ from run to run.
+//
+// The last workgroup of a head to have read its state writes it: what that rests on is in sparse_matvec.wgsl.
+#import step/wkv7
+
+// The residual stream.
+@group(0) @binding(7) var<storage, read_write> x: array<atomic<f32>>;
+// A word a head counts the workgroups that have read its state, 0 between dispatches.
+@group(0) @binding(8) var<storage, read_write> readers: array<atomic<u32>>;
+// The output by rows, in units of eight halves.
+@group(2) @binding(0) var<storage, read> output: array<vec4<u32>>;
+
+override OUTPUT_PARTS: u32 = 1u;
+// Rows of a workgroup.
+override PART_ROWS: u32 = 1u;
+// Units of a row, and those before the first.
+override OUTPUT_UNITS: u32 = 1u;
+override OUTPUT_BASE: u32 = 0u;
+
+// Threads that share a row of the output, an eight of the head each, and rows that all make at once.
+const ROW_THREADS: u32 = HEAD / 8u;
+const STEP_ROWS: u32 = THREADS / ROW_THREADS;
+
+var<workgroup> made: array<f32, HEAD>;
+var<workgroup> earlier: u32;
+
+fn emit(token: u32, head: u32, row: u32, value: f32) {
+    made[row] = value;
+}
+
+fn state_read() {
+    if OUTPUT_PARTS > 1u {
+        storageBarrier();
+    }
+}
+
+fn count_reader(head: u32, thread: u32) {
+    if OUTPUT_PARTS > 1u && thread == 0u {
+        earlier = atomicAdd(&readers[head], 1u);
+    }
+}
+
+fn keeps_state(head: u32, thread: u32) -> bool {
+    if OUTPUT_PARTS == 1u {
+        return true;
+    }
+    let last = earlier == OUTPUT_PARTS - 1u;
+    if last && thread == 0u {
+        atomicStore(&readers[head], 0u);
+    }
+    return last;
+}
+
+// Rows past the end are the last one again: no branch stands between two loads.
+fn load_output(row: u32, end: u32, unit: u32) -> vec4<u32> {
+    return output[(OUTPUT_BASE + min(row, end - 1u)) * OUTPUT_UNITS + unit];
+}
+
+fn eight_product(packed: vec4<u32>, near: vec4<f32>, far: vec4<f32>) -> f32 {
+    return dot(vec4(unpack2x16float(packed.x), unpack2x16float(packed.y)), near)
+        + dot(vec4(unpack2x16float(packed.z), unpack2x16float(packed.w)), far);
+}
+
+// The sums of four rows over the threads of a row: the thread whose number there is n has that of `summed_row(n)`.
+fn sum_rows(sums: vec4<f32>, place: u32) -> f32 {
+    let odd = (place & 1u) != 0u;
+    let two = select(sums.xy, sums.zw, odd) + subgroupShuffleXor(select(sums.zw, sums.xy, odd), 1u);
+    let second = (place & 2u) != 0u;
+    var sum = select(two.x, two.y, second) + subgroupShuffleXor(select(two.y, two.x, second), 2u);
+    for (var apart = 4u; apart < ROW_THREADS; apart *= 2u) {
+        sum += subgroupShuffleXor(sum, apart);
+    }
+    return sum;
+}
+
+fn summed_row(place: u32) -> u32 {
+    return (place & 1u) * 2u + (place >> 1u & 1u);
+}
+
+// Adds this workgroup's share of the output projection to x, four rows a thread at a time.
+fn add_rows(head: u32, part: u32, thread: u32) {
+    let place = thread % ROW_THREADS;
+    // Past the head's last eight, what was made is zero, and an eight that is there serves.
+    let eight = min(place, HEAD_SIZE / 8u - 1u);
+    let here = place * 8u < HEAD_SIZE;
+    let unit = head * (HEAD_SIZE / 8u) + eight;
+    let at = 8u * eight;
+    let near = vec4(made[at], made[at + 1u], made[at + 2u], made[at + 3u]);
+    let far = vec4(made[at + 4u], made[at + 5u], made[at + 6u], made[at + 7u]);
+    let end = min((part + 1u) * PART_ROWS, WIDTH);
+    for (var first = part * PART_ROWS; first < end; first += 4u * STEP_ROWS) {
+        let row = first + thread / ROW_THREADS;
+        let a = load_output(row, end, unit);
+        let b = load_output(row + STEP_ROWS, end, unit);
+        let c = load_output(row + 2u * STEP_ROWS, end, unit);
+        let d = load_output(row + 3u * STEP_ROWS, end, unit);
+        let sums = vec4(
+            eight_product(a, near, far),
+            eight_product(b, near, far),
+            eight_product(c, near, far),
+            eight_product(d, near, far),
+        );
+        let sum = sum_rows(select(vec4(0.0), sums, here), place);
+        let own = row + summed_row(place) * STEP_ROWS;
+        if place < 4u && own < end {
+            atomicAdd(&x[own], sum);
+        }
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(at: Invocation) {
+    let item = flat_workgroup(at);
+    let head = item % HEADS;
+    let thread = thread_of(at);
+    time_mix(thread, head, 0u);
+    workgroupBarrier();
+    if in_page(params.page, spans[0].slot) {
+        add_rows(head, item / HEADS, thread);
+    }
+}

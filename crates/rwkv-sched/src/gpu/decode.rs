@@ -40,6 +40,11 @@ const BETWEEN_COPIES: usize = 64;
 /// Rows of the ring of tokens: more than are on their way.
 const RING: usize = 32;
 
+/// Bytes of the ring of tokens of so many sequences.
+fn ring_bytes(sequences: usize) -> u64 {
+    (sequences * 4 * RING) as u64
+}
+
 /// What the sampling kernel reads and keeps.
 struct Samplers {
     sample: Dispatch,
@@ -97,11 +102,11 @@ impl Samplers {
             gpu.write(&buffer, 0, bytes)?;
             buffers.push((buffer, size));
         }
-        let row = (sequences.len() * 4) as u64 * RING as u64;
+        let bytes = ring_bytes(sequences.len());
         let ids = executor
             .pool
-            .take(BufferKind::Storage, "sampled tokens", row)?;
-        buffers.push((ids, row));
+            .take(BufferKind::Storage, "sampled tokens", bytes)?;
+        buffers.push((ids, bytes));
         let [draws, settings, biases, counted, memory, ids] = &buffers[..] else {
             return Ok(None);
         };
@@ -156,6 +161,14 @@ impl Copies {
     }
 }
 
+/// Steps on their way.
+struct Submitted {
+    submission: Submission,
+    /// Its number, which tells the readback buffer, and its steps.
+    number: usize,
+    steps: std::ops::Range<usize>,
+}
+
 /// A decoding on its way.
 struct Run<'a> {
     executor: &'a GpuExecutor,
@@ -168,8 +181,10 @@ struct Run<'a> {
     /// Draws before the first one here.
     first_draw: Vec<u64>,
     copies: Copies,
-    /// Submitted, not read.
-    waiting: VecDeque<Submission>,
+    /// Submissions that were not read, and tokens of those that were.
+    waiting: VecDeque<Submitted>,
+    ready: VecDeque<Vec<u32>>,
+    submissions: usize,
     submitted: usize,
     read: usize,
     begun: Instant,
@@ -186,58 +201,61 @@ impl Run<'_> {
         usize::try_from(fit).unwrap_or(TOGETHER).clamp(1, TOGETHER)
     }
 
-    /// Submits `steps` steps.
+    /// Submits `steps` steps: in one pass, since a pass and a copy between two steps cost them some 10 µs.
     fn submit(&mut self, steps: usize) -> Result<()> {
         let gpu = self.executor.kernels.gpu();
         let mut recorder = gpu.recorder("steps");
         self.meter.begin();
-        for step in self.submitted..self.submitted + steps {
-            self.record(&mut recorder, step)?;
-        }
-        self.meter.recorded();
-        let submission = recorder.submit()?;
-        self.waiting.extend((0..steps).map(|_| submission.clone()));
-        self.meter.submitted()?;
-        self.submitted += steps;
-        Ok(())
-    }
-
-    fn record(&mut self, recorder: &mut Recorder, step: usize) -> Result<()> {
-        if step.is_multiple_of(BETWEEN_COPIES) {
-            let which = step / BETWEEN_COPIES % 2;
-            for (slot, buffer) in self.slots.iter().zip(&self.copies.buffers[which]) {
-                self.executor.states.copy_out(recorder, *slot, buffer)?;
+        let steps = self.submitted..self.submitted + steps;
+        let mut from = steps.start;
+        while from < steps.end {
+            if from.is_multiple_of(BETWEEN_COPIES) {
+                self.copy_states(&mut recorder, from)?;
             }
-            self.copies.made[which] = Some(step);
+            let to = (from + 1).next_multiple_of(BETWEEN_COPIES).min(steps.end);
+            self.meter
+                .dispatch(&mut recorder, &self.dispatches, to - from)?;
+            from = to;
         }
-        self.meter.dispatch(recorder, &self.dispatches)?;
-        let (Some((ids, _)), Some(readback)) = (
+        let number = self.submissions;
+        let (Some((ids, bytes)), Some(readback)) = (
             self.samplers.buffers.last(),
-            self.readbacks.get(step % (AHEAD + 1)),
+            self.readbacks.get(number % (AHEAD + 1)),
         ) else {
             return Err(Error::EmptyPrompt);
         };
-        for (column, first) in self.first_draw.iter().enumerate() {
-            let row = usize::try_from((first + step as u64) % RING as u64).unwrap_or(0);
-            let from = ((row * self.slots.len() + column) * 4) as u64;
-            recorder.read_to(ids, from, 4, readback, (column * 4) as u64);
+        recorder.read(ids, 0, *bytes, readback);
+        self.meter.recorded();
+        self.waiting.push_back(Submitted {
+            submission: recorder.submit()?,
+            number,
+            steps: steps.clone(),
+        });
+        self.meter.submitted()?;
+        self.submissions += 1;
+        self.submitted = steps.end;
+        Ok(())
+    }
+
+    /// Keeps what the states are before `step`.
+    fn copy_states(&mut self, recorder: &mut Recorder, step: usize) -> Result<()> {
+        let which = step / BETWEEN_COPIES % 2;
+        for (slot, buffer) in self.slots.iter().zip(&self.copies.buffers[which]) {
+            self.executor.states.copy_out(recorder, *slot, buffer)?;
         }
+        self.copies.made[which] = Some(step);
         Ok(())
     }
 
     /// The tokens of the oldest step that was not read.
     fn tokens(&mut self) -> Result<Vec<TokenId>> {
-        let Some(submission) = self.waiting.pop_front() else {
-            return Err(Error::EmptyPrompt);
-        };
-        let gpu = self.executor.kernels.gpu();
-        let Some(readback) = self.readbacks.get(self.read % (AHEAD + 1)) else {
-            return Err(Error::EmptyPrompt);
-        };
-        let bytes = (self.slots.len() * 4) as u64;
         self.meter.begin();
-        let words: Vec<u32> =
-            readback.view(gpu, &submission, bytes, bytemuck::pod_collect_to_vec)?;
+        if self.ready.is_empty() {
+            self.wait()?;
+        }
+        let Some(words) = self.ready.pop_front() else {
+            return Err(Error::EmptyPrompt);
+        };
         self.meter.finished(self.slots.len());
         self.read += 1;
         let vocab = self.executor.model.config().vocab;
@@ -249,6 +267,34 @@ impl Run<'_> {
             }),
         };
         words.into_iter().map(token).collect()
+    }
+
+    /// Reads what the oldest submission made.
+    fn wait(&mut self) -> Result<()> {
+        let gpu = self.executor.kernels.gpu();
+        let oldest = self.waiting.pop_front();
+        let (Some(oldest), Some((_, bytes))) = (oldest, self.samplers.buffers.last()) else {
+            return Err(Error::EmptyPrompt);
+        };
+        let Some(readback) = self.readbacks.get(oldest.number % (AHEAD + 1)) else {
+            return Err(Error::EmptyPrompt);
+        };
+        let ring: Vec<u32> = readback.view(
+            gpu,
+            &oldest.submission,
+            *bytes,
+            bytemuck::pod_collect_to_vec,
+        )?;
+        for step in oldest.steps {
+            let row = |first: &u64| ((first + step as u64) % RING as u64) as usize;
+            let columns = self.first_draw.iter().enumerate();
+            let words = columns.map(|(column, first)| {
+                let word = ring.get(row(first) * self.slots.len() + column);
+                word.copied().unwrap_or_default()
+            });
+            self.ready.push_back(words.collect());
+        }
+        Ok(())
     }
 }
 
@@ -268,7 +314,7 @@ impl GpuExecutor {
             return Ok(false);
         };
         let mut readbacks = std::mem::take(&mut self.token_readbacks);
-        let bytes = (sequences.len() * 4) as u64;
+        let bytes = ring_bytes(sequences.len());
         if readbacks.len() <= AHEAD || readbacks.iter().any(|r| r.capacity() < bytes) {
             let gpu = self.kernels.gpu();
             let one = |_| Readback::new(gpu, "sampled tokens", bytes.next_power_of_two().max(64));
@@ -334,6 +380,8 @@ impl GpuExecutor {
                 sequences.len(),
             )?,
             waiting: VecDeque::new(),
+            ready: VecDeque::new(),
+            submissions: 0,
             submitted: 0,
             read: 0,
             begun: Instant::now(),

@@ -48,17 +48,19 @@ impl Meter {
         self.stage = Some(Instant::now());
     }
 
-    /// Records `dispatches` in one pass.
+    /// Records `dispatches` so many times in one pass.
     pub(super) fn dispatch(
         &mut self,
         recorder: &mut Recorder,
         dispatches: &[Dispatch],
+        times: usize,
     ) -> Result<()> {
-        self.dispatches += dispatches.len() as u64;
+        self.dispatches += (dispatches.len() * times) as u64;
+        let all = std::iter::repeat_n(dispatches, times).flatten();
         if let Some(timer) = &mut self.timer {
-            timer.dispatch(recorder, "step", dispatches)?;
+            timer.dispatch(recorder, "step", all)?;
         } else {
-            recorder.dispatch(dispatches);
+            recorder.dispatch(all);
         }
         Ok(())
     }

@@ -88,6 +88,33 @@ const SEEN: u32 = 3u;
 const FAILURE: u32 = 4u;
 const ENTRIES: u32 = 8u;
 
+// The largest logit that a thread has seen, and the first token that has it.
+struct Best {
+    most: u32,
+    id: u32,
+    // Whether one was no number or infinite.
+    broken: bool,
+}
+
+fn better(best: Best, first: u32, raw: array<vec4<u32>, AHEAD>) -> Best {
+    var found = best;
+    for (var i = 0u; i < AHEAD; i++) {
+        let quad = first + i * SIZE;
+        for (var lane = 0u; lane < 4u; lane++) {
+            let id = quad * 4u + lane;
+            let bits = flush(raw[i][lane]);
+            if id < params.vocabulary && bits != MINUS_INFINITY {
+                found.broken = found.broken || (bits & EXPONENT) == EXPONENT;
+                if found.id == NONE || bitcast<f32>(bits) > bitcast<f32>(found.most) {
+                    found.most = bits;
+                    found.id = id;
+                }
+            }
+        }
+    }
+    return found;
+}
+
 @compute @workgroup_size(SIZE)
 fn main(at: Invocation) {
     let item = flat_workgroup(at);
@@ -106,6 +133,10 @@ fn main(at: Invocation) {
     let base = draw.slot * params.memory;
     let accepted = memory[base + ACCEPTED];
     let seen = min(memory[base + SEEN], params.capacity);
+    // Asked for here, where nothing waits for them.
+    let step = memory[base + STEP];
+    let step_high = memory[base + STEP + 1u];
+    let failed_before = memory[base + FAILURE];
 
     for (var i = at.thread; i < min(asked.biases, params.biases); i += SIZE) {
         let bias = biases[min(asked.first_bias + i, params.biases - 1u)];
@@ -128,38 +159,23 @@ fn main(at: Invocation) {
     }
     storageBarrier();
 
-    // The largest logit, and the first token that has it.
-    var most = MINUS_INFINITY;
-    var best = NONE;
-    var broken = false;
-    for (var first = at.thread; first < quads; first += BLOCK) {
-        let raw = load(first);
-        for (var i = 0u; i < AHEAD; i++) {
-            let quad = first + i * SIZE;
-            for (var lane = 0u; lane < 4u; lane++) {
-                let id = quad * 4u + lane;
-                let bits = flush(raw[i][lane]);
-                if id < params.vocabulary && bits != MINUS_INFINITY {
-                    broken = broken || (bits & EXPONENT) == EXPONENT;
-                    if best == NONE || bitcast<f32>(bits) > bitcast<f32>(most) {
-                        most = bits;
-                        best = id;
-                    }
-                }
-            }
-        }
+    var best = Best(MINUS_INFINITY, NONE, false);
+    for (var first = at.thread; first < quads; first += 2u * BLOCK) {
+        let near = load(first);
+        let far = load(first + BLOCK);
+        best = better(better(best, first, near), first + BLOCK, far);
     }
-    largest = workgroup_max(select(-LARGEST, bitcast<f32>(most), best != NONE), at);
+    largest = workgroup_max(select(-LARGEST, bitcast<f32>(best.most), best.id != NONE), at);
     workgroupBarrier();
     if at.thread == 0u {
         atomicStore(&first_place, NONE);
         atomicStore(&last_place, 0u);
     }
     workgroupBarrier();
-    if best != NONE && bitcast<f32>(most) == largest {
-        atomicMin(&first_place, best);
+    if best.id != NONE && bitcast<f32>(best.most) == largest {
+        atomicMin(&first_place, best.id);
     }
-    if broken {
+    if best.broken {
         atomicMax(&last_place, 1u);
     }
     workgroupBarrier();
@@ -186,7 +202,7 @@ fn main(at: Invocation) {
             widest = cut(WEIGHT, asked.top_p, at).gap;
         }
         widest = min(widest, asked.widest);
-        let u = uniform_number(asked.seed, vec2<u32>(memory[base + STEP], memory[base + STEP + 1u]));
+        let u = uniform_number(asked.seed, vec2<u32>(step, step_high));
         chosen = pick(CHANCE, u, at);
     }
 
@@ -209,10 +225,9 @@ fn main(at: Invocation) {
     if place == NONE && seen == params.capacity && failure == 0u {
         failure = MEMORY_FULL;
     }
-    if memory[base + FAILURE] != 0u {
-        failure = memory[base + FAILURE];
+    if failed_before != 0u {
+        failure = failed_before;
     }
-    let step = memory[base + STEP];
     ids[step % params.steps * params.columns + draw.column] = select(chosen, failure, failure != 0u);
     if draw.token < params.tokens {
         tokens[draw.token].id = select(chosen, 0u, failure != 0u);
@@ -236,6 +251,6 @@ fn main(at: Invocation) {
     memory[base + ACCEPTED] = accepted + 1u;
     memory[base + STEP] = step + 1u;
     if step == NONE {
-        memory[base + STEP + 1u] += 1u;
+        memory[base + STEP + 1u] = step_high + 1u;
     }
 }

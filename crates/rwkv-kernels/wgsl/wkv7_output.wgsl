@@ -56,9 +56,26 @@ fn keeps_state(head: u32, thread: u32) -> bool {
     return last;
 }
 
-// Rows past the end are the last one again: no branch stands between two loads.
-fn load_output(row: u32, end: u32, unit: u32) -> vec4<u32> {
+// Eights of four rows.
+struct Four {
+    a: vec4<u32>,
+    b: vec4<u32>,
+    c: vec4<u32>,
+    d: vec4<u32>,
+}
+
+fn load_row(row: u32, end: u32, unit: u32) -> vec4<u32> {
     return output[(OUTPUT_BASE + min(row, end - 1u)) * OUTPUT_UNITS + unit];
+}
+
+// Rows past the end are the last one again: no branch stands between two loads.
+fn load_rows(row: u32, end: u32, unit: u32) -> Four {
+    return Four(
+        load_row(row, end, unit),
+        load_row(row + STEP_ROWS, end, unit),
+        load_row(row + 2u * STEP_ROWS, end, unit),
+        load_row(row + 3u * STEP_ROWS, end, unit),
+    );
 }
 
 fn eight_product(packed: vec4<u32>, near: vec4<f32>, far: vec4<f32>) -> f32 {
@@ -82,45 +99,47 @@ fn summed_row(place: u32) -> u32 {
     return (place & 1u) * 2u + (place >> 1u & 1u);
 }
 
-// Adds this workgroup's share of the output projection to x, four rows a thread at a time.
-fn add_rows(head: u32, part: u32, thread: u32) {
-    let place = thread % ROW_THREADS;
-    // Past the head's last eight, what was made is zero, and an eight that is there serves.
-    let eight = min(place, HEAD_SIZE / 8u - 1u);
-    let here = place * 8u < HEAD_SIZE;
-    let unit = head * (HEAD_SIZE / 8u) + eight;
-    let at = 8u * eight;
-    let near = vec4(made[at], made[at + 1u], made[at + 2u], made[at + 3u]);
-    let far = vec4(made[at + 4u], made[at + 5u], made[at + 6u], made[at + 7u]);
-    let end = min((part + 1u) * PART_ROWS, WIDTH);
-    for (var first = part * PART_ROWS; first < end; first += 4u * STEP_ROWS) {
-        let row = first + thread / ROW_THREADS;
-        let a = load_output(row, end, unit);
-        let b = load_output(row + STEP_ROWS, end, unit);
-        let c = load_output(row + 2u * STEP_ROWS, end, unit);
-        let d = load_output(row + 3u * STEP_ROWS, end, unit);
-        let sums = vec4(
-            eight_product(a, near, far),
-            eight_product(b, near, far),
-            eight_product(c, near, far),
-            eight_product(d, near, far),
-        );
-        let sum = sum_rows(select(vec4(0.0), sums, here), place);
-        let own = row + summed_row(place) * STEP_ROWS;
-        if place < 4u && own < end {
-            atomicAdd(&x[own], sum);
-        }
-    }
-}
-
 @compute @workgroup_size(THREADS)
 fn main(at: Invocation) {
     let item = flat_workgroup(at);
     let head = item % HEADS;
+    let part = item / HEADS;
     let thread = thread_of(at);
+    let place = thread % ROW_THREADS;
+    // Past the head's last eight, what was made is zero, and an eight that is there serves.
+    let eight = min(place, HEAD_SIZE / 8u - 1u);
+    let unit = head * (HEAD_SIZE / 8u) + eight;
+    let end = min((part + 1u) * PART_ROWS, WIDTH);
+    var row = part * PART_ROWS + thread / ROW_THREADS;
+    // Under way while the recurrence is made.
+    var rows = load_rows(row, end, unit);
+
     time_mix(thread, head, 0u);
     workgroupBarrier();
-    if in_page(params.page, spans[0].slot) {
-        add_rows(head, item / HEADS, thread);
+    let here = in_page(params.page, spans[0].slot);
+    let made_here = place * 8u < HEAD_SIZE;
+    let first = 8u * eight;
+    let near = vec4(made[first], made[first + 1u], made[first + 2u], made[first + 3u]);
+    let far = vec4(made[first + 4u], made[first + 5u], made[first + 6u], made[first + 7u]);
+    var left = (end - part * PART_ROWS + 4u * STEP_ROWS - 1u) / (4u * STEP_ROWS);
+    loop {
+        let next = load_rows(row + 4u * STEP_ROWS, end, unit);
+        let sums = vec4(
+            eight_product(rows.a, near, far),
+            eight_product(rows.b, near, far),
+            eight_product(rows.c, near, far),
+            eight_product(rows.d, near, far),
+        );
+        let sum = sum_rows(select(vec4(0.0), sums, made_here), place);
+        let own = row + summed_row(place) * STEP_ROWS;
+        if here && place < 4u && own < end {
+            atomicAdd(&x[own], sum);
+        }
+        rows = next;
+        row += 4u * STEP_ROWS;
+        left -= 1u;
+        if left == 0u {
+            break;
+        }
     }
 }

@@ -89,7 +89,7 @@ fn layer(version: Version, way: Way) -> Vec<String> {
         ..dimensions(version)
     };
     let (one, two) = (kernels(&one, way).len(), kernels(&dimensions(version), way));
-    let end = ["select", "norm", "matvec"].len();
+    let end = ["norm", "matvec"].len();
     two[one - end..two.len() - end].to_vec()
 }
 

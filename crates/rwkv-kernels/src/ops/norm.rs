@@ -70,6 +70,9 @@ struct Params {
     epsilon: f32,
 }
 
+/// Fours of elements that a thread holds at most, as in the WGSL.
+const MOST_OWN: usize = 4;
+
 impl Kernels {
     /// The dispatch of `op`.
     ///
@@ -98,7 +101,12 @@ impl Kernels {
             epsilon: op.epsilon,
         };
         let size = if op.group <= 128 { 64 } else { 256 };
-        let pipeline = self.pipeline(&format!("norm/{size}/{}", self.lanes()), &[])?;
+        let own = op.group.div_ceil(4 * size);
+        let own = if own <= MOST_OWN { own } else { 0 };
+        let pipeline = self.pipeline(
+            &format!("norm/{size}/{}", self.lanes()),
+            &[("OWN", own as f64)],
+        )?;
         let bindings = [
             op.x.binding(),
             op.weight.binding(),

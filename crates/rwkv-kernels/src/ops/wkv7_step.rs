@@ -227,6 +227,7 @@ impl Kernels {
         let constants = vec![
             ("HAS_FIRST", f64::from(u8::from(op.v_first.is_some()))),
             ("STORES_SHIFT", f64::from(u8::from(op.stores.is_some()))),
+            ("ONE_SLOT", f64::from(u8::from(op.page.slots == 1))),
         ];
         Ok(Bound {
             params,

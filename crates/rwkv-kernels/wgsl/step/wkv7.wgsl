@@ -49,6 +49,8 @@ struct Params {
 override HAS_FIRST: bool = false;
 // Whether a row is kept as a shift vector.
 override STORES_SHIFT: bool = false;
+// Whether there is only one slot in a page, so that where its state lies need not be looked up.
+override ONE_SLOT: bool = false;
 
 // By channel_place: receptance, decay, replacement key and removal key before it is normalised; the latter times the rate,
 // and the term of the bonus.
@@ -91,8 +93,12 @@ alias Row = array<vec4<f32>, QUADS>;
 
 fn read_state(slot: u32, head: u32, place: Place) -> Row {
     var s: Row;
-    if place.row < HEAD_SIZE && in_page(params.page, slot) {
-        let base = state_row(slot - params.page.first_slot, head, place.row);
+    if place.row < HEAD_SIZE && (ONE_SLOT || in_page(params.page, slot)) {
+        var index = 0u;
+        if !ONE_SLOT {
+            index = slot - params.page.first_slot;
+        }
+        let base = state_row(index, head, place.row);
         for (var j = 0u; j < QUADS; j++) {
             let quad = place.part + j * SHARE;
             if quad < HEAD_SIZE / 4u {

@@ -1,7 +1,7 @@
 //! A plan: for one batch shape, a buffer for each value, and every dispatch resolved.
 
 use super::{blend::ActiveWeights, choose, resolve::Resolver, states::States};
-use crate::{Domain, Error, Model, Result, ValueId, batch::Tables, fuse::Step};
+use crate::{Domain, Error, Model, Op, Result, ValueId, batch::Tables, fuse::Step};
 use rayon::prelude::*;
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
 use rwkv_kernels::{BatchTables, Kernels, View, tuning::Problem};
@@ -215,10 +215,13 @@ struct Place {
 impl Activations {
     fn assign(context: &Context<'_>, shape: BatchShape, steps: &[Step]) -> Result<Self> {
         let graph = context.model.graph();
+        let selections = steps.iter().filter_map(|s| selects_all(context, shape, s));
+        let same: HashMap<ValueId, ValueId> = selections.collect();
+        let made_as = |id: ValueId| same.get(&id).copied().unwrap_or(id);
         let mut last_use: HashMap<ValueId, usize> = HashMap::new();
         for (index, step) in steps.iter().enumerate() {
             for id in step.inputs(graph).into_iter().chain(step.outputs(graph)) {
-                last_use.insert(id, index);
+                last_use.insert(made_as(id), index);
             }
         }
         if let Some(logits) = graph.logits() {
@@ -270,6 +273,7 @@ impl Activations {
             }
             let mut done = step.inputs(graph);
             done.extend(&outputs);
+            done = done.into_iter().map(made_as).collect();
             done.sort_unstable();
             done.dedup();
             for id in done {
@@ -282,6 +286,11 @@ impl Activations {
                         free.entry(*bytes).or_default().push_back(place.buffer);
                     }
                 }
+            }
+        }
+        for (selected, whole) in same {
+            if let Some(place) = activations.places.get(&whole) {
+                activations.places.insert(selected, *place);
             }
         }
         Ok(activations)
@@ -303,11 +312,26 @@ impl Activations {
     }
 }
 
-/// Whether a step only makes logits that nobody wants.
+/// Whether a step only makes logits that nobody wants, or selects all rows.
 fn skipped(context: &Context<'_>, shape: BatchShape, step: &Step) -> bool {
     let graph = context.model.graph();
     let mut made = step.outputs(graph).into_iter().peekable();
-    made.peek().is_some() && made.all(|id| shape.rows(graph.value(id).domain) == 0)
+    let unwanted = made.peek().is_some() && made.all(|id| shape.rows(graph.value(id).domain) == 0);
+    unwanted || selects_all(context, shape, step).is_some()
+}
+
+/// What a step selects all rows of, after what it calls them: where every token's logits are wanted.
+fn selects_all(
+    context: &Context<'_>,
+    shape: BatchShape,
+    step: &Step,
+) -> Option<(ValueId, ValueId)> {
+    let Step::Node(index) = step else {
+        return None;
+    };
+    let node = context.model.graph().nodes().get(*index)?;
+    let all = matches!(node.op, Op::Select) && shape.outputs == shape.tokens;
+    Some((*node.outputs.first()?, *node.inputs.first()?)).filter(|_| all)
 }
 
 impl BatchShape {

@@ -68,14 +68,20 @@ fn load_row(row: u32, end: u32, unit: u32) -> vec4<u32> {
     return output[(OUTPUT_BASE + min(row, end - 1u)) * OUTPUT_UNITS + unit];
 }
 
-// Rows past the end are the last one again: no branch stands between two loads.
+// Rows past the end are the last one again: no branch that is not known beforehand stands between two loads.
 fn load_rows(row: u32, end: u32, unit: u32) -> Four {
-    return Four(
-        load_row(row, end, unit),
-        load_row(row + STEP_ROWS, end, unit),
-        load_row(row + 2u * STEP_ROWS, end, unit),
-        load_row(row + 3u * STEP_ROWS, end, unit),
-    );
+    var rows: Four;
+    rows.a = load_row(row, end, unit);
+    if PART_ROWS > STEP_ROWS {
+        rows.b = load_row(row + STEP_ROWS, end, unit);
+    }
+    if PART_ROWS > 2u * STEP_ROWS {
+        rows.c = load_row(row + 2u * STEP_ROWS, end, unit);
+    }
+    if PART_ROWS > 3u * STEP_ROWS {
+        rows.d = load_row(row + 3u * STEP_ROWS, end, unit);
+    }
+    return rows;
 }
 
 fn eight_product(packed: vec4<u32>, near: vec4<f32>, far: vec4<f32>) -> f32 {
@@ -123,7 +129,10 @@ fn main(at: Invocation) {
     let far = vec4(made[first + 4u], made[first + 5u], made[first + 6u], made[first + 7u]);
     var left = (end - part * PART_ROWS + 4u * STEP_ROWS - 1u) / (4u * STEP_ROWS);
     loop {
-        let next = load_rows(row + 4u * STEP_ROWS, end, unit);
+        var next: Four;
+        if PART_ROWS > 4u * STEP_ROWS {
+            next = load_rows(row + 4u * STEP_ROWS, end, unit);
+        }
         let sums = vec4(
             eight_product(rows.a, near, far),
             eight_product(rows.b, near, far),

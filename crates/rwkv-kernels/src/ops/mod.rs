@@ -80,5 +80,5 @@ pub use wkv4::{Wkv4, Wkv4Operands, wkv4};
 pub use wkv6::{Decay, Wkv6, Wkv6Operands, wkv6};
 pub use wkv6_step::Wkv6Step;
 pub use wkv7::{Wkv7, Wkv7Operands, wkv7};
-pub use wkv7_output::Wkv7Output;
+pub use wkv7_output::{OutputShape, Wkv7Output};
 pub use wkv7_step::{ShiftStore, Wkv7Step};

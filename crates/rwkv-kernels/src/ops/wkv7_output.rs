@@ -5,8 +5,13 @@ use super::{
     step::{StepKernel, StepTile},
     wkv7_step::{Bound, Wkv7Step},
 };
-use crate::{Error, Format, GpuMatrix, Kernels, LoraUp, Result, kernels::PARTIAL_COUNTS};
+use crate::{
+    Error, Format, GpuMatrix, Kernels, LoraUp, Result,
+    kernels::PARTIAL_COUNTS,
+    tuning::{Problem, Tunable},
+};
 use rwkv_gpu::{Dispatch, Kind};
+use serde::{Deserialize, Serialize};
 
 /// A time mix of one token on the GPU, from its projections to the residual stream.
 ///
@@ -16,6 +21,25 @@ pub struct Wkv7Output<'a> {
     pub time_mix: Wkv7Step<'a>,
     /// The output projection: channels × channels, in F16.
     pub output: &'a GpuMatrix,
+}
+
+/// How workgroups share the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OutputShape {
+    /// Threads that share a row of the state in heads of up to 64: 4, 8 or 16; half of them in larger heads.
+    pub share: usize,
+    /// Workgroups of a head.
+    pub parts: usize,
+}
+
+impl OutputShape {
+    /// What is worth timing.
+    pub(crate) fn candidates() -> impl Iterator<Item = Self> {
+        let parts = [2, 4, 8, 1, 11, 3, 6];
+        parts
+            .into_iter()
+            .flat_map(|parts| [16, 8].map(|share| Self { share, parts }))
+    }
 }
 
 /// Storage buffers that the kernel binds.
@@ -43,16 +67,17 @@ impl Kernels {
             && head_size.is_multiple_of(8)
             && cols.is_multiple_of(head_size.max(1))
             && cols / head_size.max(1) <= PARTIAL_COUNTS
-            && self.wkv7_output_tile(head_size).is_some()
+            && self.wkv7_output_tile(head_size, None).is_some()
     }
 
-    /// The most threads a row of the state.
-    fn wkv7_output_tile(&self, head_size: usize) -> Option<StepTile> {
+    /// One of so many threads a row of the state, or of the most.
+    fn wkv7_output_tile(&self, head_size: usize, share: Option<usize>) -> Option<StepTile> {
         let shares: &[usize] = match self.gpu().kind() {
             // Smaller ones compile sooner.
             Kind::Software => &[8, 4],
             _ => &[16, 8, 4],
         };
+        let shares = share.as_ref().map_or(shares, std::slice::from_ref);
         let tiles = shares.iter().map(|share| StepTile::new(*share, 1));
         let there = |tile: &StepTile| {
             let shader = tile.shader(self, "wkv7_output", Format::F16, head_size);
@@ -65,28 +90,52 @@ impl Kernels {
             .find(there)
     }
 
-    /// Workgroups of a head.
-    fn wkv7_output_parts(&self, heads: usize, rows: usize) -> usize {
+    /// The tile, and workgroups of a head: those asked for or tuned, if there is such a kernel, or else the default ones.
+    fn wkv7_output_cut(
+        &self,
+        op: &Wkv7Output<'_>,
+        asked: Option<OutputShape>,
+    ) -> Option<(StepTile, usize)> {
+        let (rows, head_size) = (op.output.shape().rows.0, op.time_mix.head_size);
+        let heads = rows.checked_div(head_size)?;
+        let tuned = || {
+            self.output_choice(Problem {
+                kernel: Tunable::Wkv7Output,
+                format: op.output.format().to_string(),
+                rows: heads,
+                cols: head_size,
+                tokens: 1,
+            })
+        };
         let most = rows.div_ceil(LEAST_ROWS).max(1);
-        match self.gpu().kind() {
-            Kind::Software => most.min(2),
-            _ => (ONE_A_CORE / heads.max(1)).clamp(1, most),
-        }
+        let cut = |shape: OutputShape| {
+            let tile = self.wkv7_output_tile(head_size, Some(shape.share))?;
+            Some((tile, shape.parts.clamp(1, most)))
+        };
+        let usual = || {
+            let parts = match self.gpu().kind() {
+                Kind::Software => most.min(2),
+                _ => (ONE_A_CORE / heads.max(1)).clamp(1, most),
+            };
+            Some((self.wkv7_output_tile(head_size, None)?, parts))
+        };
+        asked.or_else(tuned).and_then(cut).or_else(usual)
     }
 
-    /// The dispatch of `op`, with `parts` workgroups a head or the default number.
+    /// The dispatch of `op`, of a chosen shape or the default one.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit or [`wkv7_output_suits`](Self::wkv7_output_suits) says no, [`Error::Gpu`]
     /// when the kernel does not compile.
-    pub fn wkv7_output(&self, op: &Wkv7Output<'_>, parts: Option<usize>) -> Result<Dispatch> {
+    pub fn wkv7_output(&self, op: &Wkv7Output<'_>, shape: Option<OutputShape>) -> Result<Dispatch> {
         let Wkv7Step {
             r, head_size, up, ..
         } = op.time_mix;
         let suits = self.wkv7_output_suits(op.output, up, head_size);
-        let tile = self.wkv7_output_tile(head_size);
+        let cut = self.wkv7_output_cut(op, shape);
         let one = r.rows == 1 && op.time_mix.batch.span_count == 1;
-        let (true, true, Some(tile), [chunk]) = (suits, one, tile, op.output.chunks()) else {
+        let (true, true, Some((tile, parts)), [chunk]) = (suits, one, cut, op.output.chunks())
+        else {
             return Err(Error::shape(
                 "wkv7 output",
                 format!(
@@ -107,8 +156,7 @@ impl Kernels {
         bindings.push(self.partials(1)?);
         let heads = r.width / head_size;
         let rows = chunk.rows as usize;
-        let asked = parts.unwrap_or_else(|| self.wkv7_output_parts(heads, rows));
-        let part_rows = rows.div_ceil(asked.max(1)).max(1);
+        let part_rows = rows.div_ceil(parts).max(1);
         let parts = rows.div_ceil(part_rows).max(1);
         constants.extend([
             ("OUTPUT_PARTS", parts as f64),

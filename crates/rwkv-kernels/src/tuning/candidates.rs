@@ -1,7 +1,7 @@
 //! What is worth timing, the most promising first: a tuner may run out of time.
 
 use super::{Choice, Problem, Tunable};
-use crate::ops::{CoopShape, SparseTuning, StepTile, StreamShape, TokenShape};
+use crate::ops::{CoopShape, OutputShape, SparseTuning, StepTile, StreamShape, TokenShape};
 
 /// Workgroups for the largest GPUs: two for each of 132 cores, and so on. Smaller GPUs run as many as they have places
 /// for.
@@ -16,6 +16,7 @@ impl Problem {
             Tunable::StreamTokens | Tunable::StreamTokensPairs => tokens(),
             Tunable::SparseMatvec => sparse(),
             Tunable::Wkv7Step => StepTile::ALL.map(Choice::Step).to_vec(),
+            Tunable::Wkv7Output => OutputShape::candidates().map(Choice::Output).collect(),
             Tunable::Matmul => CoopShape::candidates().map(Choice::Coop).collect(),
         }
     }
@@ -113,6 +114,7 @@ mod tests {
             Tunable::StreamTokensPairs,
             Tunable::SparseMatvec,
             Tunable::Wkv7Step,
+            Tunable::Wkv7Output,
             Tunable::ChannelMix,
             Tunable::Matmul,
         ] {

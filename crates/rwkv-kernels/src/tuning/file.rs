@@ -63,6 +63,7 @@ mod tests {
             Tunable::NormProject,
             Tunable::SparseMatvec,
             Tunable::Wkv7Step,
+            Tunable::Wkv7Output,
             Tunable::Matmul,
         ] {
             let problem = Problem {

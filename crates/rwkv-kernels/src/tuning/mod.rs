@@ -12,7 +12,7 @@ pub use file::VERSION;
 
 use crate::{
     GpuMatrix, Kernels,
-    ops::{CoopShape, SparseTuning, StepTile, StreamShape, TokenShape},
+    ops::{CoopShape, OutputShape, SparseTuning, StepTile, StreamShape, TokenShape},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,8 @@ pub enum Tunable {
     SparseMatvec,
     /// [`Kernels::wkv7_step`].
     Wkv7Step,
+    /// [`Kernels::wkv7_output`].
+    Wkv7Output,
     /// [`Kernels::channel_mix`].
     ChannelMix,
     /// [`Kernels::linear`] of more than 16 tokens, with cooperative matrices.
@@ -99,6 +101,8 @@ pub enum Choice {
     Sparse(SparseTuning),
     /// Of a recurrence's step.
     Step(StepTile),
+    /// Of a recurrence with the output projection.
+    Output(OutputShape),
     /// Of a product with cooperative matrices.
     Coop(CoopShape),
 }
@@ -220,6 +224,13 @@ impl Kernels {
     pub(crate) fn step_choice(&self, problem: Problem) -> Option<StepTile> {
         match self.choice(problem)? {
             Choice::Step(tile) => Some(tile),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn output_choice(&self, problem: Problem) -> Option<OutputShape> {
+        match self.choice(problem)? {
+            Choice::Output(shape) => Some(shape),
             _ => None,
         }
     }

@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use rwkv_kernels::{
     Format, GpuMatrix, GpuVector, LoraUp, Matrix, Span,
     ops::{
-        Function, ShiftStore, StepTile, Wkv7Operands, Wkv7Output, Wkv7Step, add_vector, bonus,
-        keys7, lerp, matmul, multiply, norm, wkv7,
+        Function, OutputShape, ShiftStore, StepTile, Wkv7Operands, Wkv7Output, Wkv7Step,
+        add_vector, bonus, keys7, lerp, matmul, multiply, norm, wkv7,
     },
 };
 use rwkv_mem::{Cols, Rows};
@@ -416,7 +416,8 @@ fn run(
                         time_mix: op,
                         output: output.weight,
                     };
-                    setup.kernels.wkv7_output(&op, output.parts).unwrap()
+                    let shape = output.parts.map(|parts| OutputShape { share: 8, parts });
+                    setup.kernels.wkv7_output(&op, shape).unwrap()
                 }
             }
         });

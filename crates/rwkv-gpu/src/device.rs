@@ -164,6 +164,40 @@ impl Gpu {
         })
     }
 
+    /// The same device, said to be a discrete GPU that offers `capabilities`: which kernels would be chosen there, and how they would be bound, can
+    /// be seen without compiling them. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn pretending(&self, capabilities: Capabilities) -> Self {
+        let Inner {
+            device,
+            queue,
+            name,
+            backend,
+            driver,
+            checks,
+            faults,
+            ..
+        } = &*self.inner;
+        Self {
+            inner: Arc::new(Inner {
+                device: device.clone(),
+                queue: queue.clone(),
+                name: name.clone(),
+                backend,
+                driver: driver.clone(),
+                kind: Kind::Discrete,
+                capabilities,
+                checks: *checks,
+                pipelines: DashMap::new(),
+                cache_folder: None,
+                pipeline_cache: None,
+                counters: Counters::default(),
+                faults: faults.clone(),
+            }),
+        }
+    }
+
     /// The adapter's name.
     pub fn name(&self) -> &str {
         &self.inner.name

@@ -245,6 +245,19 @@ impl Kernels {
         Ok(Binding::from(place.get_or_init(|| made)))
     }
 
+    /// Bytes of GPU memory that all kernels share, so far; [`MOST_SCRATCH_BYTES`](Self::MOST_SCRATCH_BYTES) of partial sums
+    /// at most.
+    pub fn scratch_bytes(&self) -> u64 {
+        let partials = self.partials.iter().filter_map(OnceLock::get);
+        let partials: u64 = partials.map(Buffer::size).sum();
+        let halves = self.halves.lock();
+        partials + halves.as_ref().map_or(0, Buffer::size)
+    }
+
+    /// Bytes of partial sums that all kernels share, at most.
+    pub const MOST_SCRATCH_BYTES: u64 =
+        (2 * PARTIAL_COUNTS + PARTIAL_SUMS + MOST_PARTIAL_SUMS) as u64 * 4;
+
     /// At least `bytes` for an input in f16, which the product after it reads. Dispatches that bind it run one after the
     /// other, so all of them can share one; where a larger one is needed, earlier dispatches keep theirs.
     pub(crate) fn shared_halves(&self, bytes: u64) -> Result<Buffer> {

@@ -1,9 +1,8 @@
-// Rows of f32 rounded to f16, each times the power of two that brings its largest finite number to 2^14 or more and below
-// 2^15: nothing passes f16's range but what is infinite, and what is more than 2^-28 of the largest keeps f16's 11 bits.
-// A row is params.stride units of four: its elements, zeros, and a unit of the power's exponent.
+// Rows of f32 rounded to f16, each times a power of two (halves.wgsl). A row is params.stride units of four.
 enable f16;
 #import invocation
 #import grid
+#import halves
 
 struct Params {
     rows: u32,
@@ -18,7 +17,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> halves: array<vec4<f16>>;
 
 const SIZE: u32 = 256u;
-const INFINITE: u32 = 0x7f800000u;
 
 // The bits of the largest finite number.
 var<workgroup> largest: atomic<u32>;
@@ -30,10 +28,6 @@ fn load_x(row: u32, part: u32) -> vec4<f32> {
     }
     let left = vec4(4u * part) + vec4(0u, 1u, 2u, 3u);
     return select(vec4(0.0), x[row * params.x_stride + part], left < vec4(params.cols));
-}
-
-fn power_of_two(exponent: i32) -> f32 {
-    return bitcast<f32>(u32(exponent + 127) << 23u);
 }
 
 @compute @workgroup_size(SIZE)
@@ -48,15 +42,11 @@ fn main(at: Invocation) {
     workgroupBarrier();
     var most = 0u;
     for (var part = at.thread; part < (params.cols + 3u) / 4u; part += SIZE) {
-        let bits = bitcast<vec4<u32>>(load_x(row, part)) & vec4(0x7fffffffu);
-        let finite = select(vec4(0u), bits, bits < vec4(INFINITE));
-        most = max(most, max(max(finite.x, finite.y), max(finite.z, finite.w)));
+        most = max(most, finite_bits(load_x(row, part)));
     }
     atomicMax(&largest, most);
     workgroupBarrier();
-    let bits = atomicLoad(&largest);
-    // Of zeros none; and none whose power f32 does not hold.
-    let exponent = select(0, max(i32(bits >> 23u) - 127 - 14, -100), bits != 0u);
+    let exponent = exponent_of(atomicLoad(&largest));
     let scale = power_of_two(-exponent);
     let last = params.stride - 1u;
     for (var part = at.thread; part < last; part += SIZE) {

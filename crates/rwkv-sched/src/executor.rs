@@ -30,7 +30,8 @@ pub trait Executor: Send {
     /// [`device_bytes`](Self::device_bytes): see [`LoadOptions::blend_bytes`].
     fn blend_bytes(&self) -> u64;
 
-    /// Advances the batch's slots by its tokens, and returns the wanted logits.
+    /// Advances the batch's slots by its tokens, and returns the wanted logits. A GPU may still be at it when no logits are
+    /// wanted; whatever is asked for next comes after.
     ///
     /// # Errors
     /// What [`Batch::tables`] says of a batch that cannot run (nothing has changed then), or a GPU's failure, after

@@ -6,8 +6,8 @@ mod support;
 use rwkv_kernels::{Format, Matrix};
 use rwkv_mem::Shape;
 use rwkv_sched::{
-    DeviceMemory, GpuExecutor, LoadOptions, Model, Quantization, Result, Version, Weight, Weights,
-    WeightsDType,
+    DeviceMemory, Executor, GpuExecutor, LoadOptions, Model, Quantization, Result, Version, Weight,
+    Weights, WeightsDType,
 };
 use std::{
     ops::Range,
@@ -18,7 +18,7 @@ use std::{
 };
 use support::{
     feed, gpus, on_gpu,
-    random_model::{Dimensions, Packing},
+    random_model::{Dimensions, Packing, Random},
 };
 
 /// Counts how often the elements of a tensor are looked at, and how many at a time.
@@ -163,6 +163,41 @@ fn estimates_are_right() {
                 "{version}: {} estimated, {weights} taken",
                 estimate.weights
             );
+        }
+    }
+}
+
+/// Prompts of any length take no more than a chunk's plan and their own, which is what is estimated, within the steps of the
+/// pool's sizes.
+#[test]
+fn memory_stays_flat() {
+    for version in [Version::V7, Version::V6, Version::V4] {
+        let dimensions = Dimensions {
+            version,
+            layers: 2,
+            heads: 4,
+            head_size: 32,
+            ffn: 512,
+            vocab: 100,
+            ranks: [32, 32, 32, 32],
+        };
+        let model = dimensions.model(Packing::F16, 5);
+        let options = LoadOptions::default();
+        let gpu = &gpus()[3].gpu;
+        let mut executor = GpuExecutor::new(&model, gpu, &options, &mut |_| {}).unwrap();
+        let before = executor.device_bytes();
+        let rounding = !gpu.capabilities().cooperative_matrices.is_empty();
+        let estimate = |tokens| {
+            DeviceMemory::activations_of(&model, tokens, rounding)
+                - DeviceMemory::activations_of(&model, 0, rounding)
+        };
+        let mut random = Random::new(1);
+        for tokens in [300, 270, 600, 333] {
+            let tokens = random.tokens(tokens, dimensions.vocab);
+            feed(&mut executor, 0, &tokens, tokens.len());
+            let taken = executor.device_bytes() - before;
+            let ratio = taken as f64 / estimate(tokens.len()) as f64;
+            assert!((0.6..1.4).contains(&ratio), "{version}: {ratio}");
         }
     }
 }

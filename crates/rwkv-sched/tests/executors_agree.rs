@@ -129,12 +129,13 @@ fn check(packing: Packing, bound: f64, cases: u32) {
 }
 
 /// Steps of one token a sequence, with dimensions that the kernels of groups take: `cases` of each graph, each on one of
-/// the GPUs. The oracle runs the graph operation by operation. Past eight sequences the groups are taken apart.
+/// the GPUs. The oracle runs the graph operation by operation. Past eight sequences the products are kernels of their own.
 fn check_decoding(packing: Packing, bound: f64, cases: u32) {
     // Whole vec4s, and whole blocks of the format.
     let block = if packing == Packing::Q8_0 { 32 } else { 4 };
     for version in GRAPHS {
-        let sequences = prop_oneof![3 => 1..=3usize, 2 => 4..=8usize, 1 => 9..=12usize];
+        let sequences =
+            prop_oneof![3 => 1..=3usize, 2 => 4..=8usize, 1 => 9..=16usize, 1 => 17..=SLOTS];
         let wanted = prop::sample::select(vec![Wanted::None, Wanted::Last]);
         let batch = sequences
             .prop_flat_map(move |n| prop::collection::vec((Just(1usize), wanted.clone()), n));

@@ -20,6 +20,9 @@ use std::{
     process::ExitCode,
 };
 
+/// Tokens whose logits are held at a time, unless more are asked for: 64 MiB of a large vocabulary.
+const ALL: usize = 256;
+
 pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
     // What is wrong with the tokens is told before a model is read.
     let listed = listed_tokens(args)?;
@@ -32,7 +35,10 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
         return Err(UsageError::error("there are no tokens: give at least one"));
     }
     let mut executor = open::executor(&file, &args.device, &args.tuning, 1)?;
-    let chunk = args.chunk.map_or(executor.chunk(), |n| n as usize);
+    let most = if args.all { ALL } else { usize::MAX };
+    let chunk = args
+        .chunk
+        .map_or(executor.chunk().min(most), |n| n as usize);
     let wanted = if args.all { Wanted::All } else { Wanted::Last };
     if let Some(model) = &args.model.model
         && same_file(model, &args.output)

@@ -34,6 +34,7 @@ pub fn half_row(row: &[f32]) -> (Vec<f16>, f32) {
 #[derive(Clone, Debug)]
 pub struct HalfRows {
     buffer: Buffer,
+    offset: u64,
     rows: usize,
     width: usize,
 }
@@ -49,20 +50,23 @@ impl HalfRows {
     /// [`Error::Gpu`] when it does not fit.
     pub fn new(gpu: &Gpu, name: &str, rows: usize, width: usize) -> Result<Self> {
         let buffer = gpu.buffer(BufferKind::Storage, name, Self::bytes(rows, width))?;
-        Ok(Self {
+        Ok(Self::placed(buffer, 0, rows, width))
+    }
+
+    /// As [`new`](Self::new), in `buffer` from byte `offset` on, where there must be [`bytes`](Self::bytes); the offset is
+    /// a multiple of that of any shape, say, or of the adapter's alignment.
+    pub fn placed(buffer: Buffer, offset: u64, rows: usize, width: usize) -> Self {
+        Self {
             buffer,
+            offset,
             rows,
             width,
-        })
+        }
     }
 
     /// As [`new`](Self::new) in a buffer of at least [`bytes`](Self::bytes).
     pub(crate) fn within(buffer: Buffer, rows: usize, width: usize) -> Self {
-        Self {
-            buffer,
-            rows,
-            width,
-        }
+        Self::placed(buffer, 0, rows, width)
     }
 
     /// Elements from one row to the next: the width in whole steps, and 128 bytes that end with the exponent, so that rows
@@ -86,16 +90,31 @@ impl HalfRows {
         self.width
     }
 
-    /// Where they lie.
+    /// The buffer in which they lie.
     pub fn buffer(&self) -> &Buffer {
         &self.buffer
     }
 
     pub(crate) fn binding(&self) -> Binding<'_> {
+        self.blocks_binding(1)
+    }
+
+    /// Several of this shape, [`bytes`](Self::bytes) apart.
+    pub(crate) fn blocks_binding(&self, count: usize) -> Binding<'_> {
         Binding {
             buffer: &self.buffer,
-            offset: 0,
-            size: Some(Self::bytes(self.rows, self.width)),
+            offset: self.offset,
+            size: Some(Self::bytes(self.rows, self.width) * count as u64),
+        }
+    }
+
+    /// What stands for x in a product that reads these rows and no f32 ([`Kernels::coop_linear`]).
+    pub fn stand_in(&self) -> View<'_> {
+        View {
+            buffer: &self.buffer,
+            offset: self.offset,
+            rows: self.rows,
+            width: self.width,
         }
     }
 }

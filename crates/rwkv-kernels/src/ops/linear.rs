@@ -3,7 +3,7 @@
 use crate::{
     Error, GpuMatrix, GpuVector, Kernels, Result, View,
     kernels::u32_of,
-    ops::{Function, MatvecShape, matvec::MATVEC_TOKENS},
+    ops::{CoopShape, Function, MatvecShape, matvec::MATVEC_TOKENS},
 };
 use bytemuck::NoUninit;
 use rwkv_gpu::Dispatch;
@@ -87,12 +87,39 @@ impl Kernels {
         if self.token_linear_suits(op) {
             return self.token_linear(op, None);
         }
-        if op.x.rows > FEW_TOKENS
-            && let Some(shape) = self.coop_shape(op)
-        {
+        if let Some(shape) = self.rounding_shape(op) {
             return self.coop_linear_rounding(op, shape);
         }
         self.linear_shaped(op, None)
+    }
+
+    /// The shape in which [`linear`](Self::linear) does `op` with x rounded to f16, if it does: whoever has several
+    /// products of one input can then round it once, and call [`coop_linear`](Self::coop_linear) for each.
+    pub fn rounding_shape(&self, op: &Linear<'_>) -> Option<CoopShape> {
+        if op.x.rows <= FEW_TOKENS {
+            return None;
+        }
+        self.coop_shape(op)
+    }
+
+    /// Whether [`linear`](Self::linear) rounds x to f16 for products of `tokens` tokens with `weight`.
+    pub fn linear_rounds(&self, weight: &GpuMatrix, tokens: usize) -> bool {
+        let view = |width: usize| View {
+            buffer: self.unused().buffer,
+            offset: 0,
+            rows: tokens,
+            width,
+        };
+        let shape = weight.shape();
+        let op = Linear {
+            x: view(shape.cols.0),
+            weight,
+            bias: None,
+            function: Function::Identity,
+            residual: None,
+            y: view(shape.rows.0),
+        };
+        self.rounding_shape(&op).is_some()
     }
 
     /// As [`linear`](Self::linear) with x as it is, in the given shape of the matrix-vector kernel, which serves up to 8

@@ -38,7 +38,7 @@ pub struct Segment {
     pub y_offset: u64,
 }
 
-/// Products of up to 8 tokens on the GPU, each weight read once.
+/// Products of up to 8 tokens on the GPU, or 16 without pairs where the adapter has subgroups, each weight read once.
 pub struct Projections<'a> {
     /// Tokens × columns: the first of `blocks` activations, [`View::block_bytes`] apart.
     pub x: View<'a>,
@@ -83,14 +83,11 @@ struct Params {
 }
 
 impl Kernels {
-    /// Whether [`projections`](Self::projections) can do `op`: up to 8 tokens, both stacks in one part.
+    /// Whether [`projections`](Self::projections) can do `op`: both stacks in one part, and up to 8 tokens, or as many as
+    /// [`token_projections_suit`](Self::token_projections_suit) says.
     pub fn projections_suit(&self, op: &Projections<'_>) -> bool {
-        (1..=MATVEC_TOKENS).contains(&op.x.rows)
-            && op.weights.is_whole()
-            && op
-                .pairs
-                .is_none_or(|p| p.is_whole() && p.format() == Format::F16)
-            && (1..=MAX_SEGMENTS).contains(&op.segments.len())
+        stacks_suit(op)
+            && ((1..=MATVEC_TOKENS).contains(&op.x.rows) || self.token_projections_suit(op))
     }
 
     /// The dispatch of `op`: of a chosen shape of the matrix-vector kernel, or without one of whichever kernel is fastest.
@@ -104,6 +101,10 @@ impl Kernels {
     ) -> Result<Dispatch> {
         if shape.is_none() && self.token_projections_suit(op) {
             return self.token_projections(op, None);
+        }
+        if op.x.rows > MATVEC_TOKENS {
+            let problem = format!("{} tokens; use one product a dispatch", op.x.rows);
+            return Err(Error::shape("projections", problem));
         }
         let (placed, y) = self.place_segments(op)?;
         let (tokens, cols) = (op.x.rows, op.weights.shape().cols.0);
@@ -165,7 +166,7 @@ impl Kernels {
     ) -> Result<(Vec<Placed>, Binding<'a>)> {
         let refused = |problem: String| Error::shape("projections", problem);
         let (tokens, cols) = (op.x.rows, op.weights.shape().cols.0);
-        let (true, [weights]) = (self.projections_suit(op), op.weights.chunks()) else {
+        let (true, [weights]) = (stacks_suit(op) && tokens > 0, op.weights.chunks()) else {
             return Err(refused(format!(
                 "{tokens} tokens, {} products, stacks in {} and {} parts; use one product a dispatch",
                 op.segments.len(),
@@ -236,4 +237,13 @@ impl Kernels {
         };
         Ok((all, y))
     }
+}
+
+/// Whether both stacks are in one part, and there is room for all products.
+pub(crate) fn stacks_suit(op: &Projections<'_>) -> bool {
+    op.weights.is_whole()
+        && op
+            .pairs
+            .is_none_or(|p| p.is_whole() && p.format() == Format::F16)
+        && (1..=MAX_SEGMENTS).contains(&op.segments.len())
 }

@@ -9,7 +9,10 @@ use crate::{
     Error, GpuMatrix, GpuVector, Kernels, Result, View,
     gpu_weights::Chunk,
     kernels::u32_of,
-    ops::{Linear, MAX_SEGMENTS, Projections, Stack, projections::Placed},
+    ops::{
+        Linear, MAX_SEGMENTS, Projections, Stack,
+        projections::{Placed, stacks_suit},
+    },
 };
 use bytemuck::{NoUninit, Pod, Zeroable};
 use rwkv_gpu::{Binding, Dispatch};
@@ -123,10 +126,10 @@ impl Kernels {
 
     /// Whether [`projections`](Self::projections) does `op` by [`token_projections`](Self::token_projections).
     pub fn token_projections_suit(&self, op: &Projections<'_>) -> bool {
-        placeable(op) && self.projections_suit(op) && self.tokens_suit(&projected(op))
+        placeable(op) && stacks_suit(op) && self.tokens_suit(&projected(op))
     }
 
-    /// The dispatch of `op` for 2 to 8 tokens, of a chosen shape or the default one.
+    /// The dispatch of `op` for 2 to 8 tokens, or 16 without pairs, of a chosen shape or the default one.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit or the kernel does not suit, [`Error::Gpu`] when it does not compile.

@@ -95,6 +95,29 @@ fn long_rows() {
     });
 }
 
+/// More tokens than go beside pairs.
+#[test]
+fn sixteen_tokens() {
+    for (format, tokens, cols) in [(Format::F16, 16, 200), (Format::Q8_0, 9, 320)] {
+        compare(&Case {
+            format,
+            tokens,
+            cols,
+            members: vec![5, 30, 70],
+            pairs: vec![],
+            blocks: 3,
+            way: Way::Tokens(TokenShape {
+                threads: 64,
+                lanes: 8,
+                apart: false,
+                workgroups: 4,
+                slices: 2,
+            }),
+            seed: 3,
+        });
+    }
+}
+
 /// What a segment is: its part of a stack, and what it should be.
 struct Wanted {
     segment: Segment,

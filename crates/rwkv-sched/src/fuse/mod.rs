@@ -9,8 +9,8 @@ mod linear;
 
 use crate::{Graph, ShiftHalf, ValueId, Weight};
 pub(crate) use decode::{
-    Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7, join_channel_mixes,
-    join_norms, join_outputs,
+    GatedHeads, Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7,
+    join_channel_mixes, join_norms, join_outputs,
 };
 use rwkv_kernels::ops::Function;
 

@@ -1,52 +1,124 @@
 //! Which groups of steps run as one kernel for a batch, and which are taken apart.
 
-use super::{channel_mixes, norm_projects, plan::Context, recurrence_outputs, resident::is_pair};
+use super::{
+    channel_mixes, layout::BatchShape, norm_projects, plan::Context, recurrence_outputs,
+    resident::is_pair,
+};
 use crate::{
-    Op, ValueId, Weight,
-    fuse::{Group, Kernel, Mix6, Step, join_channel_mixes, join_norms, join_outputs},
+    Graph, Op, ValueId, Weight,
+    fuse::{
+        Group, Kernel, LinearStep, Mix6, Step, join_channel_mixes, join_norms, join_outputs,
+    },
 };
 use rwkv_kernels::{
     Format,
-    ops::{self, MAX_SEGMENTS, NormShift, Wkv6Step, Wkv7Step},
+    ops::{
+        self, Function, GatedHeadsHalves, HalfRows, MAX_SEGMENTS, NormShift, NormShiftHalves,
+        Wkv6Step, Wkv7Step,
+    },
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-/// Tokens that the kernels of groups take at most.
+/// Tokens that the kernels of a [`Kernel::Project`] take at most, whatever it has; of one stack they may take more.
 pub(super) const TOKENS: usize = 8;
 
-/// The steps for a batch of `tokens` spans of one token each.
-pub(super) fn decode_steps(context: &Context<'_>, tokens: usize) -> Vec<Step> {
+/// Spans that the recurrences' kernels of one token each take at most: each four of them read the low-rank pairs' second
+/// halves once more, which for more costs more than products of all tokens.
+const STEP_SPANS: usize = 256;
+
+/// What a batch runs.
+#[derive(Default)]
+pub(super) struct Chosen {
+    pub(super) steps: Vec<Step>,
+    /// Values of different steps that lie in one buffer, one after the other.
+    pub(super) together: Vec<Vec<ValueId>>,
+    /// Values that are rounded to f16 when they are made, since only products read them that would do so.
+    pub(super) halves: HashSet<ValueId>,
+}
+
+/// The steps for batches of `shape`.
+pub(super) fn steps(context: &Context<'_>, shape: BatchShape) -> Chosen {
+    let single = shape.tokens == shape.spans;
     let mut choice = Choice {
         context,
-        tokens,
-        steps: Vec::new(),
+        tokens: shape.tokens,
+        single,
+        readers: readers(context),
+        chosen: Chosen::default(),
         buffers: HashMap::new(),
     };
     for step in context.decode_steps {
         match step {
-            Step::Group(group) if !choice.suits(group) => {
-                group.parts.iter().cloned().for_each(|s| choice.take(s));
+            Step::Group(group) if choice.suits(group) => choice.take(step.clone()),
+            Step::Group(group) if single && matches!(group.kernel, Kernel::Project) => {
+                choice.keep_together(&group.outputs);
+                choice.take_products(group);
             }
-            _ => choice.take(step.clone()),
+            Step::Group(group) => {
+                let end = group.gated_heads(context.model.graph());
+                let end = end.filter(|(_, end)| choice.halves_suit(end));
+                let (parts, end) = end.map_or((&group.parts[..], None), |(parts, end)| {
+                    (parts, Some(Step::Group(Box::new(end))))
+                });
+                let parts = parts.iter().cloned();
+                parts.chain(end).for_each(|s| choice.take(s));
+            }
+            Step::Node(_) | Step::Linear(_) => choice.take(step.clone()),
         }
     }
-    if tokens == 1 {
+    let mut chosen = choice.chosen;
+    if single && shape.tokens == 1 {
         let graph = context.model.graph();
         let suits = |group: &Group| norm_projects::suits(context, group);
-        let steps = join_norms(graph, choice.steps, &suits);
+        let steps = join_norms(graph, chosen.steps, &suits);
         let suits = |group: &Group| channel_mixes::suits(context, group);
         let steps = join_channel_mixes(graph, steps, &suits);
         let suits = |group: &Group| recurrence_outputs::suits(context, group);
-        return join_outputs(graph, steps, &suits);
+        chosen.steps = join_outputs(graph, steps, &suits);
     }
-    choice.steps
+    chosen
+}
+
+/// Who reads a value.
+#[derive(Default)]
+struct Readers<'a> {
+    products: Vec<&'a LinearStep>,
+    /// Whether anything else reads it, too.
+    others: bool,
+}
+
+/// The readers of each value, when all groups are taken apart.
+fn readers<'a>(context: &Context<'a>) -> HashMap<ValueId, Readers<'a>> {
+    let graph = context.model.graph();
+    let mut readers: HashMap<ValueId, Readers<'a>> = HashMap::new();
+    let apart = context.decode_steps.iter().flat_map(|step| match step {
+        Step::Group(group) => &group.parts[..],
+        other => std::slice::from_ref(other),
+    });
+    for step in apart {
+        let product = match step {
+            Step::Linear(product) => Some(product),
+            _ => None,
+        };
+        for id in step.inputs(graph) {
+            let all = readers.entry(id).or_default();
+            match product {
+                Some(product) if product.residual != Some(id) => all.products.push(product),
+                _ => all.others = true,
+            }
+        }
+    }
+    readers
 }
 
 /// The steps chosen so far.
 struct Choice<'a> {
     context: &'a Context<'a>,
     tokens: usize,
-    steps: Vec<Step>,
+    /// Whether every span is one token.
+    single: bool,
+    readers: HashMap<ValueId, Readers<'a>>,
+    chosen: Chosen,
     /// The number of the buffer that a value is made in.
     buffers: HashMap<ValueId, usize>,
 }
@@ -56,10 +128,40 @@ impl Choice<'_> {
         let graph = self.context.model.graph();
         let first = self.buffers.len();
         for (number, buffer) in step.buffers(graph).into_iter().enumerate() {
-            let places = buffer.into_iter().map(|y| (y, first + number));
-            self.buffers.extend(places);
+            for y in buffer {
+                // What is kept together has its place.
+                self.buffers.entry(y).or_insert(first + number);
+            }
         }
-        self.steps.push(step);
+        if let Step::Group(group) = &step
+            && self.halves_suit(group)
+        {
+            self.chosen.halves.extend(&group.outputs);
+        }
+        self.chosen.steps.push(step);
+    }
+
+    /// A projection's products without its pairs in a kernel, and those of the pairs in another, as far as they suit; the
+    /// others one by one.
+    fn take_products(&mut self, group: &Group) {
+        if self.tokens <= TOKENS {
+            group.parts.iter().cloned().for_each(|s| self.take(s));
+            return;
+        }
+        for half in group.products_apart(|weight| !is_pair(weight)) {
+            if half.parts.len() > 1 && self.suits(&half) {
+                self.take(Step::Group(Box::new(half)));
+            } else {
+                half.parts.into_iter().for_each(|s| self.take(s));
+            }
+        }
+    }
+
+    /// `values` are made by the steps that follow, in one buffer: as if one step had made them.
+    fn keep_together(&mut self, values: &[ValueId]) {
+        let number = self.buffers.len();
+        self.buffers.extend(values.iter().map(|y| (*y, number)));
+        self.chosen.together.push(values.to_vec());
     }
 
     /// Whether one step makes all of `values` in one buffer, as kernels must find them that bind them together.
@@ -75,23 +177,25 @@ impl Choice<'_> {
         let graph = self.context.model.graph();
         let width = |id| graph.value(id).width;
         match &group.kernel {
-            Kernel::EmbedNorm | Kernel::Recurrence4(_) | Kernel::MultiplyAdd(_) => true,
+            Kernel::EmbedNorm | Kernel::MultiplyAdd(_) => true,
+            Kernel::NormShift if self.halves_suit(group) => true,
+            // The others have one row of each sequence.
+            _ if !self.single => false,
+            Kernel::Recurrence4(_) => true,
             Kernel::NormShift => {
-                let mixes = group.nodes(graph).map(|node| match &node.op {
-                    Op::TokenShift { mixes, .. } => mixes.len(),
-                    _ => 0,
-                });
                 group.inputs.iter().all(|x| NormShift::suits(width(*x)))
-                    && mixes.sum::<usize>() <= 6
+                    && mixes_of(group, graph) <= 6
             }
             // Made of groups that were chosen.
             Kernel::NormProjects { .. }
             | Kernel::ChannelMix { .. }
             | Kernel::RecurrenceOutput7 { .. } => false,
+            Kernel::GatedHeads(_) => self.halves_suit(group),
             Kernel::Project => self.projections_suit(group),
             Kernel::Mix6(what) => self.mix6_suits(what),
             Kernel::Recurrence6(what) => {
                 Wkv6Step::suits(what.head_size)
+                    && self.tokens <= STEP_SPANS
                     && self.pairs_suit(group)
                     && self.together([what.r, what.k, what.v])
             }
@@ -99,9 +203,48 @@ impl Choice<'_> {
                 let read = [what.r, what.k, what.v]
                     .into_iter()
                     .chain(what.pairs().map(|p| p.hidden));
-                Wkv7Step::suits(what.head_size) && self.pairs_suit(group) && self.together(read)
+                Wkv7Step::suits(what.head_size)
+                    && self.tokens <= STEP_SPANS
+                    && self.pairs_suit(group)
+                    && self.together(read)
             }
         }
+    }
+
+    /// Whether a norm and a token shift can leave their mixes in f16, or the end of a recurrence its result: only products
+    /// read them, and all of those would round them.
+    fn halves_suit(&self, group: &Group) -> bool {
+        let (kernels, weights) = (self.context.kernels, &self.context.weights);
+        let graph = self.context.model.graph();
+        let Some(width) = group.outputs.first().map(|y| graph.value(*y).width) else {
+            return false;
+        };
+        let limits = &kernels.gpu().capabilities().limits;
+        let bytes = HalfRows::bytes(self.tokens, width) * group.outputs.len() as u64;
+        let rounds = |product: &&LinearStep| {
+            let by_columns = weights.columns(product.weight).is_some();
+            let dense = product.function != Function::Identity || product.bias.is_some();
+            (dense || !by_columns)
+                && weights.sparse(product.weight).is_none()
+                && weights
+                    .matrix(product.weight)
+                    .is_some_and(|matrix| kernels.linear_rounds(matrix, self.tokens))
+        };
+        let suits = match &group.kernel {
+            Kernel::NormShift => {
+                NormShiftHalves::suits(width, group.outputs.len())
+                    && mixes_of(group, graph) == group.outputs.len()
+            }
+            Kernel::GatedHeads(what) => GatedHeadsHalves::suits(width, what.head_size),
+            _ => false,
+        };
+        suits
+            && kernels.gpu().capabilities().f16
+            && bytes <= limits.binding_bytes.min(limits.buffer_bytes)
+            && group.outputs.iter().all(|y| {
+                let readers = self.readers.get(y);
+                readers.is_some_and(|all| !all.others && all.products.iter().all(rounds))
+            })
     }
 
     /// Whether the stacks of a projection's matrices are in one part and as they were loaded, and its inputs lie
@@ -126,7 +269,14 @@ impl Choice<'_> {
                         .all(|m| stack.rows(*m).is_some() && !weights.is_blended(*m))
             })
         };
-        self.tokens <= TOKENS
+        let streams = || {
+            let mut stacks = [&large, &pairs].into_iter().filter(|all| !all.is_empty());
+            let one = stacks.next().and_then(|all| weights.stack(all[0]));
+            let kernels = self.context.kernels;
+            stacks.next().is_none()
+                && one.is_some_and(|stack| kernels.stream_tokens_suit(&stack.matrix, self.tokens))
+        };
+        (self.tokens <= TOKENS || streams())
             && group.products().count() <= MAX_SEGMENTS
             && stacked(&large)
             && stacked(&pairs)
@@ -153,4 +303,13 @@ impl Choice<'_> {
             weights.base.pairs(&ups).is_some() && !ups.iter().any(|up| weights.is_blended(*up))
         })
     }
+}
+
+/// The mixes of a group's token shift.
+fn mixes_of(group: &Group, graph: &Graph) -> usize {
+    let mixes = group.nodes(graph).map(|node| match &node.op {
+        Op::TokenShift { mixes, .. } => mixes.len(),
+        _ => 0,
+    });
+    mixes.sum()
 }

@@ -1,15 +1,17 @@
 //! How much device memory a model will take, told before it is loaded.
 
 use super::{
-    CHUNK,
+    choose,
+    layout::{BatchShape, Layout, last_uses},
     resident::{groups, resident_format, vector_groups},
 };
 use crate::{
-    Chosen, Domain, LoadOptions, Model, Result, SparseWeights, StateLayout, Value, Weight, Weights,
-    WeightsDType,
-    fuse::{Group, fuse_decode},
+    Chosen, Domain, Graph, LoadOptions, Model, Node, Op, Result, SparseWeights, StateLayout, Value,
+    ValueId, Weight, Weights, WeightsDType,
+    fuse::{Group, Step, fuse, fuse_decode},
 };
-use rwkv_kernels::{Format, GpuCsr};
+use rwkv_gpu::{Gpu, Kind};
+use rwkv_kernels::{Format, GpuCsr, Kernels, View, ops::HalfRows};
 use std::collections::{HashMap, HashSet};
 
 /// Bytes of device memory.
@@ -19,8 +21,76 @@ pub struct DeviceMemory {
     pub weights: u64,
     /// One sequence's state.
     pub state: u64,
-    /// Activations of a chunk of a prompt, about: the most that the graph has alive at a time, before fusion.
+    /// Activations of a chunk of a prompt on a large GPU, about, and what kernels share besides: see
+    /// [`activations_of`](Self::activations_of).
     pub activations: u64,
+}
+
+/// The lengths that a prompt's chunk may have. Products gain up to 2,048 tokens, and each of the hundreds of dispatches of
+/// a chunk costs some microseconds whatever its length.
+const CHUNKS: [usize; 4] = [2048, 1024, 512, 256];
+
+/// Multiplications of a chunk at most, on a GPU with memory and cooperative matrices of its own, and on others: a second
+/// of the slowest, after which a caller may break off, and long before a driver takes a GPU for hung.
+const FAST_WORK: u64 = 16_000_000_000_000;
+const SLOW_WORK: u64 = FAST_WORK / 8;
+
+/// Bytes of activations of a chunk at most, but for the shortest.
+const CHUNK_BYTES: u64 = 1 << 30;
+
+/// Tokens that a prompt of `model` is cut into on `gpu`.
+pub(super) fn chunk(model: &Model, gpu: &Gpu) -> usize {
+    let have = gpu.capabilities();
+    let fast = match gpu.kind() {
+        Kind::Software => return shortest(),
+        Kind::Integrated => false,
+        _ => !have.cooperative_matrices.is_empty(),
+    };
+    let work = if fast { FAST_WORK } else { SLOW_WORK };
+    let binding = have.limits.binding_bytes.min(have.limits.buffer_bytes);
+    chunk_within(model, work, binding)
+}
+
+/// The longest chunk of at most `work` multiplications, whose values can be bound in `binding` bytes.
+fn chunk_within(model: &Model, work: u64, binding: u64) -> usize {
+    let products: u64 = model
+        .graph()
+        .nodes()
+        .iter()
+        .map(|n| products(model, n))
+        .sum();
+    let fits = |tokens: &usize| {
+        products.saturating_mul(*tokens as u64) <= work
+            && largest_value(model, *tokens) <= binding
+            && DeviceMemory::activations_of(model, *tokens, false) <= CHUNK_BYTES
+    };
+    CHUNKS.into_iter().find(fits).unwrap_or_else(shortest)
+}
+
+fn shortest() -> usize {
+    CHUNKS.into_iter().min().unwrap_or(1)
+}
+
+/// Multiplications of a node for each token.
+fn products(model: &Model, node: &Node) -> u64 {
+    match node.op {
+        Op::MatMul { weight } => {
+            let shape = model.weights().describe(weight).map(|(_, shape)| shape);
+            let elements = shape.ok().and_then(rwkv_mem::Shape::elements);
+            elements.unwrap_or(0) as u64
+        }
+        _ => 0,
+    }
+}
+
+/// Bytes of the largest values that lie together.
+fn largest_value(model: &Model, tokens: usize) -> u64 {
+    let graph = model.graph();
+    let node = |node: &Node| -> u64 {
+        let values = node.outputs.iter().map(|id| graph.value(*id));
+        values.map(|value| bytes_of(value, tokens)).sum()
+    };
+    graph.nodes().iter().map(node).max().unwrap_or(0)
 }
 
 impl DeviceMemory {
@@ -52,8 +122,37 @@ impl DeviceMemory {
         Ok(Self {
             weights: weights(model, chosen, weights_dtype)?,
             state: StateLayout::of(model.config()).bytes(),
-            activations: activations(model),
+            activations: Self::activations_of(
+                model,
+                chunk_within(model, FAST_WORK, u64::MAX),
+                true,
+            ),
         })
+    }
+
+    /// Activations of a batch of `tokens` tokens of one sequence, about, `rounding` the inputs of products to f16 as GPUs do
+    /// that have cooperative matrices; and at most what kernels share: partial sums.
+    pub fn activations_of(model: &Model, tokens: usize, rounding: bool) -> u64 {
+        let graph = model.graph();
+        let shape = BatchShape {
+            tokens,
+            spans: 1,
+            outputs: 1,
+        };
+        let mut chosen = choose::Chosen {
+            steps: fuse(graph),
+            ..choose::Chosen::default()
+        };
+        if rounding {
+            chosen.halves = read_by_products(graph);
+        }
+        let last_use = last_uses(graph, shape, &chosen.steps);
+        let layout = Layout::new(graph, shape, &chosen, &last_use);
+        let mut bytes: u64 = layout.buffers.iter().sum();
+        if rounding {
+            bytes += rounded(graph, tokens, &chosen, &last_use);
+        }
+        bytes + Kernels::MOST_SCRATCH_BYTES
     }
 
     /// All of it.
@@ -110,30 +209,140 @@ fn stored_entries(weights: &dyn Weights, weight: Weight, chosen: Option<&Chosen>
     (half && (entries as f64) < most).then_some(entries)
 }
 
-fn activations(model: &Model) -> u64 {
-    let graph = model.graph();
-    let bytes = |value: Value| {
-        let rows = match value.domain {
-            Domain::Tokens => CHUNK,
-            Domain::Outputs => 1,
-        };
-        (rows * value.width.next_multiple_of(8) * 4) as u64
-    };
-    let mut uses = graph.uses();
-    let (mut alive, mut most) = (0u64, 0u64);
-    for node in graph.nodes() {
-        for id in &node.outputs {
-            alive += bytes(graph.value(*id));
-        }
-        most = most.max(alive);
+/// Mixes that only products read, and which are made in f16 therefore.
+fn read_by_products(graph: &Graph) -> HashSet<ValueId> {
+    let shifts = graph
+        .nodes()
+        .iter()
+        .filter(|n| matches!(n.op, Op::TokenShift { .. }));
+    let mut values: HashSet<ValueId> = shifts.flat_map(|n| n.outputs.iter().copied()).collect();
+    for node in graph
+        .nodes()
+        .iter()
+        .filter(|n| !matches!(n.op, Op::MatMul { .. }))
+    {
         for id in &node.inputs {
-            if let Some(left) = uses.get_mut(id.0) {
-                *left = left.saturating_sub(1);
-                if *left == 0 {
-                    alive = alive.saturating_sub(bytes(graph.value(*id)));
-                }
-            }
+            values.remove(id);
         }
     }
-    most
+    values
+}
+
+/// Bytes of the inputs of products that are rounded beside what they are in f32: as many of each size as there are at a
+/// time.
+fn rounded(
+    graph: &Graph,
+    tokens: usize,
+    chosen: &choose::Chosen,
+    last_use: &HashMap<ValueId, usize>,
+) -> u64 {
+    let bytes = |id: ValueId| {
+        let value = graph.value(id);
+        HalfRows::bytes(rows_of(value, tokens), value.width)
+    };
+    let mut alive: HashSet<ValueId> = HashSet::new();
+    let mut most: HashMap<u64, usize> = HashMap::new();
+    for (index, step) in chosen.steps.iter().enumerate() {
+        if let Step::Linear(step) = step
+            && !chosen.halves.contains(&step.x)
+            && alive.insert(step.x)
+        {
+            let size = bytes(step.x);
+            let count = alive.iter().filter(|id| bytes(**id) == size).count();
+            let most = most.entry(size).or_default();
+            *most = count.max(*most);
+        }
+        alive.retain(|id| last_use.get(id) != Some(&index));
+    }
+    most.iter().map(|(size, count)| size * *count as u64).sum()
+}
+
+fn rows_of(value: Value, tokens: usize) -> usize {
+    match value.domain {
+        Domain::Tokens => tokens,
+        Domain::Outputs => 1,
+    }
+}
+
+fn bytes_of(value: Value, tokens: usize) -> u64 {
+    View::block_bytes(rows_of(value, tokens), value.width)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::{BlockWeight as B, InMemoryWeights, ModelConfig, Version};
+    use rwkv_kernels::Matrix;
+    use rwkv_mem::Shape;
+    use std::sync::Arc;
+
+    /// Tensors of the right shapes, without their values.
+    struct Shapes(ModelConfig, InMemoryWeights);
+
+    impl Weights for Shapes {
+        fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
+            self.1.matrix(weight)
+        }
+
+        fn name(&self, weight: Weight) -> String {
+            self.1.name(weight)
+        }
+
+        fn describe(&self, weight: Weight) -> Result<(Format, Shape)> {
+            let (width, ffn, rank) = (self.0.width, self.0.ffn, self.0.width / 32);
+            let (rows, cols) = match weight {
+                Weight::Embedding | Weight::Head => (self.0.vocab, width),
+                Weight::Block(_, block) => match block {
+                    B::LoraDown(_) => (rank, width),
+                    B::LoraUp(_) => (width, rank),
+                    B::FfnKey => (ffn, width),
+                    B::FfnValue => (width, ffn),
+                    B::AttReceptance | B::AttKey | B::AttValue | B::AttOutput => (width, width),
+                    _ => (1, width),
+                },
+                _ => (1, width),
+            };
+            Ok((Format::F16, Shape::new(rows, cols)))
+        }
+    }
+
+    fn model(layers: usize, width: usize) -> Model {
+        let config = ModelConfig {
+            version: Version::V7,
+            layers,
+            width,
+            head_size: 64,
+            ffn: 4 * width,
+            vocab: 65_536,
+            norm_epsilon: 1e-5,
+            group_norm_epsilon: 64e-5,
+        };
+        let weights = Shapes(config.clone(), InMemoryWeights::default());
+        Model::new(config, Arc::new(weights)).unwrap()
+    }
+
+    /// The chunks of published models, and that what they take is moderate.
+    #[test]
+    fn chunks() {
+        let (small, medium, large) = (model(12, 768), model(24, 2048), model(32, 4096));
+        let check = |model: &Model, work: u64, binding: u64, chunk: usize| {
+            let got = chunk_within(model, work, binding);
+            assert_eq!(got, chunk);
+        };
+        let everything = u64::MAX;
+        for model in [&small, &medium, &large] {
+            check(model, FAST_WORK, everything, 2048);
+            check(model, 0, everything, 256);
+            check(model, FAST_WORK, 0, 256);
+        }
+        check(&small, SLOW_WORK, everything, 2048);
+        check(&medium, SLOW_WORK, everything, 1024);
+        check(&large, SLOW_WORK, everything, 256);
+        // What WebGPU promises of a binding.
+        check(&large, FAST_WORK, 128 << 20, 1024);
+        let megabytes = |model: &Model| DeviceMemory::activations_of(model, 2048, true) >> 20;
+        let all = [&small, &medium, &large].map(megabytes);
+        assert_eq!(all, [171, 392, 745]);
+    }
 }

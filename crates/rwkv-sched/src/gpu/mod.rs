@@ -5,6 +5,7 @@ mod channel_mixes;
 mod choose;
 mod compress;
 mod decode;
+mod layout;
 mod memory;
 mod meter;
 mod norm_projects;
@@ -13,6 +14,7 @@ mod recurrence_outputs;
 mod resident;
 mod resolve;
 mod resolve_group;
+mod rounded;
 mod states;
 mod tune;
 
@@ -26,16 +28,18 @@ use crate::{
     fuse::{Step, fuse, fuse_decode},
 };
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
+use layout::BatchShape;
 pub use memory::DeviceMemory;
 use meter::Meter;
-use plan::{BatchShape, Plan};
+use plan::Plan;
 use quick_cache::unsync::Cache;
 use resident::ResidentWeights;
-use rwkv_gpu::{CacheCounts, Gpu, Kind, Readback, Timing};
+use rwkv_gpu::{CacheCounts, Gpu, Kind, Readback, Submission, Timing};
 use rwkv_kernels::{GpuVector, Kernels};
 use rwkv_mem::{Interned, Interner, Pool, Upload};
 use states::States;
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -48,10 +52,13 @@ pub struct GpuExecutor {
     pool: Pool,
     weights: ResidentWeights,
     states: States,
-    steps: Vec<Step>,
     decode_steps: Vec<Step>,
     shapes: Interner<PlanKey>,
     plans: Cache<Interned<PlanKey>, Plan>,
+    /// Tokens of a prompt's chunk.
+    chunk: usize,
+    /// The last batch whose logits nobody wanted, if it was not waited for.
+    unread: Option<Submission>,
     readback: Option<Readback>,
     /// For the tokens of steps that are on their way.
     token_readbacks: Vec<Readback>,
@@ -70,26 +77,26 @@ type PlanKey = (BatchShape, u64);
 /// Batch shapes whose plans are kept. Each holds its activations, so the number is small.
 const PLANS: usize = 16;
 
+/// Tokens of a plan that is small. Of larger ones only that of a chunk is kept, the last one with a token a sequence, and
+/// the last other one.
+const SMALL: usize = 256;
+
+/// Steps of more tokens are submitted in two parts, of which the first has so many dispatches: the GPU needs longer for
+/// them than the host to record the others.
+const LONG_STEP: usize = 64;
+const FIRST: usize = 48;
+
 /// After this long no more candidates are timed.
 const TUNING: Duration = Duration::from_secs(4);
 
-/// Tokens of a prompt's chunk.
-const CHUNK: usize = 256;
-
-/// The shapes that are ready when a model is loaded: a token of one sequence, and a chunk of its prompt. Chunks of other
-/// lengths, from 9 tokens on, need the same pipelines.
-const WARM: [BatchShape; 2] = [
+/// A prompt of one sequence.
+fn prompt(tokens: usize) -> BatchShape {
     BatchShape {
-        tokens: 1,
+        tokens,
         spans: 1,
         outputs: 1,
-    },
-    BatchShape {
-        tokens: CHUNK,
-        spans: 1,
-        outputs: 1,
-    },
-];
+    }
+}
 
 impl GpuExecutor {
     /// Uploads `model` to `gpu`, and compiles what its first steps need. When it fails, everything it took is free again.
@@ -122,10 +129,11 @@ impl GpuExecutor {
             pool: Pool::new(gpu),
             weights,
             states,
-            steps: fuse(model.graph()),
             decode_steps,
             shapes: Interner::default(),
             plans: Cache::new(PLANS),
+            chunk: memory::chunk(model, gpu),
+            unread: None,
             readback: None,
             token_readbacks: Vec::new(),
             upload: Upload::new(gpu),
@@ -157,16 +165,55 @@ impl GpuExecutor {
         self.weights.bytes()
     }
 
+    /// The kernels that a batch of `tokens` tokens in `spans` spans, each with one row of logits, launches with the
+    /// capabilities of `gpu`, a [pretending](Gpu::pretending) copy of the executor's; and the bytes of its activations. For
+    /// tests.
+    ///
+    /// # Errors
+    /// What a plan's resolution says.
+    #[doc(hidden)]
+    pub fn kernels_on(
+        &self,
+        gpu: &Gpu,
+        tokens: usize,
+        spans: usize,
+    ) -> Result<(Vec<&'static str>, u64)> {
+        let kernels = Kernels::new(gpu)?.declaring();
+        let shape = BatchShape {
+            tokens,
+            spans,
+            outputs: spans,
+        };
+        let plan = self.resolve_by(&kernels, shape)?;
+        let names = plan.pipelines().map(|p| p.shader().name);
+        Ok((names.collect(), plan.bytes()))
+    }
+
     /// The plan for batches of this shape, made on first use.
     fn plan(&mut self, shape: BatchShape) -> Result<Interned<PlanKey>> {
         let key = self.shapes.intern((shape, self.blends.number()));
         let known = self.plans.get(&key).is_some();
         self.meter.plan(known);
         if !known {
+            let large = shape.tokens > SMALL;
+            if large {
+                let chunk = self.chunk;
+                let single = |shape: BatchShape| shape.tokens == shape.spans;
+                self.plans.retain(|key, _| {
+                    let known = key.0;
+                    known.tokens <= SMALL
+                        || (known.tokens == chunk && known.spans == 1)
+                        || single(known) != single(shape)
+                });
+            }
             let plan = self.resolve(shape)?;
             plan::compile(self.kernels.gpu(), plan.pipelines())?;
             self.plans.insert(key.clone(), plan);
             self.shapes.trim();
+            if large {
+                // What the last one had and this one has not: lengths differ, and so do the sizes of their buffers.
+                self.pool.trim();
+            }
         }
         Ok(key)
     }
@@ -187,7 +234,6 @@ impl GpuExecutor {
                 blend: self.blends.active(),
             },
             states: &self.states,
-            steps: &self.steps,
             decode_steps: &self.decode_steps,
             deterministic: self.deterministic,
         };
@@ -195,17 +241,27 @@ impl GpuExecutor {
     }
 
     /// Makes the plans that will come first, and compiles all that they and the sampler need side by side, so that the
-    /// first token does not wait for it. Shapes that there is no memory for are left until they come.
+    /// first token does not wait for it. Shapes that there is no memory for are left until they come, and chunks get shorter.
     fn warm_up(&mut self) -> Result<()> {
         let start = Instant::now();
         let gpu = self.kernels.gpu().clone();
         let mut plans = Vec::new();
-        for shape in WARM {
+        // A token, a prompt of a few hundred, and a chunk of a long one: others need many of the same pipelines.
+        let mut shapes = vec![prompt(1), prompt(SMALL.min(self.chunk)), prompt(self.chunk)];
+        shapes.dedup();
+        let mut shapes = VecDeque::from(shapes);
+        while let Some(shape) = shapes.pop_front() {
             match self.resolve(shape) {
                 Ok(plan) => plans.push((shape, plan)),
                 Err(error) if blend::out_of_memory(&error) => {
                     tracing::debug!(?shape, "not made ready: {error}");
                     self.pool.trim();
+                    if shape.tokens > SMALL {
+                        // Prompts have to do with less.
+                        self.chunk = shape.tokens / 2;
+                        let shorter = Some(prompt(self.chunk));
+                        shapes.extend(shorter.filter(|shape| shape.tokens > SMALL));
+                    }
                 }
                 Err(error) => return Err(error),
             }
@@ -295,13 +351,14 @@ impl Executor for GpuExecutor {
     }
 
     fn chunk(&self) -> usize {
-        CHUNK
+        self.chunk
     }
 
     fn device_bytes(&self) -> u64 {
         let counters = self.pool.counters();
         let pool = counters.live + counters.cached;
-        self.weights.bytes() + self.states.bytes() + pool + self.blends.bytes()
+        let scratch = self.kernels.scratch_bytes();
+        self.weights.bytes() + self.states.bytes() + pool + scratch + self.blends.bytes()
     }
 
     fn blend_bytes(&self) -> u64 {
@@ -323,8 +380,18 @@ impl Executor for GpuExecutor {
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
         plan.write_tables(&gpu, &tables)?;
+        let before = self.unread.take();
+        let mut dispatches = plan.dispatches();
+        if before.is_none() && !self.meter.is_timing() && tables.tokens.len() > LONG_STEP {
+            // The GPU begins while the rest is recorded.
+            let (first, rest) = dispatches.split_at(FIRST.min(dispatches.len()));
+            let mut recorder = gpu.recorder("step");
+            self.meter.dispatch(&mut recorder, first, 1)?;
+            recorder.submit()?;
+            dispatches = rest;
+        }
         let mut recorder = gpu.recorder("step");
-        self.meter.dispatch(&mut recorder, plan.dispatches(), 1)?;
+        self.meter.dispatch(&mut recorder, dispatches, 1)?;
         if let (Some((buffer, offset)), Some(readback)) = (plan.logits(), &self.readback) {
             recorder.read(buffer, offset, bytes, readback);
         }
@@ -345,8 +412,16 @@ impl Executor for GpuExecutor {
                     .copied()
                     .collect()
             })?,
-            _ => {
+            _ if self.meter.is_timing() => {
                 gpu.wait(&submission)?;
+                Vec::new()
+            }
+            // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
+            _ => {
+                if let Some(before) = before {
+                    gpu.wait(&before)?;
+                }
+                self.unread = Some(submission);
                 Vec::new()
             }
         };

@@ -1,24 +1,19 @@
 //! A plan: for one batch shape, a buffer for each value, and every dispatch resolved.
 
-use super::{blend::ActiveWeights, choose, resolve::Resolver, states::States};
-use crate::{Domain, Error, Model, Op, Result, ValueId, batch::Tables, fuse::Step};
+use super::{
+    blend::ActiveWeights,
+    choose,
+    layout::{BatchShape, Layout, last_uses, skipped},
+    resolve::Resolver,
+    rounded::Rounded,
+    states::States,
+};
+use crate::{Error, Model, Result, ValueId, batch::Tables, fuse::Step};
 use rayon::prelude::*;
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
-use rwkv_kernels::{BatchTables, Kernels, View, tuning::Problem};
+use rwkv_kernels::{BatchTables, Kernels, View, ops::HalfRows, tuning::Problem};
 use rwkv_mem::{Pool, Pooled};
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    ops::Range,
-    sync::Arc,
-};
-
-/// What batches must agree in to share a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct BatchShape {
-    pub(super) tokens: usize,
-    pub(super) spans: usize,
-    pub(super) outputs: usize,
-}
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 /// What plans are made from.
 pub(super) struct Context<'a> {
@@ -28,8 +23,7 @@ pub(super) struct Context<'a> {
     pub(super) pool: &'a Pool,
     pub(super) weights: ActiveWeights<'a>,
     pub(super) states: &'a States,
-    pub(super) steps: &'a [Step],
-    /// The same for batches in which every span is one token, in groups.
+    /// In groups as steps of one token a span have them; none of them where sums must be in one order.
     pub(super) decode_steps: &'a [Step],
     /// Whether all sums must be in one order whatever the batch.
     pub(super) deterministic: bool,
@@ -43,37 +37,41 @@ pub(super) struct Plan {
     problems: Vec<(Range<usize>, Problem)>,
     tables: TableBuffer,
     logits: Option<(Buffer, u64)>,
-    /// Activations: held so that nobody else takes them.
-    _buffers: Vec<Pooled>,
+    /// Activations, and inputs of products rounded to f16: held so that nobody else takes them.
+    buffers: [Vec<Pooled>; 2],
 }
 
 impl Plan {
     /// Resolves the steps for batches of `shape`. It can be launched when its pipelines are [compiled](compile).
     pub(super) fn new(context: &Context<'_>, shape: BatchShape) -> Result<Self> {
         let tables = TableBuffer::new(context.kernels.gpu(), context.pool, shape)?;
-        let steps = if shape.tokens == shape.spans {
-            choose::decode_steps(context, shape.tokens)
-        } else {
-            context.steps.to_vec()
-        };
-        let activations = Activations::assign(context, shape, &steps)?;
-        let resolver = Resolver {
+        let chosen = choose::steps(context, shape);
+        let graph = context.model.graph();
+        let last_use = last_uses(graph, shape, &chosen.steps);
+        let layout = Layout::new(graph, shape, &chosen, &last_use);
+        let activations = Activations::new(context.pool, layout)?;
+        let mut resolver = Resolver {
             context,
             activations: &activations,
             batch: tables.bindings(shape),
+            rounded: Rounded::default(),
         };
         let mut dispatches = Vec::new();
         let mut problems = Vec::new();
         // Which groups suit depends on the same questions.
         context.kernels.asked();
-        for step in &steps {
-            if !skipped(context, shape, step) {
+        for (index, step) in chosen.steps.iter().enumerate() {
+            if !skipped(graph, shape, step) {
                 let first = dispatches.len();
                 resolver.resolve(step, &mut dispatches)?;
                 let asked = context.kernels.asked().pop();
                 problems.extend(asked.map(|problem| (first..dispatches.len(), problem)));
             }
+            resolver
+                .rounded
+                .release(|id| last_use.get(&id) == Some(&index));
         }
+        let rounded = resolver.rounded.into_buffers();
         let logits = match context.model.graph().logits() {
             Some(id) if shape.outputs > 0 => {
                 let view = activations.view(id)?;
@@ -86,9 +84,14 @@ impl Plan {
             dispatches,
             problems,
             logits,
-            _buffers: activations.buffers,
+            buffers: [activations.buffers, rounded],
             tables,
         })
+    }
+
+    /// Bytes of its activations and inputs in f16.
+    pub(super) fn bytes(&self) -> u64 {
+        self.buffers.iter().flatten().map(|b| b.size()).sum()
     }
 
     pub(super) fn dispatches(&self) -> &[Dispatch] {
@@ -196,149 +199,47 @@ impl TableBuffer {
     }
 }
 
-/// A buffer for each value. A buffer is used again once its value was read for the last time; the one that has been
-/// free for longest is taken, so that kernels that do not depend on each other seldom meet in one.
+/// The buffers of a layout.
 pub(super) struct Activations {
     buffers: Vec<Pooled>,
-    places: HashMap<ValueId, Place>,
-}
-
-/// A part of a buffer.
-#[derive(Clone, Copy)]
-struct Place {
-    buffer: usize,
-    offset: u64,
-    rows: usize,
-    width: usize,
+    layout: Layout,
 }
 
 impl Activations {
-    fn assign(context: &Context<'_>, shape: BatchShape, steps: &[Step]) -> Result<Self> {
-        let graph = context.model.graph();
-        let selections = steps.iter().filter_map(|s| selects_all(context, shape, s));
-        let same: HashMap<ValueId, ValueId> = selections.collect();
-        let made_as = |id: ValueId| same.get(&id).copied().unwrap_or(id);
-        let mut last_use: HashMap<ValueId, usize> = HashMap::new();
-        for (index, step) in steps.iter().enumerate() {
-            for id in step.inputs(graph).into_iter().chain(step.outputs(graph)) {
-                last_use.insert(made_as(id), index);
-            }
-        }
-        if let Some(logits) = graph.logits() {
-            last_use.insert(logits, usize::MAX);
-        }
-        let mut activations = Self {
-            buffers: Vec::new(),
-            places: HashMap::new(),
-        };
-        let mut free: HashMap<u64, VecDeque<usize>> = HashMap::new();
-        // How many values of a buffer are still to be read, and its size.
-        let mut live: Vec<(usize, u64)> = Vec::new();
-        for (index, step) in steps.iter().enumerate() {
-            if skipped(context, shape, step) {
-                continue;
-            }
-            let outputs = step.outputs(graph);
-            for together in step.buffers(graph) {
-                let block = |id: &ValueId| {
-                    let value = graph.value(*id);
-                    View::block_bytes(shape.rows(value.domain), value.width)
-                };
-                let bytes: u64 = together.iter().map(block).sum();
-                let shelf = free.entry(bytes).or_default();
-                let buffer = if let Some(buffer) = shelf.pop_front() {
-                    buffer
-                } else {
-                    activations.buffers.push(context.pool.take(
-                        BufferKind::Storage,
-                        "activation",
-                        bytes,
-                    )?);
-                    live.push((0, bytes));
-                    live.len() - 1
-                };
-                live[buffer].0 = together.len();
-                let mut offset = 0;
-                for id in &together {
-                    let value = graph.value(*id);
-                    let place = Place {
-                        buffer,
-                        offset,
-                        rows: shape.rows(value.domain),
-                        width: value.width,
-                    };
-                    activations.places.insert(*id, place);
-                    offset += block(id);
-                }
-            }
-            let mut done = step.inputs(graph);
-            done.extend(&outputs);
-            done = done.into_iter().map(made_as).collect();
-            done.sort_unstable();
-            done.dedup();
-            for id in done {
-                if last_use.get(&id) == Some(&index)
-                    && let Some(place) = activations.places.get(&id)
-                {
-                    let (left, bytes) = &mut live[place.buffer];
-                    *left -= 1;
-                    if *left == 0 {
-                        free.entry(*bytes).or_default().push_back(place.buffer);
-                    }
-                }
-            }
-        }
-        for (selected, whole) in same {
-            if let Some(place) = activations.places.get(&whole) {
-                activations.places.insert(selected, *place);
-            }
-        }
-        Ok(activations)
+    fn new(pool: &Pool, layout: Layout) -> Result<Self> {
+        let take = |bytes: &u64| pool.take(BufferKind::Storage, "activation", *bytes);
+        let buffers = layout.buffers.iter().map(take);
+        Ok(Self {
+            buffers: buffers.collect::<rwkv_gpu::Result<_>>()?,
+            layout,
+        })
     }
 
-    /// Where a value lies.
+    /// Where a value lies that was rounded to f16 when it was made.
+    pub(super) fn halves(&self, id: ValueId) -> Option<HalfRows> {
+        let place = self.layout.place(id).filter(|place| place.halves)?;
+        let buffer = self.buffers.get(place.buffer)?;
+        Some(HalfRows::placed(
+            Buffer::clone(buffer),
+            place.offset,
+            place.rows,
+            place.width,
+        ))
+    }
+
+    /// Where a value lies, in f32.
     pub(super) fn view(&self, id: ValueId) -> Result<View<'_>> {
-        match self.places.get(&id) {
-            Some(place) => Ok(View {
-                buffer: &self.buffers[place.buffer],
+        let place = self.layout.place(id).filter(|place| !place.halves);
+        match place.and_then(|place| Some((place, self.buffers.get(place.buffer)?))) {
+            Some((place, buffer)) => Ok(View {
+                buffer,
                 offset: place.offset,
                 rows: place.rows,
                 width: place.width,
             }),
             None => Err(Error::Config {
-                problem: format!("value {} has no place", id.0),
+                problem: format!("value {} has no place in f32", id.0),
             }),
-        }
-    }
-}
-
-/// Whether a step only makes logits that nobody wants, or selects all rows.
-fn skipped(context: &Context<'_>, shape: BatchShape, step: &Step) -> bool {
-    let graph = context.model.graph();
-    let mut made = step.outputs(graph).into_iter().peekable();
-    let unwanted = made.peek().is_some() && made.all(|id| shape.rows(graph.value(id).domain) == 0);
-    unwanted || selects_all(context, shape, step).is_some()
-}
-
-/// What a step selects all rows of, after what it calls them: where every token's logits are wanted.
-fn selects_all(
-    context: &Context<'_>,
-    shape: BatchShape,
-    step: &Step,
-) -> Option<(ValueId, ValueId)> {
-    let Step::Node(index) = step else {
-        return None;
-    };
-    let node = context.model.graph().nodes().get(*index)?;
-    let all = matches!(node.op, Op::Select) && shape.outputs == shape.tokens;
-    Some((*node.outputs.first()?, *node.inputs.first()?)).filter(|_| all)
-}
-
-impl BatchShape {
-    fn rows(self, domain: Domain) -> usize {
-        match domain {
-            Domain::Tokens => self.tokens,
-            Domain::Outputs => self.outputs,
         }
     }
 }

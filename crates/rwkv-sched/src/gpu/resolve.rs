@@ -2,6 +2,8 @@
 
 use super::{
     plan::{Activations, Context},
+    resolve_group::mistake,
+    rounded::Rounded,
     states::StatePage,
 };
 use crate::{
@@ -12,9 +14,9 @@ use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     BatchTables, GpuMatrix, GpuVector, View,
     ops::{
-        Bonus, CsrLinear, Decay, Embed, Function, Keys7, Linear, Map, Norm, Previous, Select,
-        SparseLinear, SparseTuning, StoreShift, StreamLinear, TokenMatMul, TokenShift, Weighs,
-        Wkv4, Wkv6, Wkv7,
+        Bonus, CsrLinear, Decay, Embed, Function, HalfRows, Keys7, Linear, Map, Norm, Previous,
+        Select, SparseLinear, SparseTuning, StoreShift, StreamLinear, TokenMatMul, TokenShift,
+        Weighs, Wkv4, Wkv6, Wkv7,
     },
 };
 
@@ -23,22 +25,23 @@ pub(super) struct Resolver<'a> {
     pub(super) context: &'a Context<'a>,
     pub(super) activations: &'a Activations,
     pub(super) batch: BatchTables<'a>,
+    pub(super) rounded: Rounded,
 }
 
-impl Resolver<'_> {
-    pub(super) fn matrix(&self, weight: Weight) -> Result<&GpuMatrix> {
+impl<'a> Resolver<'a> {
+    pub(super) fn matrix(&self, weight: Weight) -> Result<&'a GpuMatrix> {
         self.context
             .weights
             .matrix(weight)
             .ok_or_else(|| self.missing(weight))
     }
 
-    fn vector(&self, weight: Weight) -> Result<&GpuVector> {
+    fn vector(&self, weight: Weight) -> Result<&'a GpuVector> {
         self.vectors(&[weight])
     }
 
     /// Vectors that lie one after the other.
-    pub(super) fn vectors(&self, group: &[Weight]) -> Result<&GpuVector> {
+    pub(super) fn vectors(&self, group: &[Weight]) -> Result<&'a GpuVector> {
         let first = group.first().copied().unwrap_or(Weight::Head);
         let vectors = self.context.weights.vectors(group);
         vectors.ok_or_else(|| self.missing(first))
@@ -49,7 +52,7 @@ impl Resolver<'_> {
     }
 
     /// Adds the dispatches of `step` to `out`.
-    pub(super) fn resolve(&self, step: &Step, out: &mut Vec<Dispatch>) -> Result<()> {
+    pub(super) fn resolve(&mut self, step: &Step, out: &mut Vec<Dispatch>) -> Result<()> {
         match step {
             Step::Linear(step) => self.linear(step, out),
             Step::Group(group) => self.group(group, out),
@@ -66,8 +69,35 @@ impl Resolver<'_> {
         }
     }
 
-    fn linear(&self, step: &LinearStep, out: &mut Vec<Dispatch>) -> Result<()> {
+    /// A product whose input was rounded to f16 when it was made.
+    fn linear_of_halves(
+        &self,
+        step: &LinearStep,
+        halves: &HalfRows,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
         let kernels = self.context.kernels;
+        let op = Linear {
+            x: halves.stand_in(),
+            weight: self.matrix(step.weight)?,
+            bias: step.bias.map(|b| self.vector(b)).transpose()?,
+            function: step.function,
+            residual: step
+                .residual
+                .map(|r| self.activations.view(r))
+                .transpose()?,
+            y: self.activations.view(step.y)?,
+        };
+        let shape = kernels.rounding_shape(&op).ok_or_else(mistake)?;
+        out.extend(kernels.coop_linear(&op, halves, shape)?);
+        Ok(())
+    }
+
+    fn linear(&mut self, step: &LinearStep, out: &mut Vec<Dispatch>) -> Result<()> {
+        let kernels = self.context.kernels;
+        if let Some(halves) = self.activations.halves(step.x) {
+            return self.linear_of_halves(step, &halves, out);
+        }
         let x = self.activations.view(step.x)?;
         let y = self.activations.view(step.y)?;
         let residual = step.residual.map(|r| self.activations.view(r));
@@ -131,11 +161,21 @@ impl Resolver<'_> {
                 residual,
                 y,
             };
-            out.extend(if self.context.deterministic {
-                kernels.linear_in_one_order(&op)?
+            if self.context.deterministic {
+                out.extend(kernels.linear_in_one_order(&op)?);
+            } else if let Some(shape) = kernels.rounding_shape(&op) {
+                let halves = if let Some(halves) = self.rounded.get(step.x) {
+                    halves
+                } else {
+                    let pool = self.context.pool;
+                    let halves = self.rounded.place(pool, step.x, x.rows, x.width)?;
+                    out.push(kernels.half_rows(&x, &halves)?);
+                    halves
+                };
+                out.extend(kernels.coop_linear(&op, &halves, shape)?);
             } else {
-                kernels.linear(&op)?
-            });
+                out.extend(kernels.linear(&op)?);
+            }
         }
         for store in stores {
             out.push(kernels.store_shift(&store)?);
@@ -143,7 +183,7 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    fn stored<'s>(&'s self, stored: &StoredShift, page: &'s StatePage) -> Result<StoreShift<'s>> {
+    fn stored(&self, stored: &StoredShift, page: &'a StatePage) -> Result<StoreShift<'a>> {
         Ok(StoreShift {
             batch: self.batch,
             x: self.activations.view(stored.x)?,

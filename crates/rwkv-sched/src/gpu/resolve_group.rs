@@ -7,14 +7,17 @@ use super::{
 };
 use crate::{
     Error, Op, Result, Weight,
-    fuse::{Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7, StoredShift},
+    fuse::{
+        GatedHeads, Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7,
+        StoredShift,
+    },
 };
 use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     View,
     ops::{
-        self, EmbedNorm, Map, NormShift, Projections, Segment, ShiftRows, ShiftStore, Stack,
-        Weighs, Wkv4, Wkv6Step, Wkv7Step,
+        self, EmbedNorm, GatedHeadsHalves, Map, NormShift, NormShiftHalves, Projections, Segment,
+        ShiftRows, ShiftStore, Stack, Weighs, Wkv4, Wkv6Step, Wkv7Step,
     },
 };
 
@@ -33,6 +36,7 @@ impl Resolver<'_> {
             Kernel::Recurrence7(what) => self.recurrence7(group, what, out),
             Kernel::RecurrenceOutput7 { what, x } => self.recurrence_output7(group, what, *x, out),
             Kernel::MultiplyAdd(what) => self.multiply_add(group, what, out),
+            Kernel::GatedHeads(what) => self.gated_heads(group, what, out),
         }
     }
 
@@ -105,6 +109,26 @@ impl Resolver<'_> {
             }
             _ => return Err(mistake()),
         };
+        let first = group.outputs.first().ok_or_else(mistake)?;
+        if let Some(first) = self.activations.halves(*first) {
+            for page in self.context.states.pages() {
+                out.push(self.context.kernels.norm_shift_halves(&NormShiftHalves {
+                    batch: self.batch,
+                    x: self.input(group)?,
+                    weight: self.vectors(&[*weight])?,
+                    bias: self.vectors(&[*bias])?,
+                    epsilon: *epsilon,
+                    mix: self.vectors(mixes)?,
+                    mixes: mixes.len(),
+                    weighs,
+                    state: page.shift(layer),
+                    page: page.page(),
+                    which: half_index(half),
+                    y: &first,
+                })?);
+            }
+            return Ok(());
+        }
         let rows = match group.outputs.len().saturating_sub(mixes.len()) {
             0 => ShiftRows::None,
             1 => ShiftRows::Normed,
@@ -257,6 +281,25 @@ impl Resolver<'_> {
                 y: self.output(group)?,
             })?);
         }
+        Ok(())
+    }
+
+    fn gated_heads(&self, group: &Group, what: &GatedHeads, out: &mut Vec<Dispatch>) -> Result<()> {
+        let y = group.outputs.first().ok_or_else(mistake)?;
+        let y = self.activations.halves(*y).ok_or_else(mistake)?;
+        let dispatch = self.context.kernels.gated_heads_halves(&GatedHeadsHalves {
+            x: self.activations.view(what.x)?,
+            r: self.activations.view(what.r)?,
+            k: self.activations.view(what.k)?,
+            v: self.activations.view(what.v)?,
+            gate: self.activations.view(what.gate)?,
+            vectors: self.vectors(&what.vectors)?,
+            rows: what.rows,
+            head_size: what.head_size,
+            epsilon: what.epsilon,
+            y: &y,
+        })?;
+        out.push(dispatch);
         Ok(())
     }
 

@@ -1,7 +1,10 @@
 //! The products that read the results of one token shift: the large matrices, and the first halves of low-rank pairs.
 
 use super::{Kernel, grouping::Grouping};
-use crate::{ValueId, fuse::Step};
+use crate::{
+    ValueId, Weight,
+    fuse::{Group, Step},
+};
 
 impl Grouping<'_> {
     pub(super) fn projections(&mut self) {
@@ -33,5 +36,24 @@ impl Grouping<'_> {
                 self.join(Kernel::Project, members, first, &outputs);
             }
         }
+    }
+}
+
+impl Group {
+    /// The group's products in two groups: those that `first` is true of, and the others.
+    pub(crate) fn products_apart(&self, first: impl Fn(Weight) -> bool) -> [Group; 2] {
+        [true, false].map(|which| {
+            let products = self.products().filter(|p| first(p.weight) == which);
+            let products: Vec<_> = products.cloned().collect();
+            let mut inputs: Vec<ValueId> = products.iter().map(|p| p.x).collect();
+            inputs.sort_unstable();
+            inputs.dedup();
+            Group {
+                kernel: self.kernel.clone(),
+                inputs,
+                outputs: products.iter().map(|p| p.y).collect(),
+                parts: products.into_iter().map(Step::Linear).collect(),
+            }
+        })
     }
 }

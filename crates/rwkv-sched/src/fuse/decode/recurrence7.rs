@@ -6,7 +6,10 @@ use super::{
     grouping::{Found, Grouping},
     pairs::Pair,
 };
-use crate::{Lora, Op, ValueId, Weight, fuse::StoredShift};
+use crate::{
+    Graph, Lora, Op, ValueId, Weight,
+    fuse::{Group, Step, StoredShift},
+};
 use rwkv_kernels::ops::Function;
 
 /// What it reads.
@@ -28,6 +31,82 @@ pub(crate) struct Recurrence7 {
     pub(crate) vectors: Vec<Weight>,
     /// The row that becomes a shift vector, where nothing else stores it.
     pub(crate) stores: Option<StoredShift>,
+}
+
+/// The end of a recurrence that was taken apart: the norm of each head, the bonus and the gate.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct GatedHeads {
+    pub(crate) head_size: usize,
+    pub(crate) epsilon: f32,
+    /// What the recurrence made, and what the bonus is of.
+    pub(crate) x: ValueId,
+    pub(crate) r: ValueId,
+    pub(crate) k: ValueId,
+    pub(crate) v: ValueId,
+    pub(crate) gate: ValueId,
+    /// Those of the recurrence, and which rows of them are the bonus, the norm's weight and its bias.
+    pub(crate) vectors: Vec<Weight>,
+    pub(crate) rows: [usize; 3],
+}
+
+impl Group {
+    /// The parts of a recurrence of RWKV-7 in two: those up to the recurrence itself as they are, and a group of what
+    /// follows it. None for other groups.
+    pub(crate) fn gated_heads(&self, graph: &Graph) -> Option<(&[Step], Group)> {
+        let Kernel::Recurrence7(what) = &self.kernel else {
+            return None;
+        };
+        let (before, parts) = self
+            .parts
+            .split_at_checked(self.parts.len().checked_sub(3)?)?;
+        let node = |step: &Step| match step {
+            Step::Node(index) => graph.nodes().get(*index),
+            _ => None,
+        };
+        let [norm, bonus, multiply] = [node(&parts[0])?, node(&parts[1])?, node(&parts[2])?];
+        let (
+            Op::Norm {
+                weight,
+                bias,
+                group,
+                epsilon,
+            },
+            Op::Bonus { weight: r_k, .. },
+            Op::Multiply,
+        ) = (&norm.op, &bonus.op, &multiply.op)
+        else {
+            return None;
+        };
+        let [normed, r, k, v] = bonus.inputs[..] else {
+            return None;
+        };
+        let with_bonus = *bonus.outputs.first()?;
+        let gate = multiply.inputs.iter().copied().find(|f| *f != with_bonus)?;
+        let x = *norm.inputs.first()?;
+        let row = |weight: &Weight| what.vectors.iter().position(|w| w == weight);
+        let rows = [row(r_k)?, row(weight)?, row(bias)?];
+        let right = norm.outputs.first() == Some(&normed) && multiply.inputs.contains(&with_bonus);
+        right.then(|| {
+            let kernel = Kernel::GatedHeads(Box::new(GatedHeads {
+                head_size: *group,
+                epsilon: *epsilon,
+                x,
+                r,
+                k,
+                v,
+                gate,
+                vectors: what.vectors.clone(),
+                rows,
+            }));
+            let group = Group {
+                kernel,
+                parts: parts.to_vec(),
+                inputs: vec![x, r, k, v, gate],
+                outputs: multiply.outputs.clone(),
+            };
+            (before, group)
+        })
+    }
 }
 
 impl Recurrence7 {

@@ -1,0 +1,128 @@
+//! Layer norm and token shift of any batch in one kernel, for mixes that only products with cooperative matrices read:
+//! what `norm`, `token_shift`, `store_shift` and `half_rows` of each mix do one after the other. Those are its twin.
+
+use crate::{
+    BatchTables, Error, GpuVector, Kernels, Page, Result, View,
+    kernels::u32_of,
+    ops::{
+        HalfRows, Weighs,
+        row_parts::{ROW_THREADS, parts},
+    },
+};
+use bytemuck::NoUninit;
+use rwkv_gpu::{Binding, Buffer, Dispatch};
+
+/// A layer norm, its token shift with the mixes rounded to f16, and each span's last normed row kept in the state, on the
+/// GPU.
+pub struct NormShiftHalves<'a> {
+    /// The batch, of spans of any length.
+    pub batch: BatchTables<'a>,
+    /// Tokens × channels, before the norm; channels are a multiple of 4.
+    pub x: View<'a>,
+    /// The norm's, one element a channel.
+    pub weight: &'a GpuVector,
+    /// The norm's, one element a channel.
+    pub bias: &'a GpuVector,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// `mixes` rows of channels, one after the other.
+    pub mix: &'a GpuVector,
+    /// How many mixes, 1 to 6.
+    pub mixes: usize,
+    /// What they weigh.
+    pub weighs: Weighs,
+    /// Shift states `[slot, 2, channels]`.
+    pub state: &'a Buffer,
+    /// The slots in `state`.
+    pub page: Page,
+    /// Which of the two.
+    pub which: u32,
+    /// The first mix, tokens × channels; the others follow, [`HalfRows::bytes`] apart.
+    pub y: &'a HalfRows,
+}
+
+/// The most mixes, as in the WGSL.
+const MOST_MIXES: usize = 6;
+
+impl NormShiftHalves<'_> {
+    /// Whether the kernel takes rows of this width, and so many mixes of them; if not, the operations it is made of serve.
+    pub fn suits(width: usize, mixes: usize) -> bool {
+        width > 0
+            && width.is_multiple_of(4)
+            && parts(width).is_some()
+            && (1..=MOST_MIXES).contains(&mixes)
+    }
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct Params {
+    page: Page,
+    tokens: u32,
+    width: u32,
+    stride: u32,
+    half_stride: u32,
+    block: u32,
+    which: u32,
+    epsilon: f32,
+    // Uniform structs are as long as a multiple of their alignment.
+    padding: u32,
+}
+
+impl Kernels {
+    /// The dispatch of `op`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the sizes do not fit or [`NormShiftHalves::suits`] says no, [`Error::Gpu`] when the adapter
+    /// has no 16-bit floats or the kernel does not compile.
+    pub fn norm_shift_halves(&self, op: &NormShiftHalves<'_>) -> Result<Dispatch> {
+        let View { rows, width, .. } = op.x;
+        let fit = op.weight.len() == width
+            && op.bias.len() == width
+            && op.mix.len() == op.mixes * width
+            && (op.y.rows(), op.y.width()) == (rows, width)
+            && op.which < 2;
+        let parts = parts(width).filter(|_| fit && NormShiftHalves::suits(width, op.mixes));
+        let Some(parts) = parts else {
+            return Err(Error::shape(
+                "norm and token shift in f16",
+                format!(
+                    "{rows} rows of {width} channels, {} mixes of {} elements, norms of {} and {}, into {}×{}; use norm, \
+                     token_shift and half_rows",
+                    op.mixes,
+                    op.mix.len(),
+                    op.weight.len(),
+                    op.bias.len(),
+                    op.y.rows(),
+                    op.y.width()
+                ),
+            ));
+        };
+        let block = HalfRows::bytes(rows, width);
+        let params = Params {
+            page: op.page,
+            tokens: u32_of("tokens", rows)?,
+            width: u32_of("channels", width / 4)?,
+            stride: u32_of("stride", View::stride(width) / 4)?,
+            half_stride: u32_of("stride", HalfRows::stride(width) / 4)?,
+            block: u32_of("stride", usize::try_from(block / 8).unwrap_or(usize::MAX))?,
+            which: op.which,
+            epsilon: op.epsilon,
+            padding: 0,
+        };
+        let bindings = [
+            op.batch.tokens,
+            op.batch.spans,
+            op.x.binding(),
+            op.weight.binding(),
+            op.bias.binding(),
+            op.mix.binding(),
+            Binding::from(op.state),
+            op.y.blocks_binding(op.mixes),
+        ];
+        let constants = [op.weighs.constant(), ("MIXES", op.mixes as f64)];
+        let name = format!("norm_shift_halves/{parts}/{ROW_THREADS}/{}", self.lanes());
+        let pipeline = self.pipeline(&name, &constants)?;
+        self.dispatch(pipeline, &params, &bindings, rows)
+    }
+}

@@ -1,0 +1,185 @@
+// Layer norm and token shift of rows that matrix products alone read: each mix is left in f16, as they take it
+// (halves.wgsl). A workgroup a token: it norms the row of the token and the one above, which the mixes are between, and a
+// thread keeps PARTS units of both.
+//
+// The row before a span's first is what the state keeps. Nobody else reads that, so the first token's workgroup also
+// stores what the next step will find there: the normed row of the span's last token.
+enable f16;
+#import reduce/$LANES
+#import batch
+#import grid
+#import halves
+
+// Widths, strides and channels count units of four.
+struct Params {
+    page: Page,
+    tokens: u32,
+    width: u32,
+    // Between rows of x, and of each mix.
+    stride: u32,
+    half_stride: u32,
+    // Between the mixes of y.
+    block: u32,
+    // Which of the state's two shift vectors.
+    which: u32,
+    epsilon: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> tokens: array<Token>;
+@group(0) @binding(2) var<storage, read> spans: array<Span>;
+@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> weight: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> mix: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> state: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read_write> y: array<vec4<f16>>;
+
+// What mix[m] weighs, the other one getting the rest: 0 the previous token (RWKV-6 and 7), 1 the current one (RWKV-4 and
+// 5).
+override WEIGHS: u32 = 0u;
+override MIXES: u32 = 1u;
+
+const MOST_MIXES: u32 = 6u;
+
+// The bits of each mix's largest finite number.
+var<workgroup> largest: array<atomic<u32>, MOST_MIXES>;
+
+fn sum_of(value: vec4<f32>) -> f32 {
+    return value.x + value.y + value.z + value.w;
+}
+
+// The workgroup's largest `bits`, to be read after a barrier.
+fn note_largest(m: u32, bits: u32, at: Invocation) {
+#ifdef LANES_SUBGROUP
+    let most = subgroupMax(bits);
+    if at.lane == 0u {
+        atomicMax(&largest[m], most);
+    }
+#else
+    atomicMax(&largest[m], bits);
+#endif
+}
+
+@compute @workgroup_size(SIZE)
+fn main(at: Invocation) {
+    let token = flat_workgroup(at);
+    if token >= params.tokens {
+        return;
+    }
+    let span = spans[tokens[token].span];
+    if !in_page(params.page, span.slot) {
+        return;
+    }
+    if at.thread < MOST_MIXES {
+        atomicStore(&largest[at.thread], 0u);
+    }
+    let first = token == span.start;
+    let row = token * params.stride;
+    // Wrong for the first token, and not read then.
+    let above = row - params.stride;
+    let kept = ((span.slot - params.page.first_slot) * 2u + params.which) * params.width;
+    // Everything is asked for before the sums, so that memory answers while the workgroup meets.
+#repeat p $PARTS
+    let there_$p = at.thread + $p * SIZE < params.width;
+    let channel_$p = min(at.thread + $p * SIZE, params.width - 1u);
+    let x_$p = x[row + channel_$p];
+    var above_$p: vec4<f32>;
+    if first {
+        above_$p = state[kept + channel_$p];
+    } else {
+        above_$p = x[above + channel_$p];
+    }
+    let weight_$p = weight[channel_$p];
+    let bias_$p = bias[channel_$p];
+#endrepeat
+    let count = f32(4u * params.width);
+    var sum = vec4(0.0);
+    var sum_above = vec4(0.0);
+#repeat p $PARTS
+    sum += select(vec4(0.0), x_$p, there_$p);
+    sum_above += select(vec4(0.0), above_$p, there_$p);
+#endrepeat
+    let mean = workgroup_add(sum_of(sum), at) / count;
+    let mean_above = workgroup_add(sum_of(sum_above), at) / count;
+    var square = vec4(0.0);
+    var square_above = vec4(0.0);
+#repeat p $PARTS
+    square += select(vec4(0.0), (x_$p - mean) * (x_$p - mean), there_$p);
+    square_above += select(vec4(0.0), (above_$p - mean_above) * (above_$p - mean_above), there_$p);
+#endrepeat
+    let scale = 1.0 / sqrt(workgroup_add(sum_of(square), at) / count + params.epsilon);
+    let scale_above = 1.0 / sqrt(workgroup_add(sum_of(square_above), at) / count + params.epsilon);
+#repeat p $PARTS
+    let normed_$p = (x_$p - mean) * scale * weight_$p + bias_$p;
+    var previous_$p = above_$p;
+    if !first {
+        previous_$p = (above_$p - mean_above) * scale_above * weight_$p + bias_$p;
+    }
+    var near_$p = normed_$p;
+    var far_$p = previous_$p - normed_$p;
+    if WEIGHS == 1u {
+        near_$p = previous_$p;
+        far_$p = normed_$p - previous_$p;
+    }
+#endrepeat
+    // Twice over the mixes: their vectors are in the nearest cache the second time, and all of them at once do not fit
+    // registers.
+    for (var m = 0u; m < MIXES; m++) {
+        let mixing = m * params.width;
+        var most = 0u;
+#repeat p $PARTS
+        let bits_$p = finite_bits(near_$p + far_$p * mix[mixing + channel_$p]);
+        most = max(most, select(0u, bits_$p, there_$p));
+#endrepeat
+        note_largest(m, most, at);
+    }
+    workgroupBarrier();
+    let last = params.half_stride - 1u;
+    for (var m = 0u; m < MIXES; m++) {
+        let mixing = m * params.width;
+        let exponent = exponent_of(atomicLoad(&largest[m]));
+        let power = power_of_two(-exponent);
+        let to = m * params.block + token * params.half_stride;
+#repeat p $PARTS
+        if there_$p {
+            y[to + channel_$p] = vec4<f16>((near_$p + far_$p * mix[mixing + channel_$p]) * power);
+        }
+#endrepeat
+        for (var part = params.width + at.thread; part < last; part += SIZE) {
+            y[to + part] = vec4<f16>();
+        }
+        if at.thread == 0u {
+            y[to + last] = vec4(f16(exponent));
+        }
+    }
+    if !first {
+        return;
+    }
+    // A thread stores the channels that it has read.
+    if span.length == 1u {
+#repeat p $PARTS
+        if there_$p {
+            state[kept + channel_$p] = normed_$p;
+        }
+#endrepeat
+        return;
+    }
+    let end = (span.start + span.length - 1u) * params.stride;
+    var sum_end = vec4(0.0);
+#repeat p $PARTS
+    let end_$p = x[end + channel_$p];
+    sum_end += select(vec4(0.0), end_$p, there_$p);
+#endrepeat
+    let mean_end = workgroup_add(sum_of(sum_end), at) / count;
+    var square_end = vec4(0.0);
+#repeat p $PARTS
+    square_end += select(vec4(0.0), (end_$p - mean_end) * (end_$p - mean_end), there_$p);
+#endrepeat
+    let scale_end = 1.0 / sqrt(workgroup_add(sum_of(square_end), at) / count + params.epsilon);
+#repeat p $PARTS
+    if there_$p {
+        state[kept + channel_$p] = (end_$p - mean_end) * scale_end * weight_$p + bias_$p;
+    }
+#endrepeat
+}

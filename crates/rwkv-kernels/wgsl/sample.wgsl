@@ -88,31 +88,41 @@ const SEEN: u32 = 3u;
 const FAILURE: u32 = 4u;
 const ENTRIES: u32 = 8u;
 
-// The largest logit that a thread has seen, and the first token that has it.
+// The largest logit that a thread has seen, and the first quad that has it.
 struct Best {
-    most: u32,
-    id: u32,
-    // Whether one was no number or infinite.
-    broken: bool,
+    most: f32,
+    quad: u32,
+    // The largest bits without their sign: above those of infinity for what is no number.
+    magnitude: u32,
 }
 
 fn better(best: Best, first: u32, raw: array<vec4<u32>, AHEAD>) -> Best {
     var found = best;
     for (var i = 0u; i < AHEAD; i++) {
         let quad = first + i * SIZE;
-        for (var lane = 0u; lane < 4u; lane++) {
-            let id = quad * 4u + lane;
-            let bits = flush(raw[i][lane]);
-            if id < params.vocabulary && bits != MINUS_INFINITY {
-                found.broken = found.broken || (bits & EXPONENT) == EXPONENT;
-                if found.id == NONE || bitcast<f32>(bits) > bitcast<f32>(found.most) {
-                    found.most = bits;
-                    found.id = id;
-                }
-            }
+        let bits = select(vec4(MINUS_INFINITY), raw[i], ids_of(quad) < vec4(params.vocabulary));
+        let values = bitcast<vec4<f32>>(bits);
+        let magnitudes = bits & vec4(0x7FFFFFFFu);
+        let magnitude = max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w));
+        found.magnitude = max(found.magnitude, magnitude);
+        let most = max(max(values.x, values.y), max(values.z, values.w));
+        // Of the largest only: what is below a subnormal number is not above 0.
+        let flushed = bitcast<f32>(flush(bitcast<u32>(most)));
+        if flushed > found.most {
+            found.most = flushed;
+            found.quad = quad;
         }
     }
     return found;
+}
+
+// The first of a quad's tokens whose logit is the largest of all.
+fn first_of(quad: u32) -> u32 {
+    let bits = flush4(logits[row + quad]);
+    let ids = ids_of(quad);
+    let equal = (bitcast<vec4<f32>>(bits) == vec4(largest)) & (ids < vec4(params.vocabulary));
+    let chosen = select(vec4(NONE), ids, equal);
+    return min(min(chosen.x, chosen.y), min(chosen.z, chosen.w));
 }
 
 @compute @workgroup_size(SIZE)
@@ -159,23 +169,25 @@ fn main(at: Invocation) {
     }
     storageBarrier();
 
-    var best = Best(MINUS_INFINITY, NONE, false);
+    // Infinity is no constant expression.
+    var best = Best(bitcast<f32>(MINUS_INFINITY ^ params.zero), NONE, 0u);
     for (var first = at.thread; first < quads; first += 2u * BLOCK) {
         let near = load(first);
         let far = load(first + BLOCK);
         best = better(better(best, first, near), first + BLOCK, far);
     }
-    largest = workgroup_max(select(-LARGEST, bitcast<f32>(best.most), best.id != NONE), at);
+    let broken = best.magnitude > EXPONENT || bitcast<u32>(best.most) == EXPONENT;
+    largest = workgroup_max(select(-LARGEST, best.most, best.quad != NONE), at);
     workgroupBarrier();
     if at.thread == 0u {
         atomicStore(&first_place, NONE);
         atomicStore(&last_place, 0u);
     }
     workgroupBarrier();
-    if best.id != NONE && bitcast<f32>(best.most) == largest {
-        atomicMin(&first_place, best.id);
+    if best.quad != NONE && best.most == largest {
+        atomicMin(&first_place, first_of(best.quad));
     }
-    if best.broken {
+    if broken {
         atomicMax(&last_place, 1u);
     }
     workgroupBarrier();

@@ -24,6 +24,9 @@ pub struct Kernels {
     halves: Arc<Mutex<Option<Buffer>>>,
     /// How they cut their work.
     tuning: Arc<Tuning>,
+    /// The side of the cooperative matrices that tests emulate.
+    #[cfg(test)]
+    pub(crate) emulates: Option<u32>,
 }
 
 /// Slices of outputs that can be put together in [`Kernels::partials`], as in `sparse_matvec.wgsl`.
@@ -161,6 +164,8 @@ impl Kernels {
             partials: Arc::default(),
             halves: Arc::default(),
             tuning: Arc::default(),
+            #[cfg(test)]
+            emulates: None,
         })
     }
 
@@ -277,6 +282,11 @@ impl Kernels {
         constants: &[(&'static str, f64)],
     ) -> Result<Arc<Pipeline>> {
         let shader = shaders::find(name)?;
+        #[cfg(test)]
+        let shader = match self.emulates {
+            Some(_) => crate::ops::emulated(shader),
+            None => shader,
+        };
         Ok(if self.declares {
             self.gpu.declare(shader, constants)?
         } else {

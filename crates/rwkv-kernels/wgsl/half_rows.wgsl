@@ -1,4 +1,6 @@
 // Rows of f32 rounded to f16, each times a power of two (halves.wgsl). A row is params.stride units of four.
+//
+// A row is looked at twice; what threads hold in registers is loaded once, and all of it at once.
 enable f16;
 #import invocation
 #import grid
@@ -17,17 +19,18 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> halves: array<vec4<f16>>;
 
 const SIZE: u32 = 256u;
+// Units of a row that a thread keeps, at most 16.
+override KEPT: u32 = 0u;
 
 // The bits of the largest finite number.
 var<workgroup> largest: atomic<u32>;
 
-// Elements `4 * part ..` of a row, zero past the last column: what lies in the padding is not a number of ours.
+// Elements `4 * part ..` of a row, zero past the last column: what lies in the padding is not a number of ours. Without a
+// branch, so that nothing waits for it.
 fn load_x(row: u32, part: u32) -> vec4<f32> {
-    if 4u * part >= params.cols {
-        return vec4(0.0);
-    }
     let left = vec4(4u * part) + vec4(0u, 1u, 2u, 3u);
-    return select(vec4(0.0), x[row * params.x_stride + part], left < vec4(params.cols));
+    let value = x[row * params.x_stride + min(part, (max(params.cols, 1u) - 1u) / 4u)];
+    return select(vec4(0.0), value, left < vec4(params.cols));
 }
 
 @compute @workgroup_size(SIZE)
@@ -39,9 +42,18 @@ fn main(at: Invocation) {
     if at.thread == 0u {
         atomicStore(&largest, 0u);
     }
+#repeat i 16
+    var kept_$i = vec4(0.0);
+    if $i < KEPT {
+        kept_$i = load_x(row, $i * SIZE + at.thread);
+    }
+#endrepeat
     workgroupBarrier();
     var most = 0u;
-    for (var part = at.thread; part < (params.cols + 3u) / 4u; part += SIZE) {
+#repeat i 16
+    most = max(most, finite_bits(kept_$i));
+#endrepeat
+    for (var part = KEPT * SIZE + at.thread; part < (params.cols + 3u) / 4u; part += SIZE) {
         most = max(most, finite_bits(load_x(row, part)));
     }
     atomicMax(&largest, most);
@@ -49,7 +61,12 @@ fn main(at: Invocation) {
     let exponent = exponent_of(atomicLoad(&largest));
     let scale = power_of_two(-exponent);
     let last = params.stride - 1u;
-    for (var part = at.thread; part < last; part += SIZE) {
+#repeat i 16
+    if $i < KEPT && $i * SIZE + at.thread < last {
+        halves[row * params.stride + $i * SIZE + at.thread] = vec4<f16>(kept_$i * scale);
+    }
+#endrepeat
+    for (var part = KEPT * SIZE + at.thread; part < last; part += SIZE) {
         halves[row * params.stride + part] = vec4<f16>(load_x(row, part) * scale);
     }
     if at.thread == 0u {

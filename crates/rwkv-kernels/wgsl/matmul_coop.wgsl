@@ -11,15 +11,22 @@
 //
 // Workgroups that follow each other have one tile of W and go through all tokens, so that x stays in the nearest large
 // cache and W is read once.
+//
+// W lies by rows (coop/rows.wgsl) or by columns (coop/weights_columns.wgsl), and so do its tiles.
 enable f16;
 enable wgpu_cooperative_matrix;
 #import coop/tiles/$TILE
 #import coop/$END
 #import coop/halves
+#ifdef FORMAT_COLUMNS
+#import coop/weights_columns
+#else
 #ifdef FORMAT_F16
 #import coop/weights_f16
 #else
 #import coop/weights_units
+#endif
+#import coop/rows
 #endif
 
 const SIDE: u32 = $SIDE;
@@ -31,31 +38,28 @@ const SUBGROUPS_ACROSS: u32 = ROWS / SIDE / $WIDE;
 const SUBGROUPS: u32 = TOKENS / SIDE / $HIGH * SUBGROUPS_ACROSS;
 const THREADS: u32 = LANES * SUBGROUPS;
 
-// From one row to the next: of x in units of four, of W in units of its format.
+// From one row of x to the next, in units of four.
 override X_STRIDE: u32 = 34u;
+// Units from one row or column of W to the next, as its format counts them.
 override UNITS: u32 = 8u;
 override W_UNITS: u32 = UNITS * UNITS_A_UNIT;
 // The tile reaches past the last row of W, or a step past its last unit.
 override CLIPPED: bool = false;
 
-// Units of four elements from one row of a tile to the next.
+// Units of four elements from one row of a tile of x to the next.
 const PITCH: u32 = DEPTH / 4u + 2u;
 // Of a row of x, and rows that the threads load at once.
 const X_PARTS: u32 = DEPTH / 4u;
 const X_ROWS: u32 = THREADS / X_PARTS;
-// The same of W.
-const W_PARTS: u32 = DEPTH / UNIT;
-const W_ROWS: u32 = THREADS / W_PARTS;
 
-const_assert 64u % DEPTH == 0u;
+const_assert 128u % DEPTH == 0u;
 const_assert $X_LOADS * X_ROWS == TOKENS;
-const_assert $W_LOADS * W_ROWS == ROWS || ($W_LOADS == 1 && W_ROWS > ROWS);
 
 #ifdef SCALAR
 // Metal reads matrices from memory of their own elements only.
 const STEP: u32 = 4u;
 var<workgroup> x_tile: array<f16, TOKENS * PITCH * STEP>;
-var<workgroup> w_tile: array<f16, ROWS * PITCH * STEP>;
+var<workgroup> w_tile: array<f16, W_TILE * STEP>;
 
 fn put_x(place: u32, value: vec4<f16>) {
 #repeat i 4
@@ -72,7 +76,7 @@ fn put_w(place: u32, value: vec4<f16>) {
 // As vec4s: as single elements they are stored and loaded one by one.
 const STEP: u32 = 1u;
 var<workgroup> x_tile: array<vec4<f16>, TOKENS * PITCH>;
-var<workgroup> w_tile: array<vec4<f16>, ROWS * PITCH>;
+var<workgroup> w_tile: array<vec4<f16>, W_TILE>;
 
 fn put_x(place: u32, value: vec4<f16>) {
     x_tile[place] = value;
@@ -82,13 +86,6 @@ fn put_w(place: u32, value: vec4<f16>) {
     w_tile[place] = value;
 }
 #endif
-
-// The unit of a row of W that is `part` of a tile's row, when the tile begins at `column`. Past the last one, where x is
-// zero, that serves again.
-fn unit_at(column: u32, part: u32) -> u32 {
-    let unit = column / UNIT + part;
-    return select(unit, min(unit, W_UNITS - 1u), CLIPPED);
-}
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -105,15 +102,11 @@ fn main(
     let end = min(begin + params.chunk, params.cols);
     let last = begin + (end - begin - 1u) / DEPTH * DEPTH;
 
-    // Where this thread's part of a tile comes from and goes to. Threads past the units of a tile do what others do.
-    let x_from = (first_token + thread / X_PARTS) * X_STRIDE + thread % X_PARTS;
+    // Where this thread's part of a tile comes from and goes to.
+    let x_from = (first_token + thread / X_PARTS) * X_STRIDE + first_input() / 4u + thread % X_PARTS;
     let x_to = thread / X_PARTS * PITCH + thread % X_PARTS;
-    let w_row = thread / W_PARTS % ROWS;
-    let w_part = thread % W_PARTS;
-    let w_to = w_row * PITCH + w_part * (UNIT / 4u);
 #repeat i $W_LOADS
-    let w_row$i = first_row + w_row + $i * W_ROWS;
-    let w_from$i = params.base + select(w_row$i, min(w_row$i, params.rows - 1u), CLIPPED);
+    let w_from$i = w_source(first_row, thread, $i);
 #endrepeat
 
     // The subgroup's first matrix of sums in the tile.
@@ -130,13 +123,13 @@ fn main(
         let x_$i = x[x_from + begin / 4u + $i * X_ROWS * X_STRIDE];
 #endrepeat
 #repeat i $W_LOADS
-        let w_$i = load_raw(w_from$i, unit_at(begin, w_part));
+        let w_$i = load_w(w_from$i, begin, thread, $i);
 #endrepeat
 #repeat i $X_LOADS
         put_x(x_to + $i * X_ROWS * PITCH, x_$i);
 #endrepeat
 #repeat i $W_LOADS
-        store_raw(w_$i, unit_at(begin, w_part), w_to + $i * W_ROWS * PITCH);
+        store_w(w_$i, begin, thread, $i);
 #endrepeat
     }
     workgroupBarrier();
@@ -147,7 +140,7 @@ fn main(
         let x_$i = x[x_from + next / 4u + $i * X_ROWS * X_STRIDE];
 #endrepeat
 #repeat i $W_LOADS
-        let w_$i = load_raw(w_from$i, unit_at(next, w_part));
+        let w_$i = load_w(w_from$i, next, thread, $i);
 #endrepeat
 #repeat k $STEPS
         {
@@ -158,9 +151,9 @@ fn main(
             );
 #endrepeat
 #repeat j $WIDE
-            let b$j = coopLoad<$MATRIX<f16, B>>(
-                &w_tile[((row + $j * SIDE) * PITCH + $k * (SIDE / 4u)) * STEP],
-                PITCH * STEP,
+            let b$j = $LOAD_B<$MATRIX<f16, B>>(
+                &w_tile[w_place(row + $j * SIDE, $k * SIDE) * STEP],
+                W_PITCH * STEP,
             );
 #repeat i $HIGH
             sum_$i$j = coopMultiplyAdd(a$i, b$j, sum_$i$j);
@@ -173,24 +166,13 @@ fn main(
         put_x(x_to + $i * X_ROWS * PITCH, x_$i);
 #endrepeat
 #repeat i $W_LOADS
-        store_raw(w_$i, unit_at(next, w_part), w_to + $i * W_ROWS * PITCH);
+        store_w(w_$i, next, thread, $i);
 #endrepeat
         workgroupBarrier();
     }
 
     // Here naga 30 needs what is stored, and where, by a name of its own: expressions come after the store that uses them.
-#ifdef END_FINISH
-    let staged = subgroup * SIDE * STAGE_PITCH;
-#repeat i $HIGH
-#repeat j $WIDE
-    let total_$i$j = sum_$i$j;
-    workgroupBarrier();
-    coopStoreT(total_$i$j, &stage[staged], STAGE_PITCH);
-    workgroupBarrier();
-    finish_matrix(first_token + token + $i * SIDE, first_row + row + $j * SIDE, subgroup, lane);
-#endrepeat
-#endrepeat
-#else
+#ifdef END_SUMS
     let pitch = workgroups.y * ROWS;
     let place = COUNTS + (workgroup.z * workgroups.x * TOKENS + first_token + token) * pitch + first_row + row;
 #repeat i $HIGH
@@ -198,6 +180,21 @@ fn main(
     let total_$i$j = sum_$i$j;
     let place_$i$j = place + $i * SIDE * pitch + $j * SIDE;
     coopStoreT(total_$i$j, &sums[place_$i$j], pitch);
+#endrepeat
+#endrepeat
+#else
+    let staged = subgroup * SIDE * STAGE_PITCH;
+    let whole = first_token + TOKENS <= params.tokens && first_row + ROWS <= params.rows;
+#repeat i $HIGH
+#repeat j $WIDE
+    let onto_$i$j = onto_matrix(first_token + token + $i * SIDE, first_row + row + $j * SIDE, lane);
+#endrepeat
+#repeat j $WIDE
+    let total_$i$j = sum_$i$j;
+    workgroupBarrier();
+    coopStoreT(total_$i$j, &stage[staged], STAGE_PITCH);
+    workgroupBarrier();
+    finish_matrix(onto_$i$j, first_token + token + $i * SIDE, first_row + row + $j * SIDE, subgroup, lane, whole);
 #endrepeat
 #endrepeat
 #endif

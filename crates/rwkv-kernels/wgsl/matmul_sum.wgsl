@@ -12,7 +12,7 @@ enable f16;
 const SIZE: u32 = 256u;
 const COUNTS: u32 = 1024u;
 // Sums that a thread has under way at once.
-const BATCH: u32 = 4u;
+const BATCH: u32 = 8u;
 
 @compute @workgroup_size(SIZE)
 fn main(at: Invocation) {
@@ -25,19 +25,24 @@ fn main(at: Invocation) {
     }
     let first = (COUNTS + token * params.units + row) / 4u;
     let step = params.base * params.units / 4u;
+    // Asked for before it is needed, not between stores.
+    let scale = token_scale(token);
+#repeat i 4
+    let onto_$i = onto(min(row + $i, params.rows - 1u), token);
+#endrepeat
     var sum = vec4(0.0);
     for (var slice = 0u; slice < params.chunk; slice += BATCH) {
-#repeat i 4
+#repeat i 8
         let sum_$i = sums[first + select(slice, slice + $i, slice + $i < params.chunk) * step];
 #endrepeat
-#repeat i 4
+#repeat i 8
         sum += select(vec4(0.0), sum_$i, slice + $i < params.chunk);
 #endrepeat
     }
-    sum *= token_scale(token);
+    sum *= scale;
 #repeat i 4
     if row + $i < params.rows {
-        finish(sum[$i], row + $i, token);
+        finish_onto(sum[$i], onto_$i, row + $i, token);
     }
 #endrepeat
 }

@@ -187,7 +187,7 @@ fn of_each_version() {
         if gpus()[0].gpu.kind() == Kind::Software {
             "norm_shift matmul matmul matmul matmul wkv6_step matmul norm_shift matmul matmul matmul_columns map"
         } else {
-            "norm_shift matmul wkv6_step matmul norm_shift matmul matmul_columns map"
+            "norm_shift matmul wkv6_step matmul norm_shift matmul half_rows matmul_coop map"
         },
     );
     let [r, k, v, g, w] = ["matvec"; 5];
@@ -285,28 +285,28 @@ fn rounded_once() {
     check(
         Version::V7,
         few,
-        "norm_shift stream_tokens stream_tokens wkv7_step stream_tokens norm_shift stream_tokens matmul_columns",
+        "norm_shift stream_tokens stream_tokens wkv7_step stream_tokens norm_shift stream_tokens H W",
     );
     check(
         Version::V5_2,
         few,
-        "norm_shift stream_tokens wkv6_step stream_tokens norm_shift stream_tokens matmul_columns map",
+        "norm_shift stream_tokens wkv6_step stream_tokens norm_shift stream_tokens H W map",
     );
     let batch = (32, 32);
     check(
         Version::V7,
         batch,
-        "norm_shift_halves W W W W W W W wkv7_step H W norm_shift_halves W matmul_columns",
+        "norm_shift_halves W W W W W W W wkv7_step H W norm_shift_halves W H W",
     );
     check(
         Version::V5_2,
         batch,
-        "norm_shift_halves W W W W wkv6_step H W norm_shift_halves W W matmul_columns map",
+        "norm_shift_halves W W W W wkv6_step H W norm_shift_halves W W H W map",
     );
     check(
         Version::V4,
         batch,
-        "norm_shift_halves W W W wkv4 H W norm_shift_halves W W matmul_columns map",
+        "norm_shift_halves W W W wkv4 H W norm_shift_halves W W H W map",
     );
     let prompt = (600, 2);
     for version in [Version::V4, Version::V5_2] {
@@ -315,14 +315,13 @@ fn rounded_once() {
         } else {
             "W W W W wkv6 norm map"
         };
-        let want =
-            format!("norm_shift_halves {recurrence} H W norm_shift_halves W W matmul_columns map");
+        let want = format!("norm_shift_halves {recurrence} H W norm_shift_halves W W H W map");
         check(version, prompt, &want);
     }
     check(
         Version::V7,
         prompt,
         "norm_shift_halves W W W W W W W H W H W H W H W map keys7 wkv7 gated_heads_halves W \
-         norm_shift_halves W matmul_columns",
+         norm_shift_halves W H W",
     );
 }

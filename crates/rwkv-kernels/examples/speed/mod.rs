@@ -17,7 +17,8 @@ use std::{
 /// Bytes of weights that take turns, at least.
 const CYCLE: usize = 256 << 20;
 const ROUNDS: usize = 7;
-const WARM: Duration = Duration::from_millis(200);
+/// How long a GPU is busy until its clocks are where they stay.
+pub(crate) const WARM: Duration = Duration::from_millis(200);
 
 /// The program's arguments.
 pub(crate) struct Arguments(pub(crate) Vec<String>);
@@ -79,6 +80,16 @@ pub(crate) fn open() -> Result<Option<Gpu>> {
 /// Seconds a dispatch of `dispatches` one after the other, by the GPU's clock: the median of seven rounds of whole turns,
 /// about 5 ms each, after it was busy for 200 ms.
 pub(crate) fn seconds(gpu: &Gpu, dispatches: &[Dispatch]) -> Result<f64> {
+    seconds_after(gpu, dispatches, WARM, 5e-3)
+}
+
+/// As [`seconds`], after it was busy for `warm`, in rounds of about `round` seconds.
+pub(crate) fn seconds_after(
+    gpu: &Gpu,
+    dispatches: &[Dispatch],
+    warm: Duration,
+    round: f64,
+) -> Result<f64> {
     let Some(mut timer) = Timer::new(gpu, Timing::Passes)? else {
         return Ok(f64::NAN);
     };
@@ -93,7 +104,7 @@ pub(crate) fn seconds(gpu: &Gpu, dispatches: &[Dispatch]) -> Result<f64> {
     };
     let start = Instant::now();
     let mut first = once(dispatches.len())?;
-    while start.elapsed() < WARM {
+    while start.elapsed() < warm {
         first = once(dispatches.len())?;
     }
     #[allow(
@@ -101,7 +112,7 @@ pub(crate) fn seconds(gpu: &Gpu, dispatches: &[Dispatch]) -> Result<f64> {
         clippy::cast_sign_loss,
         reason = "clamped"
     )]
-    let count = ((5e-3 / first.max(1e-7)) as usize).clamp(2, 2000);
+    let count = ((round / first.max(1e-7)) as usize).clamp(2, 2000);
     let count = count.next_multiple_of(dispatches.len());
     let mut seconds = (0..ROUNDS)
         .map(|_| once(count))

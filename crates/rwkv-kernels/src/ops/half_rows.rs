@@ -42,7 +42,7 @@ pub struct HalfRows {
 impl HalfRows {
     /// Tokens of the largest tile, and columns of the deepest: products read whole tiles.
     const WHOLE_ROWS: usize = 128;
-    const WHOLE_COLUMNS: usize = 64;
+    const WHOLE_COLUMNS: usize = 128;
 
     /// Memory for `rows` rows of `width` elements; `name` names it in errors.
     ///
@@ -119,6 +119,10 @@ impl HalfRows {
     }
 }
 
+/// Threads of `wgsl/half_rows.wgsl`, and units of four that each keeps at most.
+const THREADS: usize = 256;
+const MOST_KEPT: usize = 16;
+
 #[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct Params {
@@ -148,7 +152,8 @@ impl Kernels {
             x_stride: u32_of("stride", View::stride(x.width) / 4)?,
             stride: u32_of("stride", HalfRows::stride(x.width) / 4)?,
         };
-        let pipeline = self.pipeline("half_rows", &[])?;
+        let kept = x.width.div_ceil(4 * THREADS).min(MOST_KEPT);
+        let pipeline = self.pipeline("half_rows", &[("KEPT", kept as f64)])?;
         let bindings = [x.binding(), halves.binding()];
         self.dispatch(pipeline, &params, &bindings, x.rows)
     }

@@ -8,6 +8,11 @@
 mod blend;
 mod bonus;
 mod channel_mix;
+mod coop_columns;
+#[cfg(test)]
+mod coop_emulation;
+mod coop_product;
+mod coop_tile;
 mod csr_linear;
 mod embed;
 mod embed_norm;
@@ -51,6 +56,9 @@ mod wkv7_step;
 pub use blend::{Blend, Change, blend};
 pub use bonus::{Bonus, bonus};
 pub use channel_mix::ChannelMix;
+#[cfg(test)]
+pub(crate) use coop_emulation::emulated;
+pub use coop_tile::{CoopShape, CoopTile};
 pub use csr_linear::{CsrLinear, csr_matmul};
 pub use embed::{Embed, embed};
 pub use embed_norm::EmbedNorm;
@@ -61,7 +69,6 @@ pub use keys7::{Keys7, keys7};
 pub use linear::Linear;
 pub use map::{Map, add, add_vector, lerp, lerp_vector, multiply};
 pub use matmul::matmul;
-pub use matmul_coop::{CoopShape, CoopTile};
 pub use matvec::MatvecShape;
 pub use mix6::{MIXES6, Mix6};
 pub use norm::{Norm, norm};

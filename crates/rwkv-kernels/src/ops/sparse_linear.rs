@@ -5,11 +5,13 @@
 //! [`matmul`](crate::ops::matmul), with two differences: a result that is zero may have the other sign, and what W
 //! holds in columns that are skipped does not matter, be it infinite or not a number.
 //!
-//! For more tokens the product is an ordinary one.
+//! For more tokens the product is an ordinary one: with cooperative matrices where the adapter has them
+//! ([`Kernels::coop_columns`]), otherwise in f32.
 //!
 //! The order in which a sum's terms are added depends on the adapter, the [`SparseTuning`], the matrix, and which inputs
 //! are not zero for all tokens of the dispatch together; on nothing else, so that the same product has the same bits
-//! each time. With [`SparseLinear::dense`] the inputs' values do not matter either, nor how many tokens there are.
+//! each time. With [`SparseLinear::dense`] the inputs' values do not matter either, nor how many tokens there are up to 8,
+//! nor how many above, where it is never with cooperative matrices.
 
 use crate::{
     Error, Format, GpuColumns, Kernels, Page, Result, View,
@@ -63,43 +65,25 @@ struct Params {
     which: u32,
 }
 
+impl SparseLinear<'_> {
+    /// Tokens up to which inputs that are zero are skipped.
+    pub const MOST_TOKENS: usize = MOST_TOKENS;
+}
+
 impl Kernels {
-    /// The dispatches of `op`: one a part of the matrix, and for more than 8 tokens one more that stores the shift.
+    /// The dispatches of `op`: one a part of the matrix, and for more than 8 tokens one more that stores the shift. With
+    /// cooperative matrices one rounds x before, and a part may take two.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit, spans are more than tokens, or the adapter has not what the tuning
     /// asks for, [`Error::Gpu`] when a kernel does not compile.
     pub fn sparse_linear(&self, op: &SparseLinear<'_>) -> Result<Vec<Dispatch>> {
-        let shape = op.weight.shape();
-        let tokens = op.x.rows;
-        let rows = shape.rows.0;
-        let fits = tokens > 0
-            && shape.cols.0 > 0
-            && op.x.width == shape.cols.0
-            && op.y.width == rows
-            && op.y.rows == tokens
-            && op
-                .residual
-                .is_none_or(|r| r.width == rows && r.rows == tokens)
-            && op
-                .store
-                .as_ref()
-                .is_none_or(|s| s.x.width == rows && s.batch.span_count <= tokens);
-        if !fits {
-            return Err(Error::shape(
-                "sparse linear",
-                format!(
-                    "{tokens}×{} by a {shape} matrix into {}×{}, storing {} channels of {} spans",
-                    op.x.width,
-                    op.y.rows,
-                    op.y.width,
-                    op.store.as_ref().map_or(0, |s| s.x.width),
-                    op.store.as_ref().map_or(0, |s| s.batch.span_count),
-                ),
-            ));
-        }
-        if tokens <= MOST_TOKENS {
+        check_sparse(op)?;
+        if op.x.rows <= MOST_TOKENS {
             return self.sparse_matvec(op);
+        }
+        if let Some(shape) = self.coop_column_shape(op) {
+            return self.coop_columns_rounding(op, shape);
         }
         let mut dispatches = self.tiled(op)?;
         if let Some(store) = &op.store {
@@ -257,6 +241,39 @@ impl Kernels {
         }
         Ok(dispatches)
     }
+}
+
+/// Whether the sizes fit.
+pub(super) fn check_sparse(op: &SparseLinear<'_>) -> Result<()> {
+    let shape = op.weight.shape();
+    let tokens = op.x.rows;
+    let rows = shape.rows.0;
+    let fits = tokens > 0
+        && shape.cols.0 > 0
+        && op.x.width == shape.cols.0
+        && op.y.width == rows
+        && op.y.rows == tokens
+        && op
+            .residual
+            .is_none_or(|r| r.width == rows && r.rows == tokens)
+        && op
+            .store
+            .as_ref()
+            .is_none_or(|s| s.x.width == rows && s.batch.span_count <= tokens);
+    if !fits {
+        return Err(Error::shape(
+            "sparse linear",
+            format!(
+                "{tokens}×{} by a {shape} matrix into {}×{}, storing {} channels of {} spans",
+                op.x.width,
+                op.y.rows,
+                op.y.width,
+                op.store.as_ref().map_or(0, |s| s.x.width),
+                op.store.as_ref().map_or(0, |s| s.batch.span_count),
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// The elements of `x` from the first input of `chunk` on. Parts begin at multiples of 64 inputs, so 256 bytes, which

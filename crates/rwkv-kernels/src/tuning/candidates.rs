@@ -17,7 +17,9 @@ impl Problem {
             Tunable::SparseMatvec => sparse(),
             Tunable::Wkv7Step => StepTile::ALL.map(Choice::Step).to_vec(),
             Tunable::Wkv7Output => OutputShape::candidates().map(Choice::Output).collect(),
-            Tunable::Matmul => CoopShape::candidates().map(Choice::Coop).collect(),
+            Tunable::Matmul | Tunable::MatmulColumns => CoopShape::candidates(self.tokens)
+                .map(Choice::Coop)
+                .collect(),
         }
     }
 }
@@ -117,18 +119,21 @@ mod tests {
             Tunable::Wkv7Output,
             Tunable::ChannelMix,
             Tunable::Matmul,
+            Tunable::MatmulColumns,
         ] {
-            let problem = Problem {
-                kernel,
-                format: "f16".to_owned(),
-                rows: 4096,
-                cols: 4096,
-                tokens: 8,
-            };
-            let all = problem.candidates();
-            let distinct: HashSet<_> = all.iter().collect();
-            assert_eq!(distinct.len(), all.len(), "{kernel:?}");
-            assert!((5..=40).contains(&all.len()), "{kernel:?}: {}", all.len());
+            for tokens in [8, 32, 64, 2048] {
+                let problem = Problem {
+                    kernel,
+                    format: "f16".to_owned(),
+                    rows: 4096,
+                    cols: 4096,
+                    tokens,
+                };
+                let all = problem.candidates();
+                let distinct: HashSet<_> = all.iter().collect();
+                assert_eq!(distinct.len(), all.len(), "{kernel:?}");
+                assert!((5..=40).contains(&all.len()), "{kernel:?}: {}", all.len());
+            }
         }
     }
 }

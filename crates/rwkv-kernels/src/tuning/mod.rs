@@ -70,6 +70,8 @@ pub enum Tunable {
     ChannelMix,
     /// [`Kernels::linear`] of more than 16 tokens, with cooperative matrices.
     Matmul,
+    /// [`Kernels::sparse_linear`] of more than 8 tokens, with cooperative matrices.
+    MatmulColumns,
 }
 
 impl fmt::Display for Problem {

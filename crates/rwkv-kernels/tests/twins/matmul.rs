@@ -15,9 +15,6 @@ use rwkv_kernels::{
 };
 use rwkv_mem::{Cols, Rows};
 
-/// Rounding to f16, of x and of weights, relative to `Σ |w x|`.
-const HALF: f64 = 1.0 / 1024.0;
-
 /// `linear` of noise, each row of x times a scale of its own, as chosen and in every tile that there is.
 fn compare(format: Format, tokens: usize, rows: usize, cols: usize, scales: &[f32]) {
     let mut noise = Noise::new((tokens * rows + cols) as u64);
@@ -56,7 +53,7 @@ fn compare(format: Format, tokens: usize, rows: usize, cols: usize, scales: &[f3
             let bound = if shapes.is_empty() {
                 tolerance::SUM
             } else {
-                HALF
+                tolerance::HALF
             };
             let what = format!(
                 "{}, {tokens} tokens by {rows}×{cols} of {format}, {shape:?}",

@@ -9,6 +9,9 @@ use rwkv_kernels::ops::Function;
 /// about 60 · 6e-8 at 4096 terms.
 pub(crate) const SUM: f64 = 4e-6;
 
+/// Rounding to f16 for cooperative matrices, of x and of weights.
+pub(crate) const HALF: f64 = 1.0 / 1024.0;
+
 /// A few operations in a row, contracted to fused multiply-adds or not.
 pub(crate) const FEW: f64 = 5e-7;
 

@@ -7,13 +7,44 @@ const STAGE_PITCH: u32 = SIDE + 4u;
 
 var<workgroup> stage: array<f32, SUBGROUPS * SIDE * STAGE_PITCH>;
 
-fn finish_matrix(first_token: u32, first_row: u32, subgroup: u32, lane: u32) {
-    for (var place = lane; place < SIDE * SIDE; place += LANES) {
-        let token = first_token + place / SIDE;
-        let row = first_row + place % SIDE;
-        if token < params.tokens && row < params.rows {
-            let sum = stage[(subgroup * SIDE + place / SIDE) * STAGE_PITCH + place % SIDE];
-            finish(sum * token_scale(token), row, token);
+// What a lane's elements of a matrix are multiplied by and added to. All of it is asked for at once, before the barriers:
+// one after the other, it took a tenth of the time of 2048 × 4096×4096, and a fifth with a residual (H200, 2026-11).
+struct Onto {
+#repeat e $EACH
+    scale_$e: f32,
+    value_$e: f32,
+#endrepeat
+}
+
+fn onto_matrix(first_token: u32, first_row: u32, lane: u32) -> Onto {
+    var all: Onto;
+    let row = min(first_row + lane % SIDE, params.rows - 1u);
+#repeat e $EACH
+    let token_$e = min(first_token + lane / SIDE + $e * (LANES / SIDE), params.tokens - 1u);
+    all.scale_$e = token_scale(token_$e);
+    all.value_$e = onto(row, token_$e);
+#endrepeat
+    return all;
+}
+
+// Where all of the tile is there nothing depends on a condition: compilers move a load to the only branch that needs it,
+// where it is waited for.
+fn finish_matrix(all: Onto, first_token: u32, first_row: u32, subgroup: u32, lane: u32, whole: bool) {
+    let token = first_token + lane / SIDE;
+    let row = first_row + lane % SIDE;
+    let place = (subgroup * SIDE + lane / SIDE) * STAGE_PITCH + lane % SIDE;
+#repeat e $EACH
+    let value_$e = stage[place + $e * (LANES / SIDE) * STAGE_PITCH] * all.scale_$e;
+#endrepeat
+    if whole {
+#repeat e $EACH
+        finish_onto(value_$e, all.value_$e, row, token + $e * (LANES / SIDE));
+#endrepeat
+    } else {
+#repeat e $EACH
+        if token + $e * (LANES / SIDE) < params.tokens && row < params.rows {
+            finish_onto(value_$e, all.value_$e, row, token + $e * (LANES / SIDE));
         }
+#endrepeat
     }
 }

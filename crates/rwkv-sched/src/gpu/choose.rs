@@ -6,9 +6,7 @@ use super::{
 };
 use crate::{
     Graph, Op, ValueId, Weight,
-    fuse::{
-        Group, Kernel, LinearStep, Mix6, Step, join_channel_mixes, join_norms, join_outputs,
-    },
+    fuse::{Group, Kernel, LinearStep, Mix6, Step, join_channel_mixes, join_norms, join_outputs},
 };
 use rwkv_kernels::{
     Format,

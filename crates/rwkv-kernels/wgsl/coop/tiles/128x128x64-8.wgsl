@@ -9,6 +9,8 @@
 #define HIGH 4
 #define WIDE 2
 #define STEPS 4
+// Elements of a matrix that a lane has.
+#define EACH 8
 // Loads of a thread for a step: of x, of W in F16, and in units of 16 and 32 elements.
 #define X_LOADS 8
 #define LOADS_4 8

@@ -9,6 +9,8 @@
 #define HIGH 4
 #define WIDE 4
 #define STEPS 4
+// Elements of a matrix that a lane has.
+#define EACH 2
 // Loads of a thread for a step: of x, of W in F16, and in units of 16 and 32 elements.
 #define X_LOADS 4
 #define LOADS_4 4

@@ -14,6 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long a device that idled takes to reach its clocks: 200 ms on an H200.
+const WARM_UP: Duration = Duration::from_millis(300);
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Workload {
@@ -70,7 +73,7 @@ impl Workload {
         }
     }
 
-    /// Runs it once to warm up, `repeat` times to measure, and once more for each kind of timing that can be had.
+    /// Warms up, runs it `repeat` times to measure, and once more for each kind of timing that can be had.
     pub(super) fn measure(
         self,
         executor: &mut dyn Executor,
@@ -78,7 +81,7 @@ impl Workload {
         profile: bool,
         stop: &dyn Fn() -> bool,
     ) -> Result<Measured> {
-        self.round(executor, stop)?;
+        self.warm_up(executor, stop)?;
         let rounds = (0..repeat)
             .map(|_| self.round(executor, stop))
             .collect::<Result<_>>()?;
@@ -93,6 +96,16 @@ impl Workload {
             passes,
             kernels,
         })
+    }
+
+    /// A round that makes plans and kernels, and more of them until the clocks of a device that idled are up.
+    fn warm_up(self, executor: &mut dyn Executor, stop: &dyn Fn() -> bool) -> Result<()> {
+        self.round(executor, stop)?;
+        let begun = Instant::now();
+        while begun.elapsed() < WARM_UP {
+            self.round(executor, stop)?;
+        }
+        Ok(())
     }
 
     /// The second of two rounds with `timing` (the first makes its queries), or none where the device cannot.

@@ -1,4 +1,5 @@
-//! Every kernel variant within WebGPU's default limits, which every adapter guarantees.
+//! Every kernel variant within WebGPU's default limits, which every adapter guarantees, but for those that are taken only
+//! where an adapter has more.
 
 #![allow(clippy::panic, reason = "tests")]
 
@@ -7,6 +8,8 @@ use rwkv_kernels::shaders;
 
 /// `maxStorageBuffersPerShaderStage` of WebGPU's default limits.
 const STORAGE_BUFFERS: usize = 8;
+/// Kernels that ask an adapter for more (`Limits::storage_buffers`), and how many.
+const MORE: [(&str, usize); 1] = [("wkv7_output/", 10)];
 /// `maxUniformBuffersPerShaderStage`.
 const UNIFORM_BUFFERS: usize = 12;
 /// `maxBindGroups`.
@@ -25,9 +28,11 @@ fn bindings() {
         };
         let storage = count(|space| matches!(space, AddressSpace::Storage { .. }));
         let uniform = count(|space| space == AddressSpace::Uniform);
+        let more = MORE.iter().find(|(kernel, _)| name.starts_with(kernel));
+        let most = more.map_or(STORAGE_BUFFERS, |(_, most)| *most);
         assert!(
-            storage <= STORAGE_BUFFERS,
-            "{name} binds {storage} storage buffers, where {STORAGE_BUFFERS} are guaranteed"
+            storage <= most,
+            "{name} binds {storage} storage buffers, where {most} are sure"
         );
         assert!(
             uniform <= UNIFORM_BUFFERS,

@@ -129,10 +129,6 @@ fn main(at: Invocation) {
     let far = vec4(made[first + 4u], made[first + 5u], made[first + 6u], made[first + 7u]);
     var left = (end - part * PART_ROWS + 4u * STEP_ROWS - 1u) / (4u * STEP_ROWS);
     loop {
-        var next: Four;
-        if PART_ROWS > 4u * STEP_ROWS {
-            next = load_rows(row + 4u * STEP_ROWS, end, unit);
-        }
         let sums = vec4(
             eight_product(rows.a, near, far),
             eight_product(rows.b, near, far),
@@ -144,11 +140,12 @@ fn main(at: Invocation) {
         if here && place < 4u && own < end {
             atomicAdd(&x[own], sum);
         }
-        rows = next;
         row += 4u * STEP_ROWS;
         left -= 1u;
         if left == 0u {
             break;
         }
+        // Not before: a workgroup of 1,024 threads has no registers for two of them.
+        rows = load_rows(row, end, unit);
     }
 }

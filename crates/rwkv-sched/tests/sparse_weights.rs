@@ -174,7 +174,7 @@ fn seven() -> Dimensions {
 fn density_decides() {
     let gpu = &gpus()[0];
     let dense = seven().model(Packing::F16, 7);
-    let bytes = |model: &Model, sparse| on_gpu(model, gpu, sparse).device_bytes();
+    let bytes = |model: &Model, sparse| on_gpu(model, gpu, sparse).weights_bytes();
     let estimate = |model: &Model| {
         DeviceMemory::estimate(model, &LoadOptions::default())
             .unwrap()

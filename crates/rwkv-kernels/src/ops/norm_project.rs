@@ -55,7 +55,8 @@ pub struct NormProject<'a> {
     /// Where in `y` the normed x goes, which is the next shift vector: the first byte, a multiple of 4. Other workgroups
     /// still read the state here, so a later dispatch stores it.
     pub shifted_offset: u64,
-    /// Where as many zeros go, if anywhere: what a later dispatch adds to; not in the buffer of `y`.
+    /// Where as many zeros go, if anywhere and [`Kernels::norm_project_clears`]: what a later dispatch adds to; not in the
+    /// buffer of `y`.
     pub zeros: Option<View<'a>>,
     /// Where the results go: not the buffer of x.
     pub y: &'a Buffer,
@@ -105,6 +106,12 @@ const MOST_OWN: usize = 4;
 const KERNEL: &str = "norm_project";
 
 impl Kernels {
+    /// Whether [`norm_project`](Self::norm_project) with these matrices can write zeros beside its results: where their
+    /// format is one part, so that a storage buffer is left.
+    pub fn norm_project_clears(&self, weights: &GpuMatrix) -> bool {
+        matches!(weights.layout().shader(), "f16" | "f32")
+    }
+
     /// Whether [`norm_project`](Self::norm_project) can do products with `weights` and `pairs`: both in one part, the
     /// pairs in F16, formats of few buffers, and x fitting a workgroup.
     pub fn norm_project_suits(&self, weights: &GpuMatrix, pairs: Option<&GpuMatrix>) -> bool {
@@ -184,6 +191,7 @@ impl Kernels {
         let refused = |problem: String| Error::shape("norm, shift and products", problem);
         let cols = op.weights.shape().cols.0;
         let mixes = (op.vectors.len() / cols.max(1)).saturating_sub(2);
+        let clears = self.norm_project_clears(op.weights);
         let fits = op.x.rows == 1
             && op.x.width == cols
             && op.batch.span_count == 1
@@ -192,7 +200,7 @@ impl Kernels {
             && op.shifted_offset.is_multiple_of(4)
             && op
                 .zeros
-                .is_none_or(|z| z.rows == 1 && z.width == cols && z.buffer != op.y);
+                .is_none_or(|z| clears && z.rows == 1 && z.width == cols && z.buffer != op.y);
         let suits = self.norm_project_suits(op.weights, op.pairs);
         let stream = self.norm_project_resolved(op.weights, op.pairs.is_some(), shape);
         let (true, true, Some(stream), [weights]) = (fits, suits, stream, op.weights.chunks())
@@ -261,7 +269,6 @@ impl Kernels {
         let workgroups = self.share_out(&stream, op, &mut segments)?;
         let mut constants = vec![
             op.weighs.constant(),
-            ("ZEROS", f64::from(u8::from(op.zeros.is_some()))),
             ("EIGHTS_OF_X", (cols / 8) as f64),
             (
                 "SUBGROUPS",
@@ -273,6 +280,9 @@ impl Kernels {
             ("COUNT", op.products.len() as f64),
             ("WORKGROUPS", workgroups as f64),
         ];
+        if clears {
+            constants.push(("ZEROS", f64::from(u8::from(op.zeros.is_some()))));
+        }
         let used = segments.iter().take(op.products.len());
         constants.extend(used.enumerate().flat_map(|(i, s)| s.named(i)));
         if op.pairs.is_some() {
@@ -286,7 +296,7 @@ impl Kernels {
             shifted: words(op.shifted_offset)?,
             padding: [0; 2],
         };
-        let bindings = [
+        let mut bindings = vec![
             op.batch.spans,
             op.x.binding(),
             op.vectors.binding(),
@@ -296,10 +306,11 @@ impl Kernels {
                 offset: start,
                 size: Some(end - start),
             },
-            op.zeros
-                .as_ref()
-                .map_or(self.unused_output(), View::binding),
         ];
+        if clears {
+            let zeros = op.zeros.as_ref();
+            bindings.push(zeros.map_or(self.unused_output(), View::binding));
+        }
         let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
         dispatch.groups.push(weights.group(self.gpu(), &pipeline)?);
         if let Some(pairs) = pairs {

@@ -69,7 +69,10 @@ pub(super) fn steps(context: &Context<'_>, shape: BatchShape) -> Chosen {
         let graph = context.model.graph();
         let suits = |group: &Group| norm_projects::suits(context, group);
         let steps = join_norms(graph, chosen.steps, &suits);
-        let suits = |group: &Group| channel_mixes::suits(context, group);
+        let suits = |group: &Group| match group.kernel {
+            Kernel::NormProjects { .. } => norm_projects::clears(context, group),
+            _ => channel_mixes::suits(context, group),
+        };
         let steps = join_channel_mixes(graph, steps, &suits);
         let suits = |group: &Group| recurrence_outputs::suits(context, group);
         chosen.steps = join_outputs(graph, steps, &suits);

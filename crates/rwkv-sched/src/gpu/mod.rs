@@ -81,10 +81,10 @@ const PLANS: usize = 16;
 /// the last other one.
 const SMALL: usize = 256;
 
-/// Steps of more tokens are submitted in two parts, of which the first has so many dispatches: the GPU needs longer for
-/// them than the host to record the others.
+/// Steps of more tokens are submitted in parts, of which the first has so many dispatches and each further one three times
+/// those before: the GPU needs longer for a part than the host to record the next one.
 const LONG_STEP: usize = 64;
-const FIRST: usize = 48;
+const FIRST: usize = 16;
 
 /// After this long no more candidates are timed.
 const TUNING: Duration = Duration::from_secs(4);
@@ -383,12 +383,15 @@ impl Executor for GpuExecutor {
         let before = self.unread.take();
         let mut dispatches = plan.dispatches();
         if before.is_none() && !self.meter.is_timing() && tables.tokens.len() > LONG_STEP {
-            // The GPU begins while the rest is recorded.
-            let (first, rest) = dispatches.split_at(FIRST.min(dispatches.len()));
-            let mut recorder = gpu.recorder("step");
-            self.meter.dispatch(&mut recorder, first, 1)?;
-            recorder.submit()?;
-            dispatches = rest;
+            // The GPU begins while the rest is recorded, which takes the host less time.
+            let mut part = FIRST;
+            while dispatches.len() > 2 * part {
+                let (first, rest) = dispatches.split_at(part);
+                let mut recorder = gpu.recorder("step");
+                self.meter.dispatch(&mut recorder, first, 1)?;
+                recorder.submit()?;
+                (dispatches, part) = (rest, 3 * part);
+            }
         }
         let mut recorder = gpu.recorder("step");
         self.meter.dispatch(&mut recorder, dispatches, 1)?;

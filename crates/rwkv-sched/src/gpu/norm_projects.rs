@@ -54,6 +54,11 @@ pub(super) fn suits(context: &Context<'_>, group: &Group) -> bool {
             .is_some_and(|of| context.kernels.norm_project_suits(of.weights, of.pairs))
 }
 
+/// Whether the kernel can set a row to zero besides.
+pub(super) fn clears(context: &Context<'_>, group: &Group) -> bool {
+    Operands::of(context, group).is_some_and(|of| context.kernels.norm_project_clears(of.weights))
+}
+
 /// The norm at the beginning of a group, and the shift after it.
 pub(super) struct NormOf {
     pub(super) x: ValueId,

@@ -46,7 +46,7 @@ pub(crate) fn join_norms(
 }
 
 /// Joins norm, shift and key, which [`join_norms`] has joined, with the value and the residual, where `suits` says that
-/// the kernel can do it. The time mix's products before them set the result to zero.
+/// the kernel can do it, and that of the time mix's products before them can set the result to zero.
 pub(crate) fn join_channel_mixes(
     graph: &Graph,
     steps: Vec<Step>,
@@ -62,16 +62,14 @@ pub(crate) fn join_channel_mixes(
             continue;
         }
         if let Some((value, joined)) = whole_channel_mix(graph, &steps, group)
+            && let Kernel::ChannelMix { y } = joined.kernel
             && let Some(before) = clearing.take()
+            && let Some(Step::Group(clears)) = &steps[before]
+            && let clears = clearing_too(clears, y)
+            && suits(&clears)
             && suits(&joined)
         {
-            let (Kernel::ChannelMix { y }, Some(Step::Group(before))) =
-                (&joined.kernel, &mut steps[before])
-            else {
-                continue;
-            };
-            before.kernel = Kernel::NormProjects { clears: Some(*y) };
-            before.outputs.push(*y);
+            steps[before] = Some(Step::Group(Box::new(clears)));
             steps[value] = Some(Step::Group(Box::new(joined)));
             steps[index] = None;
         } else {
@@ -158,6 +156,14 @@ fn recurrence_output(graph: &Graph, steps: &[Option<Step>], at: usize) -> Option
         channel_mix,
         sum: linear.y,
     })
+}
+
+/// `group` of norm and products, which sets `y` to zero too.
+fn clearing_too(group: &Group, y: ValueId) -> Group {
+    let mut clears = group.clone();
+    clears.kernel = Kernel::NormProjects { clears: Some(y) };
+    clears.outputs.push(y);
+    clears
 }
 
 /// `group` with the product that reads its only one, and where that product is.

@@ -431,6 +431,6 @@ fn norms(case: &Case) {
             tolerance::SUM * f64::from(norm_terms[i])
         });
         let left = if clears { 0.0 } else { 1.0 };
-        assert!(cleared.read().iter().all(|y| *y == left), "{what}");
+        assert_eq!(cleared.read(), vec![left; cols], "{what}");
     }
 }

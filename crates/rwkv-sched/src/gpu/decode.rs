@@ -286,7 +286,10 @@ impl Run<'_> {
             bytemuck::pod_collect_to_vec,
         )?;
         for step in oldest.steps {
-            let row = |first: &u64| ((first + step as u64) % RING as u64) as usize;
+            let row = |first: &u64| {
+                let row = (first + step as u64) % RING as u64;
+                usize::try_from(row).unwrap_or_default()
+            };
             let columns = self.first_draw.iter().enumerate();
             let words = columns.map(|(column, first)| {
                 let word = ring.get(row(first) * self.slots.len() + column);

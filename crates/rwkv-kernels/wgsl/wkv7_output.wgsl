@@ -54,8 +54,11 @@ fn keeps_state(head: u32, thread: u32) -> bool {
         return true;
     }
     let last = earlier == OUTPUT_PARTS - 1u;
-    if last && thread == 0u {
-        atomicStore(&readers[head], 0u);
+    if last {
+        storageBarrier();
+        if thread == 0u {
+            atomicStore(&readers[head], 0u);
+        }
     }
     return last;
 }

@@ -88,6 +88,11 @@ impl CoopProduct<'_> {
 }
 
 impl Kernels {
+    /// Whether products of many tokens run by cooperative matrices here, for weights but those in F32.
+    pub fn has_coop(&self) -> bool {
+        self.coop_side().is_some()
+    }
+
     /// The sides of matrices that the adapter multiplies, 16 before 8; none where its subgroups have not 32 lanes.
     fn coop_side(&self) -> Option<u32> {
         #[cfg(test)]

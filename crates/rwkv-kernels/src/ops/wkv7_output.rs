@@ -117,7 +117,10 @@ impl Kernels {
             };
             Some((self.wkv7_output_tile(head_size, None)?, parts))
         };
-        asked.or_else(tuned).and_then(cut).or_else(usual)
+        match asked {
+            Some(shape) => cut(shape),
+            None => tuned().and_then(cut).or_else(usual),
+        }
     }
 
     /// The dispatch of `op`, of a chosen shape or the default one.

@@ -209,7 +209,8 @@ fn time_mix(thread: u32, head: u32, first: u32) {
             head_values[place.row] = read;
         }
         workgroupBarrier();
-        if live && keeps_state(head, thread) {
+        let keeps = keeps_state(head, thread);
+        if live && keeps {
             let base = state_row(index, head, place.row);
             for (var j = 0u; j < QUADS; j++) {
                 let quad = place.part + j * SHARE;

@@ -10,7 +10,7 @@ use crate::{
     ValueId, Weight, Weights, WeightsDType,
     fuse::{Group, Step, fuse, fuse_decode},
 };
-use rwkv_gpu::{Gpu, Kind};
+use rwkv_gpu::Kind;
 use rwkv_kernels::{Format, GpuCsr, Kernels, View, ops::HalfRows};
 use std::collections::{HashMap, HashSet};
 
@@ -38,13 +38,13 @@ const SLOW_WORK: u64 = FAST_WORK / 8;
 /// Bytes of activations of a chunk at most, but for the shortest.
 const CHUNK_BYTES: u64 = 1 << 30;
 
-/// Tokens that a prompt of `model` is cut into on `gpu`.
-pub(super) fn chunk(model: &Model, gpu: &Gpu) -> usize {
-    let have = gpu.capabilities();
-    let fast = match gpu.kind() {
+/// Tokens that a prompt of `model` is cut into on the GPU of `kernels`.
+pub(super) fn chunk(model: &Model, kernels: &Kernels) -> usize {
+    let have = kernels.gpu().capabilities();
+    let fast = match kernels.gpu().kind() {
         Kind::Software => return shortest(),
         Kind::Integrated => false,
-        _ => !have.cooperative_matrices.is_empty(),
+        _ => kernels.has_coop(),
     };
     let work = if fast { FAST_WORK } else { SLOW_WORK };
     let binding = have.limits.binding_bytes.min(have.limits.buffer_bytes);

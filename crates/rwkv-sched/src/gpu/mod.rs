@@ -57,8 +57,8 @@ pub struct GpuExecutor {
     plans: Cache<Interned<PlanKey>, Plan>,
     /// Tokens of a prompt's chunk.
     chunk: usize,
-    /// The last batch whose logits nobody wanted, if it was not waited for.
-    unread: Option<Submission>,
+    /// The last batch whose logits nobody wanted, if it was not waited for, and its tokens.
+    unread: Option<(Submission, usize)>,
     readback: Option<Readback>,
     /// For the tokens of steps that are on their way.
     token_readbacks: Vec<Readback>,
@@ -77,17 +77,25 @@ type PlanKey = (BatchShape, u64);
 /// Batch shapes whose plans are kept. Each holds its activations, so the number is small.
 const PLANS: usize = 16;
 
-/// Tokens of a plan that is small. Of larger ones only that of a chunk is kept, the last one with a token a sequence, and
-/// the last other one.
+/// Tokens of a plan that is small. Of larger ones only that of a chunk within a prompt is kept, the last one with a token a
+/// sequence, and the last other one.
 const SMALL: usize = 256;
 
 /// Steps of more tokens are submitted in parts, of which the first has so many dispatches and each further one three times
-/// those before: the GPU needs longer for a part than the host to record the next one.
+/// the one before: the GPU needs longer for a part than the host to record the next one.
 const LONG_STEP: usize = 64;
 const FIRST: usize = 16;
 
 /// After this long no more candidates are timed.
 const TUNING: Duration = Duration::from_secs(4);
+
+/// A chunk of a prompt that goes on: nobody wants its logits.
+fn within_prompt(tokens: usize) -> BatchShape {
+    BatchShape {
+        outputs: 0,
+        ..prompt(tokens)
+    }
+}
 
 /// A prompt of one sequence.
 fn prompt(tokens: usize) -> BatchShape {
@@ -123,6 +131,7 @@ impl GpuExecutor {
         };
         let weights = ResidentWeights::upload(model, &kernels, &decode_steps, options, progress)?;
         let states = States::new(gpu, model.state_layout(), options.slots)?;
+        let chunk = memory::chunk(model, &kernels);
         let mut executor = Self {
             name: gpu.name().to_owned(),
             kernels,
@@ -132,7 +141,7 @@ impl GpuExecutor {
             decode_steps,
             shapes: Interner::default(),
             plans: Cache::new(PLANS),
-            chunk: memory::chunk(model, gpu),
+            chunk,
             unread: None,
             readback: None,
             token_readbacks: Vec::new(),
@@ -197,16 +206,21 @@ impl GpuExecutor {
         if !known {
             let large = shape.tokens > SMALL;
             if large {
-                let chunk = self.chunk;
+                let chunk = (within_prompt(self.chunk), self.blends.number());
                 let single = |shape: BatchShape| shape.tokens == shape.spans;
                 self.plans.retain(|key, _| {
                     let known = key.0;
-                    known.tokens <= SMALL
-                        || (known.tokens == chunk && known.spans == 1)
-                        || single(known) != single(shape)
+                    known.tokens <= SMALL || **key == chunk || single(known) != single(shape)
                 });
             }
-            let plan = self.resolve(shape)?;
+            let plan = match self.resolve(shape) {
+                Err(error) if blend::out_of_memory(&error) => {
+                    self.plans.retain(|key, _| key.0.tokens <= SMALL);
+                    self.pool.trim();
+                    self.resolve(shape)?
+                }
+                resolved => resolved?,
+            };
             plan::compile(self.kernels.gpu(), plan.pipelines())?;
             self.plans.insert(key.clone(), plan);
             self.shapes.trim();
@@ -247,9 +261,8 @@ impl GpuExecutor {
         let gpu = self.kernels.gpu().clone();
         let mut plans = Vec::new();
         // A token, a prompt of a few hundred, and a chunk of a long one: others need many of the same pipelines.
-        let mut shapes = vec![prompt(1), prompt(SMALL.min(self.chunk)), prompt(self.chunk)];
-        shapes.dedup();
-        let mut shapes = VecDeque::from(shapes);
+        let mut shapes = VecDeque::from([prompt(1), prompt(SMALL.min(self.chunk))]);
+        shapes.extend((self.chunk > SMALL).then(|| within_prompt(self.chunk)));
         while let Some(shape) = shapes.pop_front() {
             match self.resolve(shape) {
                 Ok(plan) => plans.push((shape, plan)),
@@ -259,7 +272,7 @@ impl GpuExecutor {
                     if shape.tokens > SMALL {
                         // Prompts have to do with less.
                         self.chunk = shape.tokens / 2;
-                        let shorter = Some(prompt(self.chunk));
+                        let shorter = Some(within_prompt(self.chunk));
                         shapes.extend(shorter.filter(|shape| shape.tokens > SMALL));
                     }
                 }
@@ -382,7 +395,10 @@ impl Executor for GpuExecutor {
         plan.write_tables(&gpu, &tables)?;
         let before = self.unread.take();
         let mut dispatches = plan.dispatches();
-        if before.is_none() && !self.meter.is_timing() && tables.tokens.len() > LONG_STEP {
+        let busy = before
+            .as_ref()
+            .is_some_and(|(_, tokens)| *tokens > LONG_STEP);
+        if !busy && !self.meter.is_timing() && tables.tokens.len() > LONG_STEP {
             // The GPU begins while the rest is recorded, which takes the host less time.
             let mut part = FIRST;
             while dispatches.len() > 2 * part {
@@ -421,10 +437,10 @@ impl Executor for GpuExecutor {
             }
             // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
             _ => {
-                if let Some(before) = before {
+                if let Some((before, _)) = before {
                     gpu.wait(&before)?;
                 }
-                self.unread = Some(submission);
+                self.unread = Some((submission, tables.tokens.len()));
                 Vec::new()
             }
         };

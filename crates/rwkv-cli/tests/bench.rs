@@ -168,9 +168,9 @@ fn counts_and_times() {
         let caches = &report["caches"];
         assert_eq!(caches.is_object(), on_gpu);
         if on_gpu {
-            // A plan each for the prompt and the two batches, the smaller of which is ready when the model is loaded; they
-            // are looked up once for all of a decoding's steps; at least a round to warm up, two rounds and two with timestamps,
-            // and an untimed first step in each round of decoding.
+            // A plan each for the prompt and the two batches, the smaller of which is ready when the model is loaded;
+            // they are looked up once for all of a decoding's steps; at least a round to warm up, two rounds and two with
+            // timestamps, and an untimed first step in each round of decoding.
             assert_eq!(caches["plans"]["misses"], 2);
             let hits = caches["plans"]["hits"].as_u64().unwrap();
             assert!(hits >= 5 * (1 + 2 + 2) - 2, "{hits}");

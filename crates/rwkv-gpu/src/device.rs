@@ -164,8 +164,8 @@ impl Gpu {
         })
     }
 
-    /// The same device, said to be a discrete GPU that offers `capabilities`: which kernels would be chosen there, and how they would be bound, can
-    /// be seen without compiling them. For tests.
+    /// The same device, said to be a discrete GPU that offers `capabilities`: which kernels would be chosen there, and how
+    /// they would be bound, can be seen without compiling them. For tests.
     #[doc(hidden)]
     #[must_use]
     pub fn pretending(&self, capabilities: Capabilities) -> Self {

@@ -54,7 +54,7 @@ impl HalfRows {
     }
 
     /// As [`new`](Self::new), in `buffer` from byte `offset` on, where there must be [`bytes`](Self::bytes); the offset is
-    /// a multiple of 256, say, or of the adapter's alignment.
+    /// a multiple of the adapter's alignment.
     pub fn placed(buffer: Buffer, offset: u64, rows: usize, width: usize) -> Self {
         Self {
             buffer,

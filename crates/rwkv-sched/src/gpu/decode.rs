@@ -40,6 +40,14 @@ const BETWEEN_COPIES: usize = 64;
 /// Rows of the ring of tokens: more than are on their way.
 const RING: usize = 32;
 
+/// A buffer or a copy that must be there is not.
+fn unread() -> Error {
+    Error::Config {
+        problem: "tokens that were sampled cannot be read: this is a mistake in this program"
+            .to_owned(),
+    }
+}
+
 /// Bytes of the ring of tokens of so many sequences.
 fn ring_bytes(sequences: usize) -> u64 {
     (sequences * 4 * RING) as u64
@@ -222,7 +230,7 @@ impl Run<'_> {
             self.samplers.buffers.last(),
             self.readbacks.get(number % (AHEAD + 1)),
         ) else {
-            return Err(Error::EmptyPrompt);
+            return Err(unread());
         };
         recorder.read(ids, 0, *bytes, readback);
         self.meter.recorded();
@@ -254,7 +262,7 @@ impl Run<'_> {
             self.wait()?;
         }
         let Some(words) = self.ready.pop_front() else {
-            return Err(Error::EmptyPrompt);
+            return Err(unread());
         };
         self.meter.finished(self.slots.len());
         self.read += 1;
@@ -274,10 +282,10 @@ impl Run<'_> {
         let gpu = self.executor.kernels.gpu();
         let oldest = self.waiting.pop_front();
         let (Some(oldest), Some((_, bytes))) = (oldest, self.samplers.buffers.last()) else {
-            return Err(Error::EmptyPrompt);
+            return Err(unread());
         };
         let Some(readback) = self.readbacks.get(oldest.number % (AHEAD + 1)) else {
-            return Err(Error::EmptyPrompt);
+            return Err(unread());
         };
         let ring: Vec<u32> = readback.view(
             gpu,
@@ -293,9 +301,9 @@ impl Run<'_> {
             let columns = self.first_draw.iter().enumerate();
             let words = columns.map(|(column, first)| {
                 let word = ring.get(row(first) * self.slots.len() + column);
-                word.copied().unwrap_or_default()
+                word.copied().ok_or(unread())
             });
-            self.ready.push_back(words.collect());
+            self.ready.push_back(words.collect::<Result<_>>()?);
         }
         Ok(())
     }
@@ -419,7 +427,7 @@ impl GpuExecutor {
         let made = made.filter_map(|(step, buffers)| Some(((*step)?, buffers)));
         let seen = made.filter(|(step, _)| *step <= run.read);
         let Some((step, buffers)) = seen.max_by_key(|(step, _)| *step) else {
-            return Err(Error::EmptyPrompt);
+            return Err(unread());
         };
         let mut recorder = gpu.recorder("states go back");
         for (slot, buffer) in run.slots.iter().zip(buffers) {

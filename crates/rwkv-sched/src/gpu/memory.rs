@@ -31,7 +31,8 @@ pub struct DeviceMemory {
 const CHUNKS: [usize; 4] = [2048, 1024, 512, 256];
 
 /// Multiplications of a chunk at most, on a GPU with memory and cooperative matrices of its own, and on others: a second
-/// of the slowest, after which a caller may break off, and long before a driver takes a GPU for hung.
+/// of the slowest, long before a driver takes a GPU for hung. A caller that breaks off waits for two of them at most: the next
+/// one is recorded while the GPU has one.
 const FAST_WORK: u64 = 16_000_000_000_000;
 const SLOW_WORK: u64 = FAST_WORK / 8;
 

@@ -1,6 +1,8 @@
 //! Composes a kernel from WGSL files: a line-by-line textual preprocessor.
 //!
 //! - `#import PATH` puts the file `PATH.wgsl` here, once a composition.
+//! - `#import PATH as NAME` puts a copy of it here, with all that it imports: what the copy declares has `NAME_` in front,
+//!   and its bindings of group 1 are in group 2. So a kernel reads matrices of two formats.
 //! - `#ifdef NAME`, `#ifndef NAME`, `#else`, `#endif` keep or drop lines.
 //! - `$NAME` is replaced by the definition's value, in imports too.
 //! - `#define NAME VALUE` sets a definition for the lines that follow, also in the files that import this one.
@@ -111,12 +113,21 @@ impl<'a> Composer<'a> {
                 }
                 _ if open.iter().any(|(kept, _)| !kept) => {}
                 "import" => {
-                    let path = substitute(argument, definitions).map_err(|p| error(number, p))?;
-                    if !self.files.contains_key(&path) {
+                    let text = substitute(argument, definitions).map_err(|p| error(number, p))?;
+                    let (path, copy) = match text.split_once(" as ") {
+                        Some((path, copy)) => (path.trim(), Some(copy.trim())),
+                        None => (&*text, None),
+                    };
+                    if !self.files.contains_key(path) {
                         return Err(error(number, format!("unknown import `{path}`")));
                     }
-                    if !imported.contains(&path) {
-                        self.file(&path, definitions, imported, out)?;
+                    if let Some(copy) = copy {
+                        let mut text = String::new();
+                        let (mut defined, mut imports) = (definitions.clone(), BTreeSet::new());
+                        self.file(path, &mut defined, &mut imports, &mut text)?;
+                        out.push_str(&renamed(&text, copy));
+                    } else if !imported.contains(path) {
+                        self.file(path, definitions, imported, out)?;
                     }
                 }
                 "define" => {
@@ -159,6 +170,52 @@ impl<'a> Composer<'a> {
             ))
         }
     }
+}
+
+/// `text` with `prefix` in front of the names that it declares, also where they are members', and its bindings of group 1
+/// in group 2.
+fn renamed(text: &str, prefix: &str) -> String {
+    let names: BTreeSet<&str> = text.lines().filter_map(declared).collect();
+    let in_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut out = String::new();
+    for line in text.lines() {
+        let (code, comment) = line.split_at(line.find("//").unwrap_or(line.len()));
+        let code = code.replace("@group(1)", "@group(2)");
+        let mut rest = code.as_str();
+        while let Some(c) = rest.chars().next() {
+            let end = if in_word(c) {
+                rest.find(|c| !in_word(c)).unwrap_or(rest.len())
+            } else {
+                c.len_utf8()
+            };
+            let (word, after) = rest.split_at(end);
+            if names.contains(word) {
+                out.push_str(prefix);
+                out.push('_');
+            }
+            out.push_str(word);
+            rest = after;
+        }
+        out.push_str(comment);
+        out.push('\n');
+    }
+    out
+}
+
+/// The name that a line declares for the whole module: such lines are not indented.
+fn declared(line: &str) -> Option<&str> {
+    let mut line = line;
+    while line.starts_with('@') {
+        line = line.split_once(") ").map_or("", |(_, rest)| rest);
+    }
+    let rest = match line.strip_prefix("var") {
+        Some(variable) => variable.split_once("> ").map_or(variable.trim_start(), |(_, rest)| rest),
+        None => ["fn ", "struct ", "const ", "override ", "alias "]
+            .iter()
+            .find_map(|keyword| line.strip_prefix(keyword))?,
+    };
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    Some(rest.split_at(end.unwrap_or(rest.len())).0)
 }
 
 /// The directive of a line, or nothing, and its argument.

@@ -51,6 +51,22 @@ fn compositions() {
         ],
         Ok("a\nb\nc\n"),
     );
+    // A copy has names of its own, members too, and another group.
+    check(
+        &[
+            ("main", "#import x\n#import x as of\nof_f(s);"),
+            (
+                "x",
+                "#import y\n@group(1) @binding(0) var<storage, read> s: array<u32>;\nfn f(s: u32) {",
+            ),
+            ("y", "struct S {\n    s: u32, // s\n}\nconst K: u32 = 1u;"),
+        ],
+        Ok("struct S {\n    s: u32, // s\n}\nconst K: u32 = 1u;\n\
+            @group(1) @binding(0) var<storage, read> s: array<u32>;\nfn f(s: u32) {\n\
+            struct of_S {\n    of_s: u32, // s\n}\nconst of_K: u32 = 1u;\n\
+            @group(2) @binding(0) var<storage, read> of_s: array<u32>;\nfn of_f(of_s: u32) {\n\
+            of_f(s);\n"),
+    );
     check(
         &[("main", "a\n#import nowhere")],
         Err("main.wgsl:2: unknown import `nowhere`"),

@@ -37,24 +37,14 @@ struct Params {
 @group(0) @binding(3) var<storage, read> vectors: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> state: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
-// Formats of one part leave a storage buffer for it.
-#ifdef FORMAT_F16
-#define CLEARS 1
-#endif
-#ifdef FORMAT_F32
-#define CLEARS 1
-#endif
-#ifdef CLEARS
+#ifdef ZEROS_ROW
+// A row that is set to zero, too.
 @group(0) @binding(6) var<storage, read_write> zeros: array<vec4<f32>>;
 #endif
 #ifdef PAIRS_F16
 @group(2) @binding(0) var<storage, read> pairs: array<vec4<u32>>;
 #endif
 
-#ifdef CLEARS
-// Whether a row of zeros is written too.
-override ZEROS: bool = false;
-#endif
 // How many products there are, and all their workgroups.
 override COUNT: u32 = 1u;
 override WORKGROUPS: u32 = 1u;
@@ -190,11 +180,9 @@ fn place_eight(eight: Eight, index: u32, norm: vec2<f32>, writes: bool, for_pair
     if writes {
         write_four(params.shifted + 8u * index, made.low);
         write_four(params.shifted + 8u * index + 4u, made.high);
-#ifdef CLEARS
-        if ZEROS {
-            zeros[2u * index] = vec4(0.0);
-            zeros[2u * index + 1u] = vec4(0.0);
-        }
+#ifdef ZEROS_ROW
+        zeros[2u * index] = vec4(0.0);
+        zeros[2u * index + 1u] = vec4(0.0);
 #endif
     }
 #ifdef PAIRS_F16

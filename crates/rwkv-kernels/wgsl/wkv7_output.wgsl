@@ -7,28 +7,26 @@
 //
 // The last workgroup of a head to have read its state writes it: what that rests on is in sparse_matvec.wgsl.
 #import step/wkv7
+#define SLICED $OUTPUT
+#ifdef OUTPUT_F16
+#define SLICED_CODES float
+#else
+#define SLICED_CODES integer
+#endif
+#import stream/slice as slice
 
 // The residual stream.
 @group(0) @binding(7) var<storage, read_write> x: array<atomic<f32>>;
 // A word a head counts the workgroups that have read its state, 0 between dispatches.
 @group(0) @binding(8) var<storage, read_write> readers: array<atomic<u32>>;
-// The output by rows, in units of eight halves.
-@group(2) @binding(0) var<storage, read> output: array<vec4<u32>>;
 
 override OUTPUT_PARTS: u32 = 1u;
 // Rows of a workgroup.
 override PART_ROWS: u32 = 1u;
-// Units of a row, and those before the first.
-override OUTPUT_UNITS: u32 = 1u;
-override OUTPUT_BASE: u32 = 0u;
 
-// Threads that share a row of the output, an eight of the head each, and rows that all make at once.
-const ROW_THREADS: u32 = HEAD / 8u;
-const STEP_ROWS: u32 = THREADS / ROW_THREADS;
-
-// Weights of the recurrence that a thread has under way at most beside those of the output: both take four registers each,
-// of the 64 that a thread of 1,024 has on large GPUs.
-const MOST_AHEAD: u32 = 5u;
+// Weights of the recurrence that a thread has under way at most where those of the output are too: they take registers, of
+// which a thread of 1,024 has 64 on large GPUs.
+override MOST_AHEAD: u32 = 0u;
 
 var<workgroup> made: array<f32, HEAD>;
 var<workgroup> earlier: u32;
@@ -63,53 +61,12 @@ fn keeps_state(head: u32, thread: u32) -> bool {
     return last;
 }
 
-// Eights of four rows.
-struct Four {
-    a: vec4<u32>,
-    b: vec4<u32>,
-    c: vec4<u32>,
-    d: vec4<u32>,
+fn add_sum(row: u32, sum: f32) {
+    atomicAdd(&x[row], sum);
 }
 
-fn load_row(row: u32, end: u32, unit: u32) -> vec4<u32> {
-    return output[(OUTPUT_BASE + min(row, end - 1u)) * OUTPUT_UNITS + unit];
-}
-
-// Rows past the end are the last one again: no branch that is not known beforehand stands between two loads.
-fn load_rows(row: u32, end: u32, unit: u32) -> Four {
-    var rows: Four;
-    rows.a = load_row(row, end, unit);
-    if PART_ROWS > STEP_ROWS {
-        rows.b = load_row(row + STEP_ROWS, end, unit);
-    }
-    if PART_ROWS > 2u * STEP_ROWS {
-        rows.c = load_row(row + 2u * STEP_ROWS, end, unit);
-    }
-    if PART_ROWS > 3u * STEP_ROWS {
-        rows.d = load_row(row + 3u * STEP_ROWS, end, unit);
-    }
-    return rows;
-}
-
-fn eight_product(packed: vec4<u32>, near: vec4<f32>, far: vec4<f32>) -> f32 {
-    return dot(vec4(unpack2x16float(packed.x), unpack2x16float(packed.y)), near)
-        + dot(vec4(unpack2x16float(packed.z), unpack2x16float(packed.w)), far);
-}
-
-// The sums of four rows over the threads of a row: the thread whose number there is n has that of `summed_row(n)`.
-fn sum_rows(sums: vec4<f32>, place: u32) -> f32 {
-    let odd = (place & 1u) != 0u;
-    let two = select(sums.xy, sums.zw, odd) + subgroupShuffleXor(select(sums.zw, sums.xy, odd), 1u);
-    let second = (place & 2u) != 0u;
-    var sum = select(two.x, two.y, second) + subgroupShuffleXor(select(two.y, two.x, second), 2u);
-    for (var apart = 4u; apart < ROW_THREADS; apart *= 2u) {
-        sum += subgroupShuffleXor(sum, apart);
-    }
-    return sum;
-}
-
-fn summed_row(place: u32) -> u32 {
-    return (place & 1u) * 2u + (place >> 1u & 1u);
+fn four_made(first: u32) -> vec4<f32> {
+    return vec4(made[first], made[first + 1u], made[first + 2u], made[first + 3u]);
 }
 
 @compute @workgroup_size(THREADS)
@@ -118,46 +75,24 @@ fn main(at: Invocation) {
     let head = item % HEADS;
     let part = item / HEADS;
     let thread = thread_of(at);
-    let place = thread % ROW_THREADS;
-    // Past the head's last eight, what was made is zero, and an eight that is there serves.
-    let eight = min(place, HEAD_SIZE / 8u - 1u);
-    let unit = head * (HEAD_SIZE / 8u) + eight;
-    let end = min((part + 1u) * PART_ROWS, WIDTH);
-    var row = part * PART_ROWS + thread / ROW_THREADS;
+    let unit = head * slice_SLICE;
+    let start = part * PART_ROWS;
+    let end = min(start + PART_ROWS, WIDTH);
+    var first: slice_FourUnits;
     // Under way while the recurrence is made, where its own weights leave registers.
-    var rows: Four;
     if AHEAD <= MOST_AHEAD {
-        rows = load_rows(row, end, unit);
+        first = slice_first_rows(start, end, unit, thread);
     }
     time_mix(thread, head, 0u);
     workgroupBarrier();
     if AHEAD > MOST_AHEAD {
-        rows = load_rows(row, end, unit);
+        first = slice_first_rows(start, end, unit, thread);
     }
-    let here = in_page(params.page, spans[0].slot);
-    let made_here = place * 8u < HEAD_SIZE;
-    let first = 8u * eight;
-    let near = vec4(made[first], made[first + 1u], made[first + 2u], made[first + 3u]);
-    let far = vec4(made[first + 4u], made[first + 5u], made[first + 6u], made[first + 7u]);
-    var left = (end - part * PART_ROWS + 4u * STEP_ROWS - 1u) / (4u * STEP_ROWS);
-    loop {
-        let sums = vec4(
-            eight_product(rows.a, near, far),
-            eight_product(rows.b, near, far),
-            eight_product(rows.c, near, far),
-            eight_product(rows.d, near, far),
-        );
-        let sum = sum_rows(select(vec4(0.0), sums, made_here), place);
-        let own = row + summed_row(place) * STEP_ROWS;
-        if here && place < 4u && own < end {
-            atomicAdd(&x[own], sum);
-        }
-        row += 4u * STEP_ROWS;
-        left -= 1u;
-        if left == 0u {
-            break;
-        }
-        // Not before: a workgroup of 1,024 threads has no registers for two of them.
-        rows = load_rows(row, end, unit);
+    if thread < HEAD_SIZE / 8u {
+        slice_stage_eight(0u, thread, four_made(8u * thread), four_made(8u * thread + 4u));
+    }
+    workgroupBarrier();
+    if in_page(params.page, spans[0].slot) {
+        slice_multiply_slice(first, start, end, unit, thread);
     }
 }

@@ -1,17 +1,55 @@
 //! The channel mix of one token in one dispatch: `y += x + V f(K mix(norm(x), previous))`, and the state keeps `norm(x)`.
 
-use super::stream::{Stream, StreamShape};
+use super::{
+    slice::Slice,
+    stream::{Stream, StreamShape, stream_kernel},
+};
 use crate::{
     BatchTables, Error, GpuColumns, GpuMatrix, GpuVector, Kernels, Page, Result, View,
+    gpu_weights::Chunk,
     kernels::u32_of,
     ops::{Function, Weighs},
-    shaders,
     tuning::{Problem, Tunable},
 };
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Buffer, Dispatch, Kind};
+use rwkv_mem::Shape;
 
-/// A channel mix of one token on the GPU. Inputs of the value that are zero are skipped.
+/// The value matrix of a channel mix.
+#[derive(Clone, Copy, Debug)]
+pub enum ChannelValue<'a> {
+    /// F16, by columns: those of inputs that are zero are skipped.
+    Columns(&'a GpuColumns),
+    /// Codes of up to 8 bits, by rows, beside a key of such codes. They multiply what the key makes rounded to 16 bits
+    /// ([`round_to_16_bits`](super::round_to_16_bits)), as its codes do the mix.
+    Rows(&'a GpuMatrix),
+}
+
+impl ChannelValue<'_> {
+    fn shape(&self) -> Shape {
+        match self {
+            Self::Columns(columns) => columns.shape(),
+            Self::Rows(rows) => rows.shape(),
+        }
+    }
+
+    fn chunks(&self) -> &[Chunk] {
+        match self {
+            Self::Columns(columns) => columns.chunks(),
+            Self::Rows(rows) => rows.chunks(),
+        }
+    }
+
+    /// The value of the kernel's axis.
+    fn axis(&self) -> &'static str {
+        match self {
+            Self::Columns(_) => "columns",
+            Self::Rows(rows) => rows.layout().shader(),
+        }
+    }
+}
+
+/// A channel mix of one token on the GPU.
 ///
 /// Workgroups add their sums to `y` as they finish, so its last bits may differ from one run to the next.
 pub struct ChannelMix<'a> {
@@ -36,7 +74,7 @@ pub struct ChannelMix<'a> {
     /// Applied to what the key makes.
     pub function: Function,
     /// The value, in one part: as many outputs as the key has columns, as many inputs as it has rows.
-    pub value: &'a GpuColumns,
+    pub value: ChannelValue<'a>,
     /// 1 × columns of the key, zero before; not the buffer of x.
     pub y: View<'a>,
 }
@@ -55,22 +93,33 @@ const MOST_OWN: usize = 4;
 /// Workgroups for the largest GPUs.
 const ONE_A_CORE: u32 = 132;
 
-fn kernel(key: &GpuMatrix) -> String {
-    format!("channel_mix/{}/float", key.layout().shader())
-}
+/// What the slice of a workgroup is a multiple of: a block of x that is rounded together.
+const SLICE_STEP: usize = 32;
 
-/// How a workgroup shares the value's columns, and how many of the key's rows it has.
+/// Threads of a workgroup up to which there are registers for loads of two steps.
+const EARLY_THREADS: usize = 512;
+
+const KERNEL: &str = "channel_mix";
+
+/// How workgroups share the work.
 struct Cut {
     stream: Stream,
+    /// Rows of the key that a workgroup has.
     own_keys: usize,
-    column_threads: usize,
-    column_teams: usize,
+    value: ValueCut,
+}
+
+/// How a workgroup multiplies the value.
+enum ValueCut {
+    Columns { threads: usize, teams: usize },
+    Rows(Slice),
 }
 
 impl Kernels {
-    /// Whether [`channel_mix`](Self::channel_mix) can do the products: matrices in one part, the key in F16 or F32, x
-    /// fitting a workgroup, and an adapter that adds floats atomically.
-    pub fn channel_mix_suits(&self, key: &GpuMatrix, value: &GpuColumns) -> bool {
+    /// Whether [`channel_mix`](Self::channel_mix) can do the products: matrices in one part, whose formats a kernel has
+    /// together (a key in F16 or F32 with a value by columns, or codes of up to 8 bits), x fitting a workgroup, and an
+    /// adapter that adds floats atomically.
+    pub fn channel_mix_suits(&self, key: &GpuMatrix, value: ChannelValue<'_>) -> bool {
         let (of_key, of_value) = (key.shape(), value.shape());
         self.gpu().capabilities().float_atomics
             && self.orders_partials()
@@ -79,18 +128,26 @@ impl Kernels {
             && of_value.cols.0 == of_key.rows.0
             && of_value.rows.0 == of_key.cols.0
             && of_key.cols.0.is_multiple_of(8)
-            && shaders::find(&kernel(key)).is_ok()
-            && self.channel_mix_cut(key, None).is_some()
+            && self.has_stream_kernel(KERNEL, key, value.axis())
+            && self.channel_mix_cut(key, value, None).is_some()
     }
 
     /// `shape`, or the one that was tuned or else the default one.
-    fn channel_mix_cut(&self, key: &GpuMatrix, shape: Option<StreamShape>) -> Option<Cut> {
+    fn channel_mix_cut(
+        &self,
+        key: &GpuMatrix,
+        value: ChannelValue<'_>,
+        shape: Option<StreamShape>,
+    ) -> Option<Cut> {
         let problem = || Problem::of_matrix(Tunable::ChannelMix, key, 1);
         let tuned = shape.or_else(|| self.stream_choice(problem()));
-        let usual = || self.channel_mix_fitted(key, self.channel_mix_shape(key));
+        let fitted = |shape| match value {
+            ChannelValue::Columns(_) => self.with_columns(key, shape),
+            ChannelValue::Rows(value) => self.with_rows(key, value, shape),
+        };
         tuned
-            .and_then(|shape| self.channel_mix_fitted(key, shape))
-            .or_else(usual)
+            .and_then(fitted)
+            .or_else(|| fitted(self.channel_mix_shape(key)))
     }
 
     /// Fewer and larger workgroups than for a product alone: each adds to all of y.
@@ -113,9 +170,9 @@ impl Kernels {
         }
     }
 
-    fn channel_mix_fitted(&self, key: &GpuMatrix, shape: StreamShape) -> Option<Cut> {
-        let (keys, cols) = (key.shape().rows.0, key.shape().cols.0);
-        let shape = StreamShape { slices: 1, ..shape };
+    /// `shape` with a value by columns.
+    fn with_columns(&self, key: &GpuMatrix, shape: StreamShape) -> Option<Cut> {
+        let cols = key.shape().cols.0;
         let units = cols / 8;
         // The threads are not known before they fit, and what they share depends on them: so as if they fitted.
         let share = |threads: usize| {
@@ -124,23 +181,54 @@ impl Kernels {
         };
         let slots = |threads: usize| share(threads).1 * units * 2;
         let asked = shape.threads.clamp(32, 1024).next_power_of_two() as usize;
-        let stream = self.stream(key, shape, slots(asked))?;
-        let threads = stream.threads as usize;
-        if slots(threads) > slots(asked).max(cols / 4) || units > threads * MOST_OWN {
+        let stream = self.stream(key, StreamShape { slices: 1, ..shape }, slots(asked))?;
+        let asked_threads = stream.threads as usize;
+        if slots(asked_threads) > slots(asked).max(cols / 4) {
             return None;
         }
-        let block = stream.block_rows().max(1);
+        let (threads, teams) = share(asked_threads);
+        self.channel_mix_fitted(key, stream, 1, |_| {
+            Some((ValueCut::Columns { threads, teams }, 0))
+        })
+    }
+
+    /// `shape` with a value by rows.
+    fn with_rows(&self, key: &GpuMatrix, value: &GpuMatrix, shape: StreamShape) -> Option<Cut> {
+        let stream = self.stream(key, StreamShape { slices: 1, ..shape }, 0)?;
+        let threads = stream.threads as usize;
+        // Two sets of loads are more than the registers of large workgroups hold.
+        let early = threads <= EARLY_THREADS;
+        self.channel_mix_fitted(key, stream, SLICE_STEP, |own_keys| {
+            let slice = self.slice(value, own_keys, threads, early)?;
+            let bytes = slice.bytes;
+            Some((ValueCut::Rows(slice), bytes))
+        })
+    }
+
+    /// The keys of a workgroup, a multiple of `step`; `value` is how it multiplies the value for so many, and the bytes of
+    /// workgroup memory that takes.
+    fn channel_mix_fitted(
+        &self,
+        key: &GpuMatrix,
+        stream: Stream,
+        step: usize,
+        value: impl Fn(usize) -> Option<(ValueCut, usize)>,
+    ) -> Option<Cut> {
+        let (keys, cols) = (key.shape().rows.0, key.shape().cols.0);
+        let threads = stream.threads as usize;
+        // Blocks are powers of two, as steps are.
+        let block = stream.block_rows().max(1).max(step);
         let least = keys.div_ceil(stream.most_workgroups().max(1));
         let own_keys = least.next_multiple_of(block).max(block);
-        let memory = stream.bytes + own_keys * 12;
-        let fits = own_keys <= threads
+        let (value, bytes) = value(own_keys)?;
+        let memory = stream.bytes + own_keys * 12 + bytes;
+        let fits = cols / 8 <= threads * MOST_OWN
+            && own_keys <= threads
             && memory <= self.gpu().capabilities().limits.workgroup_bytes as usize;
-        let (column_threads, column_teams) = share(threads);
         fits.then_some(Cut {
             stream,
             own_keys,
-            column_threads,
-            column_teams,
+            value,
         })
     }
 
@@ -158,7 +246,7 @@ impl Kernels {
             && op.which < 2
             && op.x.buffer != op.y.buffer;
         let suits = self.channel_mix_suits(op.key, op.value);
-        let cut = self.channel_mix_cut(op.key, shape);
+        let cut = self.channel_mix_cut(op.key, op.value, shape);
         let (true, true, Some(cut), [key], [value]) =
             (fits, suits, cut, op.key.chunks(), op.value.chunks())
         else {
@@ -189,12 +277,18 @@ impl Kernels {
             ("OWN", (cols / 8).div_ceil(stream.threads as usize) as f64),
             ("KEYS", keys as f64),
             ("OWN_KEYS", cut.own_keys as f64),
-            ("COLUMN_UNITS", op.value.units() as f64),
-            ("COLUMN_THREADS", cut.column_threads as f64),
-            ("COLUMN_TEAMS", cut.column_teams as f64),
         ];
+        match cut.value {
+            ValueCut::Columns { threads, teams } => constants.extend([
+                ("COLUMN_UNITS", (cols / 8) as f64),
+                ("COLUMN_THREADS", threads as f64),
+                ("COLUMN_TEAMS", teams as f64),
+            ]),
+            ValueCut::Rows(slice) => constants.extend(slice.constants),
+        }
         constants.extend(&stream.constants);
-        let pipeline = self.pipeline(&kernel(op.key), &constants)?;
+        let kernel = stream_kernel(KERNEL, op.key, op.value.axis());
+        let pipeline = self.pipeline(&kernel, &constants)?;
         let params = Params {
             page: op.page,
             epsilon: op.epsilon,

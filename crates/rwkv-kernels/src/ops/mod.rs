@@ -36,6 +36,7 @@ mod recurrence;
 mod row_parts;
 mod sample;
 mod select;
+mod slice;
 mod sparse_linear;
 mod sparse_tuning;
 mod step;
@@ -55,7 +56,7 @@ mod wkv7_step;
 
 pub use blend::{Blend, Change, blend};
 pub use bonus::{Bonus, bonus};
-pub use channel_mix::ChannelMix;
+pub use channel_mix::{ChannelMix, ChannelValue};
 #[cfg(test)]
 pub(crate) use coop_emulation::emulated;
 pub use coop_tile::{CoopShape, CoopTile};

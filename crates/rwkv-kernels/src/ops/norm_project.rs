@@ -1,7 +1,7 @@
 //! A layer norm, a token shift and the products of its mixes in one dispatch, for one token:
 //! `y_i = f_i(W_i mix_i(norm(x), previous))`.
 
-use super::stream::{Stream, StreamShape, has_stream_kernel};
+use super::stream::{Stream, StreamShape};
 use crate::{
     BatchTables, Error, Format, GpuMatrix, GpuVector, Kernels, Page, Result, View,
     kernels::u32_of,
@@ -55,8 +55,7 @@ pub struct NormProject<'a> {
     /// Where in `y` the normed x goes, which is the next shift vector: the first byte, a multiple of 4. Other workgroups
     /// still read the state here, so a later dispatch stores it.
     pub shifted_offset: u64,
-    /// Where as many zeros go, if anywhere and [`Kernels::norm_project_clears`]: what a later dispatch adds to; not in the
-    /// buffer of `y`.
+    /// Where as many zeros go, if anywhere: what a later dispatch adds to; not in the buffer of `y`.
     pub zeros: Option<View<'a>>,
     /// Where the results go: not the buffer of x.
     pub y: &'a Buffer,
@@ -106,15 +105,15 @@ const MOST_OWN: usize = 4;
 const KERNEL: &str = "norm_project";
 
 impl Kernels {
-    /// Whether [`norm_project`](Self::norm_project) with these matrices can write zeros beside its results: where their
-    /// format is one part, so that a storage buffer is left.
-    pub fn norm_project_clears(&self, weights: &GpuMatrix) -> bool {
-        matches!(weights.layout().shader(), "f16" | "f32")
-    }
-
-    /// Whether [`norm_project`](Self::norm_project) can do products with `weights` and `pairs`: both in one part, the
-    /// pairs in F16, formats of few buffers, and x fitting a workgroup.
-    pub fn norm_project_suits(&self, weights: &GpuMatrix, pairs: Option<&GpuMatrix>) -> bool {
+    /// Whether [`norm_project`](Self::norm_project) can do products with `weights` and `pairs`, and write zeros besides
+    /// if it `clears`: both in one part, the pairs in F16, no more buffers than the adapter binds, and x fitting a
+    /// workgroup.
+    pub fn norm_project_suits(
+        &self,
+        weights: &GpuMatrix,
+        pairs: Option<&GpuMatrix>,
+        clears: bool,
+    ) -> bool {
         weights.is_whole()
             && pairs.is_none_or(|p| {
                 p.is_whole()
@@ -122,7 +121,7 @@ impl Kernels {
                     && p.shape().cols == weights.shape().cols
                     && !p.ragged()
             })
-            && has_stream_kernel(KERNEL, weights, axis(pairs))
+            && self.has_stream_kernel(KERNEL, weights, axes(pairs, clears))
             && self
                 .norm_project_resolved(weights, pairs.is_some(), None)
                 .is_some()
@@ -191,7 +190,7 @@ impl Kernels {
         let refused = |problem: String| Error::shape("norm, shift and products", problem);
         let cols = op.weights.shape().cols.0;
         let mixes = (op.vectors.len() / cols.max(1)).saturating_sub(2);
-        let clears = self.norm_project_clears(op.weights);
+        let clears = op.zeros.is_some();
         let fits = op.x.rows == 1
             && op.x.width == cols
             && op.batch.span_count == 1
@@ -200,8 +199,8 @@ impl Kernels {
             && op.shifted_offset.is_multiple_of(4)
             && op
                 .zeros
-                .is_none_or(|z| clears && z.rows == 1 && z.width == cols && z.buffer != op.y);
-        let suits = self.norm_project_suits(op.weights, op.pairs);
+                .is_none_or(|z| z.rows == 1 && z.width == cols && z.buffer != op.y);
+        let suits = self.norm_project_suits(op.weights, op.pairs, clears);
         let stream = self.norm_project_resolved(op.weights, op.pairs.is_some(), shape);
         let (true, true, Some(stream), [weights]) = (fits, suits, stream, op.weights.chunks())
         else {
@@ -280,16 +279,13 @@ impl Kernels {
             ("COUNT", op.products.len() as f64),
             ("WORKGROUPS", workgroups as f64),
         ];
-        if clears {
-            constants.push(("ZEROS", f64::from(u8::from(op.zeros.is_some()))));
-        }
         let used = segments.iter().take(op.products.len());
         constants.extend(used.enumerate().flat_map(|(i, s)| s.named(i)));
         if op.pairs.is_some() {
             constants.push(("PAIR_UNITS", (cols / 8) as f64));
         }
         constants.extend(&stream.constants);
-        let pipeline = self.stream_pipeline(KERNEL, op.weights, axis(op.pairs), &constants)?;
+        let pipeline = self.stream_pipeline(KERNEL, op.weights, axes(op.pairs, clears), &constants)?;
         let params = Params {
             page: op.page,
             epsilon: op.epsilon,
@@ -307,10 +303,7 @@ impl Kernels {
                 size: Some(end - start),
             },
         ];
-        if clears {
-            let zeros = op.zeros.as_ref();
-            bindings.push(zeros.map_or(self.unused_output(), View::binding));
-        }
+        bindings.extend(op.zeros.as_ref().map(View::binding));
         let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, workgroups)?;
         dispatch.groups.push(weights.group(self.gpu(), &pipeline)?);
         if let Some(pairs) = pairs {
@@ -372,6 +365,12 @@ impl Kernels {
     }
 }
 
-fn axis(pairs: Option<&GpuMatrix>) -> &'static str {
-    if pairs.is_some() { "f16" } else { "none" }
+/// The values of the last two axes.
+fn axes(pairs: Option<&GpuMatrix>, clears: bool) -> &'static str {
+    match (pairs.is_some(), clears) {
+        (false, false) => "none/none",
+        (false, true) => "none/row",
+        (true, false) => "f16/none",
+        (true, true) => "f16/row",
+    }
 }

@@ -51,7 +51,7 @@ impl StepTile {
                 && shader.workgroup_bytes <= limits.workgroup_bytes
         };
         // F16 stages more than F32.
-        let shader = self.shader(kernels, "wkv7_step", Format::F16, head_size);
+        let shader = self.shader(kernels, "wkv7_step", Format::F16, head_size, None);
         match (self.threads(head_size), shader) {
             (Ok(threads), Ok(shader)) => self.depth > 0 && fits(threads, shader),
             _ => false,
@@ -63,13 +63,14 @@ impl StepTile {
         Ok(self.threads(head_size)? / compiled_head("step", head_size)?)
     }
 
-    /// The variant of `kernel` for this tile.
+    /// The variant of `kernel` for this tile; `output` is the layout of the output projection, if it does that too.
     pub(super) fn shader(
         self,
         kernels: &Kernels,
         kernel: &str,
         format: Format,
         head_size: usize,
+        output: Option<&str>,
     ) -> Result<&'static Shader> {
         let head = compiled_head(kernel, head_size)?;
         let threads = self.threads(head_size)?;
@@ -81,7 +82,11 @@ impl StepTile {
             s.min as usize >= row && threads.is_multiple_of(s.max.max(1) as usize)
         });
         let lanes = if together { "subgroup" } else { "plain" };
-        shaders::find(&format!("{kernel}/{format}/{head}/{share}/{spans}/{lanes}"))
+        let name = format!("{kernel}/{format}/{head}/{share}/{spans}/{lanes}");
+        shaders::find(&match output {
+            Some(output) => format!("{name}/{output}"),
+            None => name,
+        })
     }
 }
 
@@ -101,6 +106,8 @@ pub(super) struct StepKernel<'a> {
     pub(super) parts: usize,
     /// The second matrices of the pairs.
     pub(super) up: Option<&'a LoraUp>,
+    /// The layout of the output projection, if the kernel does that too.
+    pub(super) output: Option<&'static str>,
 }
 
 impl StepKernel<'_> {
@@ -115,7 +122,7 @@ impl StepKernel<'_> {
         let format = self.up.map_or(Format::F32, LoraUp::format);
         let shader = self
             .tile
-            .shader(kernels, self.kernel, format, self.head_size)?;
+            .shader(kernels, self.kernel, format, self.head_size, self.output)?;
         let workgroups = self.spans.div_ceil(self.tile.spans) * self.heads * self.parts;
         // A grid in one dimension has no workgroups to spare.
         let exact = workgroups <= kernels.gpu().capabilities().limits.workgroups as usize

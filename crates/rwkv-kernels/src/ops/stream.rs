@@ -1,7 +1,7 @@
 //! How the kernels of a single token spread a product over the GPU (`wgsl/stream/`), which a tuner may choose.
 
-use crate::{Error, GpuLayout, GpuMatrix, Kernels, Result};
-use rwkv_gpu::{Kind, Pipeline};
+use crate::{Error, GpuLayout, GpuMatrix, Kernels, Result, shaders};
+use rwkv_gpu::{Access, Kind, Pipeline, Shader};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -241,14 +241,29 @@ impl Kernels {
     ) -> Result<Arc<Pipeline>> {
         self.pipeline(&stream_kernel(kernel, weight, last_axis), constants)
     }
+
+    /// Whether there is a variant of `kernel` for the format of `weight`, whose buffers the adapter can bind.
+    pub(crate) fn has_stream_kernel(
+        &self,
+        kernel: &str,
+        weight: &GpuMatrix,
+        last_axis: &str,
+    ) -> bool {
+        let shader = shaders::find(&stream_kernel(kernel, weight, last_axis));
+        shader.is_ok_and(|shader| self.binds(shader))
+    }
+
+    /// Whether the adapter binds as many storage buffers as `shader` has.
+    pub(super) fn binds(&self, shader: &Shader) -> bool {
+        let storage = shader.bindings.iter();
+        let storage = storage.filter(|b| b.access != Access::Uniform).count();
+        storage <= self.gpu().capabilities().limits.storage_buffers as usize
+    }
 }
 
-/// Whether there is a variant of `kernel` for the format of `weight`: some formats have too many buffers.
-pub(crate) fn has_stream_kernel(kernel: &str, weight: &GpuMatrix, last_axis: &str) -> bool {
-    crate::shaders::find(&stream_kernel(kernel, weight, last_axis)).is_ok()
-}
 
-fn stream_kernel(kernel: &str, weight: &GpuMatrix, last_axis: &str) -> String {
+/// The variant of `kernel` for the format of `weight`.
+pub(super) fn stream_kernel(kernel: &str, weight: &GpuMatrix, last_axis: &str) -> String {
     let layout = weight.layout();
     let codes = if layout.codes_are_integers() {
         "integer"

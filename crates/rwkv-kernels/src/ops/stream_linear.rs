@@ -1,6 +1,6 @@
 //! A matrix product of one token: `y = f(W x) + residual`, and a shift vector stored on the side.
 
-use super::stream::{Stream, StreamShape, has_stream_kernel};
+use super::stream::{Stream, StreamShape};
 use crate::{
     Error, GpuMatrix, Kernels, Page, Result, View,
     kernels::{PARTIAL_COUNTS, PARTIAL_SUMS, u32_of},
@@ -53,7 +53,7 @@ impl Kernels {
     pub fn stream_linear_suits(&self, weight: &GpuMatrix, stores: bool) -> bool {
         let epilogue = if stores { "shift" } else { "sums" };
         (!stores || weight.is_whole())
-            && has_stream_kernel("stream_matvec", weight, epilogue)
+            && self.has_stream_kernel("stream_matvec", weight, epilogue)
             && self.stream_resolved(weight, None).is_some()
     }
 

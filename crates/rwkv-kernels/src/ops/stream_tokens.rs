@@ -1,6 +1,6 @@
 //! How the products of 2 to 16 tokens are spread over the GPU (`wgsl/stream/token_rows.wgsl`), which a tuner may choose.
 
-use super::stream::{Constants, has_stream_kernel};
+use super::stream::{Constants};
 use crate::{
     GpuMatrix, Kernels,
     kernels::{MOST_PARTIAL_SUMS, PARTIAL_COUNTS},
@@ -272,7 +272,7 @@ impl Kernels {
             || lanes.min < 4
             || cols == 0
             || !cols.is_multiple_of(grain)
-            || !has_stream_kernel(KERNEL, product.weight, axis)
+            || !self.has_stream_kernel(KERNEL, product.weight, axis)
         {
             return None;
         }

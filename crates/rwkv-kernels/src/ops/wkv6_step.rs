@@ -128,6 +128,7 @@ impl Kernels {
             spans: op.batch.span_count,
             parts: 1,
             up: op.decay.as_ref().map(|(_, up)| *up),
+            output: None,
         };
         kernel.dispatch(self, &constants, &params, &bindings)
     }

@@ -2,6 +2,7 @@
 //! [`Wkv7Step`] makes.
 
 use super::{
+    slice::Slice,
     step::{StepKernel, StepTile},
     wkv7_step::{Bound, Wkv7Step},
 };
@@ -19,7 +20,8 @@ use serde::{Deserialize, Serialize};
 pub struct Wkv7Output<'a> {
     /// The time mix of one span; its `y` is the residual stream, 1 × channels, to which the product is added.
     pub time_mix: Wkv7Step<'a>,
-    /// The output projection: channels × channels, in F16.
+    /// The output projection: channels × channels, in F16 or codes of up to 8 bits, which multiply what the time mix makes
+    /// rounded to 16 bits ([`round_to_16_bits`](super::round_to_16_bits)).
     pub output: &'a GpuMatrix,
 }
 
@@ -40,60 +42,69 @@ impl OutputShape {
     }
 }
 
-/// Storage buffers that the kernel binds.
-const STORAGE_BUFFERS: u32 = 10;
-
 /// Workgroups for the largest GPUs.
 const ONE_A_CORE: usize = 132;
 
 /// Rows of the output that a workgroup has at least: it does a head's whole recurrence for them.
 const LEAST_ROWS: usize = 64;
 
+const KERNEL: &str = "wkv7_output";
+
+/// Weights of the recurrence that a thread has under way at most where those of the output are too, four registers each:
+/// with packed outputs, whose units are larger, none.
+fn most_ahead(output: &GpuMatrix) -> f64 {
+    if output.format() == Format::F16 {
+        5.0
+    } else {
+        0.0
+    }
+}
+
 impl Kernels {
-    /// Whether [`wkv7_output`](Self::wkv7_output) can do both: an output and pairs in F16, heads of whole eights, and an
-    /// adapter that adds floats atomically.
+    /// Whether [`wkv7_output`](Self::wkv7_output) can do both: pairs in F16, an output in F16 or codes of up to 8 bits, of
+    /// which a head has whole blocks, and an adapter that adds floats atomically and binds enough buffers.
     pub fn wkv7_output_suits(&self, output: &GpuMatrix, up: &LoraUp, head_size: usize) -> bool {
         let (rows, cols) = (output.shape().rows.0, output.shape().cols.0);
         let have = self.gpu().capabilities();
-        let f16 = output.format() == Format::F16 && up.format() == Format::F16;
         have.float_atomics
-            && have.limits.storage_buffers >= STORAGE_BUFFERS
             && self.orders_partials()
-            && f16
+            && up.format() == Format::F16
             && output.is_whole()
             && (rows, cols) == (up.channels(), up.channels())
-            && head_size.is_multiple_of(8)
             && cols.is_multiple_of(head_size.max(1))
             && cols / head_size.max(1) <= PARTIAL_COUNTS
-            && self.wkv7_output_tile(head_size, None).is_some()
+            && self.wkv7_output_tile(output, head_size, None).is_some()
     }
 
-    /// One of so many threads a row of the state, or of the most.
-    fn wkv7_output_tile(&self, head_size: usize, share: Option<usize>) -> Option<StepTile> {
+    /// One of so many threads a row of the state, or of the most; and how they share the output.
+    fn wkv7_output_tile(
+        &self,
+        output: &GpuMatrix,
+        head_size: usize,
+        share: Option<usize>,
+    ) -> Option<(StepTile, Slice)> {
         let shares: &[usize] = match self.gpu().kind() {
             // Smaller ones compile sooner.
             Kind::Software => &[8, 4],
             _ => &[16, 8, 4],
         };
         let shares = share.as_ref().map_or(shares, std::slice::from_ref);
-        let tiles = shares.iter().map(|share| StepTile::new(*share, 1));
-        let there = |tile: &StepTile| {
-            let shader = tile.shader(self, "wkv7_output", Format::F16, head_size);
-            tile.fits(self, head_size) && shader.is_ok_and(|s| s.name.ends_with("subgroup"))
+        let cut = |share: &usize| {
+            let tile = StepTile::new(*share, 1);
+            let of = Some(output.layout().shader());
+            let shader = tile.shader(self, KERNEL, Format::F16, head_size, of).ok()?;
+            let slice = self.slice(output, head_size, tile.threads(head_size).ok()?, false)?;
+            (tile.fits(self, head_size) && self.binds(shader)).then_some((tile, slice))
         };
-        // Threads of a row of the output are of one subgroup too: an eight of the head each.
-        let lanes = self.gpu().capabilities().subgroups.map_or(0, |s| s.min);
-        tiles
-            .filter(|_| head_size.next_power_of_two() <= 8 * lanes as usize)
-            .find(there)
+        shares.iter().find_map(cut)
     }
 
-    /// The tile, and workgroups of a head: those asked for or tuned, if there is such a kernel, or else the default ones.
+    /// The tile, how its threads share the output, and workgroups of a head: those asked for or tuned, if there is such a kernel, or else the default ones.
     fn wkv7_output_cut(
         &self,
         op: &Wkv7Output<'_>,
         asked: Option<OutputShape>,
-    ) -> Option<(StepTile, usize)> {
+    ) -> Option<(StepTile, Slice, usize)> {
         let (rows, head_size) = (op.output.shape().rows.0, op.time_mix.head_size);
         let heads = rows.checked_div(head_size)?;
         let tuned = || {
@@ -107,15 +118,16 @@ impl Kernels {
         };
         let most = rows.div_ceil(LEAST_ROWS).max(1);
         let cut = |shape: OutputShape| {
-            let tile = self.wkv7_output_tile(head_size, Some(shape.share))?;
-            Some((tile, shape.parts.clamp(1, most)))
+            let (tile, slice) = self.wkv7_output_tile(op.output, head_size, Some(shape.share))?;
+            Some((tile, slice, shape.parts.clamp(1, most)))
         };
         let usual = || {
             let parts = match self.gpu().kind() {
                 Kind::Software => most.min(2),
                 _ => (ONE_A_CORE / heads.max(1)).clamp(1, most),
             };
-            Some((self.wkv7_output_tile(head_size, None)?, parts))
+            let (tile, slice) = self.wkv7_output_tile(op.output, head_size, None)?;
+            Some((tile, slice, parts))
         };
         match asked {
             Some(shape) => cut(shape),
@@ -135,7 +147,7 @@ impl Kernels {
         let suits = self.wkv7_output_suits(op.output, up, head_size);
         let cut = self.wkv7_output_cut(op, shape);
         let one = r.rows == 1 && op.time_mix.batch.span_count == 1;
-        let (true, true, Some((tile, parts)), [chunk]) = (suits, one, cut, op.output.chunks())
+        let (true, true, Some((tile, slice, parts)), [chunk]) = (suits, one, cut, op.output.chunks())
         else {
             return Err(Error::shape(
                 "wkv7 output",
@@ -162,17 +174,18 @@ impl Kernels {
         constants.extend([
             ("OUTPUT_PARTS", parts as f64),
             ("PART_ROWS", part_rows as f64),
-            ("OUTPUT_UNITS", op.output.units() as f64),
-            ("OUTPUT_BASE", f64::from(chunk.base)),
+            ("MOST_AHEAD", most_ahead(op.output)),
         ]);
+        constants.extend(slice.constants);
         let kernel = StepKernel {
-            kernel: "wkv7_output",
+            kernel: KERNEL,
             tile,
             heads,
             head_size,
             spans: 1,
             parts,
             up: Some(up),
+            output: Some(op.output.layout().shader()),
         };
         let mut dispatch = kernel.dispatch(self, &constants, &params, &bindings)?;
         let pipeline = dispatch.pipeline.clone();

@@ -159,6 +159,7 @@ impl Kernels {
             spans: op.batch.span_count,
             parts: 1,
             up: Some(op.up),
+            output: None,
         };
         kernel.dispatch(self, &constants, &params, &bindings)
     }

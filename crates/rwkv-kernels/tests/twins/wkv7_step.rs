@@ -4,9 +4,10 @@
 use crate::{
     activation::{Activation, State, Together},
     batch::{Ragged, SLOTS, Tables, page_of, singles},
-    blocks::packed,
+    blocks::{packed, weights},
     noise::{Noise, scale},
     setup::{Setup, cases, setups},
+    stream::met,
     tolerance::check_rms,
 };
 use proptest::prelude::*;
@@ -109,7 +110,22 @@ proptest! {
                ranks in prop::array::uniform4(1usize..70), first: bool, stores in prop::option::of(0u32..2),
                parts in prop::option::of(1usize..6), slot in 0..SLOTS, cut in 1..SLOTS, scale in scale(), seed: u64) {
         let shape = Shape { heads, head_size, ranks, first, format: Format::F16, together: 1, stores };
-        with_output(&Ragged::one(slot, cut), shape, parts, scale, seed);
+        with_output(&Ragged::one(slot, cut), shape, (Format::F16, parts), scale, seed);
+    }
+
+    /// The same with packed outputs.
+    #[test]
+    fn packed_outputs(
+        fours in 1usize..3, head_size in prop::sample::select(vec![32usize, 64, 128]),
+        ranks in prop::array::uniform4(1usize..70), first: bool,
+        output in prop::sample::select(vec![
+            Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q4K, Format::Q5K, Format::Q6K,
+        ]),
+        parts in prop::option::of(1usize..6), slot in 0..SLOTS, cut in 1..SLOTS, seed: u64,
+    ) {
+        let heads = fours * 256 / head_size;
+        let shape = Shape { heads, head_size, ranks, first, format: Format::F16, together: 1, stores: None };
+        with_output(&Ragged::one(slot, cut), shape, (output, parts), 1.0, seed);
     }
 }
 
@@ -126,35 +142,45 @@ fn wide_outputs() {
             together: 1,
             stores: Some(0),
         };
-        with_output(&Ragged::one(3, 5), shape, parts, 1.0, 11);
+        with_output(&Ragged::one(3, 5), shape, (Format::F16, parts), 1.0, 11);
     }
 }
 
-fn with_output(ragged: &Ragged, shape: Shape, parts: Option<usize>, scale: f32, seed: u64) {
+fn with_output(
+    ragged: &Ragged,
+    shape: Shape,
+    (format, parts): (Format, Option<usize>),
+    scale: f32,
+    seed: u64,
+) {
     let case = Case::new(ragged, shape, scale, &mut Noise::new(seed));
     let (width, head_size) = (case.width(), case.head_size);
     let mut noise = Noise::new(seed ^ 1);
     let state = noise.values(SLOTS as usize * width * head_size, scale);
     let shift = noise.values(SLOTS as usize * width * 2, scale);
-    let weight = packed(Format::F16, &noise.values(width * width, 0.1));
-    let weight = Matrix::new(Format::F16, Rows(width), Cols(width), &weight).unwrap();
+    let weight = if format == Format::F16 {
+        packed(format, &noise.values(width * width, 0.1))
+    } else {
+        weights(format, width * width, 0.1, &mut noise)
+    };
+    let weight = Matrix::new(format, Rows(width), Cols(width), &weight).unwrap();
     let x = noise.values(width, scale);
     let (made, next) = case.twin(ragged, &state);
     let mut want = vec![0.0; width];
-    matmul(&made, &weight, &mut want).unwrap();
+    matmul(&met(format, &made).0, &weight, &mut want).unwrap();
     for (want, x) in want.iter_mut().zip(&x) {
         *want += x;
     }
     for setup in setups() {
         let gpu = setup.gpu();
         let output =
-            GpuMatrix::new(gpu, "output", &weight, Format::F16, &mut setup.upload()).unwrap();
+            GpuMatrix::new(gpu, "output", &weight, format, &mut setup.upload()).unwrap();
         let output = Output {
             x: &x,
             weight: &output,
             parts,
         };
-        let what = format!("{}, {shape:?}, {parts:?} parts", setup.name);
+        let what = format!("{}, {shape:?}, {format}, {parts:?} parts", setup.name);
         let way = Way::Output(output);
         run(
             setup,
@@ -370,10 +396,11 @@ fn run(
         Way::Output(output) => {
             let suits = (setup.kernels).wkv7_output_suits(output.weight, &up, case.head_size);
             let capabilities = setup.gpu().capabilities();
-            // A row of a head of 128 has 16 threads.
+            // A row of a head of 128 has 16 threads in F16.
             let lanes = capabilities.subgroups.map_or(0, |s| s.min as usize);
+            let unit = output.weight.format().gpu_layout().unwrap().unit();
             let able =
-                capabilities.float_atomics && case.head_size.next_power_of_two() <= 8 * lanes;
+                capabilities.float_atomics && case.head_size.next_power_of_two() <= unit * lanes;
             assert_eq!(suits, able, "{what}");
             if !suits {
                 return;

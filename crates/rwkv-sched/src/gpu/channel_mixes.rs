@@ -8,7 +8,10 @@ use crate::{
     fuse::{Group, LinearStep},
 };
 use rwkv_gpu::Dispatch;
-use rwkv_kernels::{GpuColumns, GpuMatrix, ops::ChannelMix};
+use rwkv_kernels::{
+    GpuMatrix,
+    ops::{ChannelMix, ChannelValue},
+};
 
 /// The key and the value of a group.
 fn products(group: &Group) -> Option<(&LinearStep, &LinearStep)> {
@@ -20,10 +23,12 @@ fn products(group: &Group) -> Option<(&LinearStep, &LinearStep)> {
 fn operands<'a>(
     context: &'a Context<'_>,
     group: &Group,
-) -> Option<(&'a GpuMatrix, &'a GpuColumns)> {
+) -> Option<(&'a GpuMatrix, ChannelValue<'a>)> {
     let (key, value) = products(group)?;
     let weights = &context.weights;
-    Some((weights.matrix(key.weight)?, weights.columns(value.weight)?))
+    let columns = weights.columns(value.weight).map(ChannelValue::Columns);
+    let rows = || weights.matrix(value.weight).map(ChannelValue::Rows);
+    Some((weights.matrix(key.weight)?, columns.or_else(rows)?))
 }
 
 /// Whether the kernel can do `group`.

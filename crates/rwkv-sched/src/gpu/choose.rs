@@ -70,7 +70,7 @@ pub(super) fn steps(context: &Context<'_>, shape: BatchShape) -> Chosen {
         let suits = |group: &Group| norm_projects::suits(context, group);
         let steps = join_norms(graph, chosen.steps, &suits);
         let suits = |group: &Group| match group.kernel {
-            Kernel::NormProjects { .. } => norm_projects::clears(context, group),
+            Kernel::NormProjects { .. } => norm_projects::suits(context, group),
             _ => channel_mixes::suits(context, group),
         };
         let steps = join_channel_mixes(graph, steps, &suits);

@@ -1,7 +1,10 @@
 //! One token's norm, shift and products in one dispatch: what it reads, whether it suits, and its dispatches.
 
 use super::{plan::Context, resident::is_pair, resolve::half_index, resolve_group::mistake};
-use crate::{Graph, Op, Result, ShiftHalf, ValueId, Weight, fuse::Group};
+use crate::{
+    Graph, Op, Result, ShiftHalf, ValueId, Weight,
+    fuse::{Group, Kernel},
+};
 use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     GpuMatrix,
@@ -47,16 +50,14 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// Whether the kernel can do `group`, whose parts suit on their own.
+/// Whether the kernel can do `group`, whose parts suit on their own, and set a row to zero besides if the group does.
 pub(super) fn suits(context: &Context<'_>, group: &Group) -> bool {
-    group.products().count() <= MAX_SEGMENTS
-        && Operands::of(context, group)
-            .is_some_and(|of| context.kernels.norm_project_suits(of.weights, of.pairs))
-}
-
-/// Whether the kernel can set a row to zero besides.
-pub(super) fn clears(context: &Context<'_>, group: &Group) -> bool {
-    Operands::of(context, group).is_some_and(|of| context.kernels.norm_project_clears(of.weights))
+    let clears = matches!(group.kernel, Kernel::NormProjects { clears: Some(_) });
+    let suits = |of: Operands<'_>| {
+        let kernels = context.kernels;
+        kernels.norm_project_suits(of.weights, of.pairs, clears)
+    };
+    group.products().count() <= MAX_SEGMENTS && Operands::of(context, group).is_some_and(suits)
 }
 
 /// The norm at the beginning of a group, and the shift after it.

@@ -209,7 +209,9 @@ fn declared(line: &str) -> Option<&str> {
         line = line.split_once(") ").map_or("", |(_, rest)| rest);
     }
     let rest = match line.strip_prefix("var") {
-        Some(variable) => variable.split_once("> ").map_or(variable.trim_start(), |(_, rest)| rest),
+        Some(variable) => variable
+            .split_once("> ")
+            .map_or(variable.trim_start(), |(_, rest)| rest),
         None => ["fn ", "struct ", "const ", "override ", "alias "]
             .iter()
             .find_map(|keyword| line.strip_prefix(keyword))?,

@@ -9,7 +9,11 @@ use rwkv_kernels::shaders;
 /// `maxStorageBuffersPerShaderStage` of WebGPU's default limits.
 const STORAGE_BUFFERS: usize = 8;
 /// Kernels of which variants ask an adapter for more (`Limits::storage_buffers`), and how many at most.
-const MORE: [(&str, usize); 3] = [("wkv7_output/", 13), ("channel_mix/", 14), ("norm_project/", 11)];
+const MORE: [(&str, usize); 3] = [
+    ("wkv7_output/", 13),
+    ("channel_mix/", 14),
+    ("norm_project/", 11),
+];
 /// `maxUniformBuffersPerShaderStage`.
 const UNIFORM_BUFFERS: usize = 12;
 /// `maxBindGroups`.

@@ -28,12 +28,24 @@ override PART_ROWS: u32 = 1u;
 // which a thread of 1,024 has 64 on large GPUs.
 override MOST_AHEAD: u32 = 0u;
 
-var<workgroup> made: array<f32, HEAD>;
 var<workgroup> earlier: u32;
+
+#ifdef OUTPUT_F16
+fn emit(token: u32, head: u32, row: u32, value: f32) {
+    slice_stage_element(row, value);
+}
+#else
+// What is rounded together must be there before.
+var<workgroup> made: array<f32, HEAD>;
 
 fn emit(token: u32, head: u32, row: u32, value: f32) {
     made[row] = value;
 }
+
+fn four_made(first: u32) -> vec4<f32> {
+    return vec4(made[first], made[first + 1u], made[first + 2u], made[first + 3u]);
+}
+#endif
 
 fn state_read() {
     if OUTPUT_PARTS > 1u {
@@ -65,34 +77,31 @@ fn add_sum(row: u32, sum: f32) {
     atomicAdd(&x[row], sum);
 }
 
-fn four_made(first: u32) -> vec4<f32> {
-    return vec4(made[first], made[first + 1u], made[first + 2u], made[first + 3u]);
-}
-
 @compute @workgroup_size(THREADS)
 fn main(at: Invocation) {
     let item = flat_workgroup(at);
     let head = item % HEADS;
     let part = item / HEADS;
     let thread = thread_of(at);
-    let unit = head * slice_SLICE;
     let start = part * PART_ROWS;
-    let end = min(start + PART_ROWS, WIDTH);
+    let slice = slice_Slice(start, min(start + PART_ROWS, WIDTH), head * slice_SLICE, head);
     var first: slice_FourUnits;
     // Under way while the recurrence is made, where its own weights leave registers.
     if AHEAD <= MOST_AHEAD {
-        first = slice_first_rows(start, end, unit, thread);
+        first = slice_first_four(slice, thread);
     }
     time_mix(thread, head, 0u);
     workgroupBarrier();
     if AHEAD > MOST_AHEAD {
-        first = slice_first_rows(start, end, unit, thread);
+        first = slice_first_four(slice, thread);
     }
+#ifndef OUTPUT_F16
     if thread < HEAD_SIZE / 8u {
         slice_stage_eight(0u, thread, four_made(8u * thread), four_made(8u * thread + 4u));
     }
     workgroupBarrier();
+#endif
     if in_page(params.page, spans[0].slot) {
-        slice_multiply_slice(first, start, end, unit, thread);
+        slice_multiply(first, slice, thread);
     }
 }

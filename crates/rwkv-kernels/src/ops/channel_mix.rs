@@ -199,7 +199,7 @@ impl Kernels {
         // Two sets of loads are more than the registers of large workgroups hold.
         let early = threads <= EARLY_THREADS;
         self.channel_mix_fitted(key, stream, SLICE_STEP, |own_keys| {
-            let slice = self.slice(value, own_keys, threads, early)?;
+            let slice = self.slice(value, own_keys, value.shape().rows.0, threads, early)?;
             let bytes = slice.bytes;
             Some((ValueCut::Rows(slice), bytes))
         })

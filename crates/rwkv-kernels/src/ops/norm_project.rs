@@ -285,7 +285,8 @@ impl Kernels {
             constants.push(("PAIR_UNITS", (cols / 8) as f64));
         }
         constants.extend(&stream.constants);
-        let pipeline = self.stream_pipeline(KERNEL, op.weights, axes(op.pairs, clears), &constants)?;
+        let pipeline =
+            self.stream_pipeline(KERNEL, op.weights, axes(op.pairs, clears), &constants)?;
         let params = Params {
             page: op.page,
             epsilon: op.epsilon,

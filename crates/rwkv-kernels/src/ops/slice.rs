@@ -11,12 +11,13 @@ pub(super) struct Slice {
 }
 
 impl Kernels {
-    /// Slices of `elements` columns of `matrix` for workgroups of `threads`; `early`: the next rows are asked for before
-    /// those that are there are multiplied. None where a slice is no whole number of units, or a subgroup too small.
+    /// Slices of `elements` columns of `matrix` for workgroups of `threads` that have so many `rows` each; `early`: the next
+    /// rows are asked for before those that are there are multiplied. None where a slice is no whole number of units, or a subgroup too small.
     pub(super) fn slice(
         &self,
         matrix: &GpuMatrix,
         elements: usize,
+        rows: usize,
         threads: usize,
         early: bool,
     ) -> Option<Slice> {
@@ -47,6 +48,7 @@ impl Kernels {
             ("slice_ROW_THREADS", row_threads as f64),
             ("slice_STEP_ROWS", (threads / row_threads) as f64),
             ("slice_X_VECTORS", vectors as f64),
+            ("slice_MOST_ROWS", rows as f64),
             ("slice_EARLY", f64::from(u8::from(early))),
         ];
         if integers {

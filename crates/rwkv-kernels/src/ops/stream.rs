@@ -261,7 +261,6 @@ impl Kernels {
     }
 }
 
-
 /// The variant of `kernel` for the format of `weight`.
 pub(super) fn stream_kernel(kernel: &str, weight: &GpuMatrix, last_axis: &str) -> String {
     let layout = weight.layout();

@@ -1,6 +1,6 @@
 //! How the products of 2 to 16 tokens are spread over the GPU (`wgsl/stream/token_rows.wgsl`), which a tuner may choose.
 
-use super::stream::{Constants};
+use super::stream::Constants;
 use crate::{
     GpuMatrix, Kernels,
     kernels::{MOST_PARTIAL_SUMS, PARTIAL_COUNTS},

@@ -50,6 +50,15 @@ const LEAST_ROWS: usize = 64;
 
 const KERNEL: &str = "wkv7_output";
 
+/// How workgroups share the work.
+struct Cut {
+    tile: StepTile,
+    slice: Slice,
+    /// Rows of the output that a workgroup has, and workgroups of a head.
+    part_rows: usize,
+    parts: usize,
+}
+
 /// Weights of the recurrence that a thread has under way at most where those of the output are too, four registers each:
 /// with packed outputs, whose units are larger, none.
 fn most_ahead(output: &GpuMatrix) -> f64 {
@@ -73,38 +82,43 @@ impl Kernels {
             && (rows, cols) == (up.channels(), up.channels())
             && cols.is_multiple_of(head_size.max(1))
             && cols / head_size.max(1) <= PARTIAL_COUNTS
-            && self.wkv7_output_tile(output, head_size, None).is_some()
+            && self.wkv7_output_tile(output, head_size, None, 1).is_some()
     }
 
-    /// One of so many threads a row of the state, or of the most; and how they share the output.
+    /// One of so many threads a row of the state, or of the most, for `parts` workgroups of a head.
     fn wkv7_output_tile(
         &self,
         output: &GpuMatrix,
         head_size: usize,
         share: Option<usize>,
-    ) -> Option<(StepTile, Slice)> {
+        parts: usize,
+    ) -> Option<Cut> {
         let shares: &[usize] = match self.gpu().kind() {
             // Smaller ones compile sooner.
             Kind::Software => &[8, 4],
             _ => &[16, 8, 4],
         };
         let shares = share.as_ref().map_or(shares, std::slice::from_ref);
+        let rows = output.shape().rows.0;
+        let part_rows = rows.div_ceil(parts.max(1)).max(1);
         let cut = |share: &usize| {
             let tile = StepTile::new(*share, 1);
             let of = Some(output.layout().shader());
             let shader = tile.shader(self, KERNEL, Format::F16, head_size, of).ok()?;
-            let slice = self.slice(output, head_size, tile.threads(head_size).ok()?, false)?;
-            (tile.fits(self, head_size) && self.binds(shader)).then_some((tile, slice))
+            let threads = tile.threads(head_size).ok()?;
+            let slice = self.slice(output, head_size, part_rows, threads, false)?;
+            (tile.fits(self, head_size) && self.binds(shader)).then_some(Cut {
+                tile,
+                slice,
+                part_rows,
+                parts: rows.div_ceil(part_rows).max(1),
+            })
         };
         shares.iter().find_map(cut)
     }
 
-    /// The tile, how its threads share the output, and workgroups of a head: those asked for or tuned, if there is such a kernel, or else the default ones.
-    fn wkv7_output_cut(
-        &self,
-        op: &Wkv7Output<'_>,
-        asked: Option<OutputShape>,
-    ) -> Option<(StepTile, Slice, usize)> {
+    /// What was asked for or tuned, if there is such a kernel, or else the default.
+    fn wkv7_output_cut(&self, op: &Wkv7Output<'_>, asked: Option<OutputShape>) -> Option<Cut> {
         let (rows, head_size) = (op.output.shape().rows.0, op.time_mix.head_size);
         let heads = rows.checked_div(head_size)?;
         let tuned = || {
@@ -118,16 +132,15 @@ impl Kernels {
         };
         let most = rows.div_ceil(LEAST_ROWS).max(1);
         let cut = |shape: OutputShape| {
-            let (tile, slice) = self.wkv7_output_tile(op.output, head_size, Some(shape.share))?;
-            Some((tile, slice, shape.parts.clamp(1, most)))
+            let parts = shape.parts.clamp(1, most);
+            self.wkv7_output_tile(op.output, head_size, Some(shape.share), parts)
         };
         let usual = || {
             let parts = match self.gpu().kind() {
                 Kind::Software => most.min(2),
                 _ => (ONE_A_CORE / heads.max(1)).clamp(1, most),
             };
-            let (tile, slice) = self.wkv7_output_tile(op.output, head_size, None)?;
-            Some((tile, slice, parts))
+            self.wkv7_output_tile(op.output, head_size, None, parts)
         };
         match asked {
             Some(shape) => cut(shape),
@@ -147,8 +160,7 @@ impl Kernels {
         let suits = self.wkv7_output_suits(op.output, up, head_size);
         let cut = self.wkv7_output_cut(op, shape);
         let one = r.rows == 1 && op.time_mix.batch.span_count == 1;
-        let (true, true, Some((tile, slice, parts)), [chunk]) = (suits, one, cut, op.output.chunks())
-        else {
+        let (true, true, Some(cut), [chunk]) = (suits, one, cut, op.output.chunks()) else {
             return Err(Error::shape(
                 "wkv7 output",
                 format!(
@@ -168,22 +180,19 @@ impl Kernels {
         } = self.wkv7_bound(&op.time_mix)?;
         bindings.push(self.partials(1)?);
         let heads = r.width / head_size;
-        let rows = chunk.rows as usize;
-        let part_rows = rows.div_ceil(parts).max(1);
-        let parts = rows.div_ceil(part_rows).max(1);
         constants.extend([
-            ("OUTPUT_PARTS", parts as f64),
-            ("PART_ROWS", part_rows as f64),
+            ("OUTPUT_PARTS", cut.parts as f64),
+            ("PART_ROWS", cut.part_rows as f64),
             ("MOST_AHEAD", most_ahead(op.output)),
         ]);
-        constants.extend(slice.constants);
+        constants.extend(cut.slice.constants);
         let kernel = StepKernel {
             kernel: KERNEL,
-            tile,
+            tile: cut.tile,
             heads,
             head_size,
             spans: 1,
-            parts,
+            parts: cut.parts,
             up: Some(up),
             output: Some(op.output.layout().shader()),
         };

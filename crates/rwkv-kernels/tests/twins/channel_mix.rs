@@ -13,7 +13,9 @@ use crate::{
 use proptest::prelude::*;
 use rwkv_kernels::{
     Format, GpuColumns, GpuMatrix, GpuVector, Matrix, formats,
-    ops::{ChannelMix, ChannelValue, Function, StreamShape, Weighs, matmul, mix, norm, previous_rows},
+    ops::{
+        ChannelMix, ChannelValue, Function, StreamShape, Weighs, matmul, mix, norm, previous_rows,
+    },
 };
 use rwkv_mem::{Cols, Rows};
 
@@ -75,7 +77,10 @@ const FORMATS: [(Format, Format); 14] = [
 /// What the sizes are multiples of.
 fn steps((key, value): (Format, Format)) -> (usize, usize) {
     let step = |format: Format, least: usize| format.spec().block().max(least);
-    (step(key, 8), if integers(value) { step(value, 32) } else { 1 })
+    (
+        step(key, 8),
+        if integers(value) { step(value, 32) } else { 1 },
+    )
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -214,8 +219,7 @@ fn compare(case: &Case, setups: &[Setup]) {
     let from_keys = absolute_terms(&key_errors, &value, 1);
     let value_terms = absolute_terms(&made, &value, 1);
     let allowed = |i: usize| {
-        let rounding =
-            tolerance::SUM * f64::from(value_terms[i]) + 0.2 * f64::from(value_flips[i]);
+        let rounding = tolerance::SUM * f64::from(value_terms[i]) + 0.2 * f64::from(value_flips[i]);
         f64::from(from_keys[i]) + rounding + tolerance::FEW * f64::from(x[i].abs())
     };
 

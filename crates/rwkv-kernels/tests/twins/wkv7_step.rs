@@ -173,8 +173,7 @@ fn with_output(
     }
     for setup in setups() {
         let gpu = setup.gpu();
-        let output =
-            GpuMatrix::new(gpu, "output", &weight, format, &mut setup.upload()).unwrap();
+        let output = GpuMatrix::new(gpu, "output", &weight, format, &mut setup.upload()).unwrap();
         let output = Output {
             x: &x,
             weight: &output,

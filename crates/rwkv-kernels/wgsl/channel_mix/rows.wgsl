@@ -11,8 +11,12 @@ fn add_sum(row: u32, sum: f32) {
 
 alias FirstOfValue = slice_FourUnits;
 
+fn slice_of(first: u32) -> slice_Slice {
+    return slice_Slice(0u, 8u * EIGHTS_OF_X, first / slice_UNIT, first / OWN_KEYS);
+}
+
 fn load_value(first: u32, thread: u32) -> FirstOfValue {
-    return slice_first_rows(0u, 8u * EIGHTS_OF_X, first / slice_UNIT, thread);
+    return slice_first_four(slice_of(first), thread);
 }
 
 fn four_keys(first: u32, rows: u32) -> vec4<f32> {
@@ -28,5 +32,5 @@ fn add_value(ahead: FirstOfValue, first: u32, rows: u32, lane: Lane, thread: u32
         slice_stage_eight(0u, thread, four_keys(8u * thread, rows), four_keys(8u * thread + 4u, rows));
     }
     workgroupBarrier();
-    slice_multiply_slice(ahead, 0u, 8u * EIGHTS_OF_X, first / slice_UNIT, thread);
+    slice_multiply(ahead, slice_of(first), thread);
 }

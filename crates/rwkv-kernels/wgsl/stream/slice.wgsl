@@ -12,8 +12,21 @@ override BASE: u32 = 0u;
 // Threads that share a row: a power of two, of one subgroup and at least SLICE; and rows that all make at once.
 override ROW_THREADS: u32 = 1u;
 override STEP_ROWS: u32 = 1u;
+// Rows that a workgroup has, at most.
+override MOST_ROWS: u32 = 1u;
 // Whether the next rows are asked for before those that are there are multiplied: it takes registers.
 override EARLY: bool = false;
+
+// What a workgroup multiplies: the rows from `start` up to `end`, four steps of them at a time, with the slice that begins
+// at `unit`.
+struct Slice {
+    start: u32,
+    end: u32,
+    unit: u32,
+    // How many fours of steps come after the ones it begins with: where all workgroups began with the same rows, their
+    // atomic additions would meet.
+    turn: u32,
+}
 
 // A unit of four rows that are STEP_ROWS apart.
 struct FourUnits {
@@ -23,18 +36,32 @@ struct FourUnits {
     d: Unit,
 }
 
-fn load_row(row: u32, end: u32, unit: u32) -> Unit {
-    return load_unit(BASE + min(row, end - 1u), min(unit, UNITS - 1u), UNITS);
+fn fours_of(slice: Slice) -> u32 {
+    return (slice.end - slice.start + 4u * STEP_ROWS - 1u) / (4u * STEP_ROWS);
 }
 
-// Past an end, the last row or unit again: no branch stands between two loads.
-fn load_four(row: u32, end: u32, unit: u32) -> FourUnits {
-    return FourUnits(
-        load_row(row, end, unit),
-        load_row(row + STEP_ROWS, end, unit),
-        load_row(row + 2u * STEP_ROWS, end, unit),
-        load_row(row + 3u * STEP_ROWS, end, unit),
-    );
+fn row_in(slice: Slice, four: u32, thread: u32) -> u32 {
+    return slice.start + four * 4u * STEP_ROWS + thread / ROW_THREADS;
+}
+
+fn load_row(row: u32, end: u32, unit: u32) -> Unit {
+    return load_unit(BASE + min(row, end - 1u), unit, UNITS);
+}
+
+// Past the end, the last row again: no branch that is not known beforehand stands between two loads.
+fn load_four(slice: Slice, row: u32, unit: u32) -> FourUnits {
+    var four: FourUnits;
+    four.a = load_row(row, slice.end, unit);
+    if MOST_ROWS > STEP_ROWS {
+        four.b = load_row(row + STEP_ROWS, slice.end, unit);
+    }
+    if MOST_ROWS > 2u * STEP_ROWS {
+        four.c = load_row(row + 2u * STEP_ROWS, slice.end, unit);
+    }
+    if MOST_ROWS > 3u * STEP_ROWS {
+        four.d = load_row(row + 3u * STEP_ROWS, slice.end, unit);
+    }
+    return four;
 }
 
 fn add_row(row: u32, end: u32, sum: f32) {
@@ -70,41 +97,55 @@ fn add_four(sums: vec4<f32>, row: u32, end: u32, place: u32) {
     }
 }
 
-// The rows from `start` up to `end`, of which a thread's first four are `first`, with the slice that begins at `unit`.
-// Called by the whole workgroup, when x is there.
-fn multiply_slice(first: FourUnits, start: u32, end: u32, unit: u32, thread: u32) {
+// The sums of four rows.
+fn four_products(raw: FourUnits, x: UnitX, unit: u32) -> vec4<f32> {
+    var sums: vec4<f32>;
+    sums.x = unit_product(raw.a, x, unit);
+    if MOST_ROWS > STEP_ROWS {
+        sums.y = unit_product(raw.b, x, unit);
+    }
+    if MOST_ROWS > 2u * STEP_ROWS {
+        sums.z = unit_product(raw.c, x, unit);
+    }
+    if MOST_ROWS > 3u * STEP_ROWS {
+        sums.w = unit_product(raw.d, x, unit);
+    }
+    return sums;
+}
+
+// The unit of a thread; past the slice's last one that again.
+fn unit_in(slice: Slice, thread: u32) -> u32 {
+    return slice.unit + min(min(thread % ROW_THREADS, SLICE - 1u), UNITS - 1u - slice.unit);
+}
+
+// What `multiply` begins with.
+fn first_four(slice: Slice, thread: u32) -> FourUnits {
+    let row = row_in(slice, slice.turn % fours_of(slice), thread);
+    return load_four(slice, row, unit_in(slice, thread));
+}
+
+// All rows. Called by the whole workgroup, when x is there.
+fn multiply(first: FourUnits, slice: Slice, thread: u32) {
     let place = thread % ROW_THREADS;
-    let own = unit + min(place, SLICE - 1u);
+    let unit = unit_in(slice, thread);
     let x = unit_x(0u, min(place, SLICE - 1u));
+    let fours = fours_of(slice);
     var raw = first;
-    var row = start + thread / ROW_THREADS;
-    var left = (end - start + 4u * STEP_ROWS - 1u) / (4u * STEP_ROWS);
-    loop {
+    var four = slice.turn % fours;
+    for (var left = fours; left > 0u; left--) {
+        let row = row_in(slice, four, thread);
+        four = select(four + 1u, 0u, four + 1u == fours);
+        let next_row = row_in(slice, four, thread);
         var next: FourUnits;
-        if EARLY {
-            next = load_four(row + 4u * STEP_ROWS, end, own);
+        if EARLY && left > 1u {
+            next = load_four(slice, next_row, unit);
         }
-        let sums = vec4(
-            unit_product(raw.a, x, own),
-            unit_product(raw.b, x, own),
-            unit_product(raw.c, x, own),
-            unit_product(raw.d, x, own),
-        );
         // A thread past the slice's last unit has none.
-        add_four(select(vec4(0.0), sums, place < SLICE), row, end, place);
-        row += 4u * STEP_ROWS;
-        left -= 1u;
-        if left == 0u {
-            break;
-        }
-        if !EARLY {
-            next = load_four(row, end, own);
+        let sums = select(vec4(0.0), four_products(raw, x, unit), place < SLICE);
+        add_four(sums, row, slice.end, place);
+        if !EARLY && left > 1u {
+            next = load_four(slice, next_row, unit);
         }
         raw = next;
     }
-}
-
-// What `multiply_slice` begins with.
-fn first_rows(start: u32, end: u32, unit: u32, thread: u32) -> FourUnits {
-    return load_four(start + thread / ROW_THREADS, end, unit + min(thread % ROW_THREADS, SLICE - 1u));
 }

@@ -94,8 +94,13 @@ fn add_value(ahead: FirstOfValue, first: u32, rows: u32, lane: Lane, thread: u32
         }
     }
     workgroupBarrier();
-    for (var i = thread; i < 8u * EIGHTS_OF_X; i += WORKGROUP) {
-        var sum = residual_of(i, first / OWN_KEYS);
+    // Workgroups begin apart: where all began with the same element, their atomic additions would meet.
+    let own = first / OWN_KEYS;
+    let turn = own * 32u % (8u * EIGHTS_OF_X);
+    for (var place = thread; place < 8u * EIGHTS_OF_X; place += WORKGROUP) {
+        let turned = place + turn;
+        let i = select(turned, turned - 8u * EIGHTS_OF_X, turned >= 8u * EIGHTS_OF_X);
+        var sum = residual_of(i, own);
         for (var t = 0u; t < COLUMN_TEAMS; t++) {
             sum += bitcast<f32>(staged[(t * 2u + i / 4u % 2u) * COLUMN_UNITS + i / 8u][i % 4u]);
         }

@@ -179,6 +179,14 @@ fn counts_and_times() {
                 assert!(rate < 1.0, "{name}: {rate}");
             }
             assert!(caches["buffer_pool"]["misses"].as_u64().unwrap() > 0);
+            // Everything that measured rounds ask for is there.
+            for (name, cache) in caches.as_object().unwrap() {
+                let rate = &cache["hit_rate_after_warm_up"];
+                assert!(rate.is_null() || rate == 1.0, "{name}: {rate}");
+            }
+            for name in ["plans", "buffer_pool"] {
+                positive(&caches[name]["hit_rate_after_warm_up"]);
+            }
         }
     }
 }

@@ -18,14 +18,17 @@ fn main() -> Result<()> {
         // Three activations a step, of sizes that differ a little from step to step.
         let sizes = [4096, 12_000, 50_000].map(|bytes| bytes + 64 * step);
         let taken = sizes.map(|bytes| pool.take(BufferKind::Storage, "activation", bytes));
-        let live = pool.counters().live;
+        let during = pool.counters();
         for buffer in taken {
             drop(buffer?);
         }
         let c = pool.counters();
         println!(
-            "step {step}: {live} bytes in use, {} requests made a buffer, {} took one that was free",
-            c.misses, c.hits
+            "step {step}: {} bytes in use, {:.0} % of them unasked for; {} requests made a buffer, {} took one that was free",
+            during.live,
+            during.fragmentation().unwrap_or_default() * 100.0,
+            c.misses,
+            c.hits
         );
     }
     println!("{:?}", pool.counters());

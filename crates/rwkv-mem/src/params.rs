@@ -4,20 +4,24 @@
 //! differs between steps (tokens, slots) comes through storage buffers. Blocks are carved from larger buffers at the
 //! adapter's offset alignment.
 //!
-//! The cache is bounded: kernels that run once, while weights are blended say, have parameters that never come again.
-//! When it is full it forgets all blocks at once, because a larger buffer is free only when no block of it is in use;
-//! what is bound somewhere stays there.
+//! The cache is bounded: kernels that run once, while weights are blended say, have parameters that never come again, and
+//! give way to those that are asked for more. A place in a larger buffer is not used again, because a bind group may have
+//! it; so when several times as much was carved as is kept, all blocks are forgotten at once, and the larger buffers are
+//! free as soon as nobody has bound them.
 
-use dashmap::DashMap;
 use parking_lot::Mutex;
+use quick_cache::sync::Cache;
 use rwkv_gpu::{Binding, Buffer, BufferKind, CacheCounter, CacheCounts, Gpu, Result};
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 /// Bytes of one buffer that blocks are carved from: WebGPU's smallest limit for a uniform binding.
 const ARENA_BYTES: u64 = 64 << 10;
 
 /// Blocks that are kept: 1 MiB at the usual alignment of 256. A plan of a large model has a few hundred different ones.
 const MOST_BLOCKS: usize = 4096;
+
+/// Blocks that are carved until all are forgotten: what is kept then lies scattered over 4 MiB.
+const MOST_CARVED: usize = 4 * MOST_BLOCKS;
 
 /// A cache of parameter blocks of one GPU. Cloning shares it.
 #[derive(Clone)]
@@ -27,9 +31,18 @@ pub struct ParamCache {
 
 struct Inner {
     gpu: Gpu,
-    blocks: DashMap<Box<[u8]>, ParamBlock>,
-    arena: Mutex<Option<(Buffer, u64)>>,
+    blocks: Cache<Vec<u8>, ParamBlock>,
+    arena: Mutex<Arena>,
     counter: CacheCounter,
+}
+
+/// What blocks are carved from.
+#[derive(Default)]
+struct Arena {
+    /// The buffer, and how many bytes of it are taken.
+    buffer: Option<(Buffer, u64)>,
+    /// Blocks since all were forgotten.
+    carved: usize,
 }
 
 /// Parameters on the GPU, ready to bind; they stay as they are while this or a bind group of it lives.
@@ -56,7 +69,7 @@ impl ParamCache {
     pub fn new(gpu: &Gpu) -> Self {
         let inner = Inner {
             gpu: gpu.clone(),
-            blocks: DashMap::new(),
+            blocks: Cache::new(MOST_BLOCKS),
             arena: Mutex::default(),
             counter: CacheCounter::default(),
         };
@@ -70,21 +83,29 @@ impl ParamCache {
     /// # Errors
     /// [`rwkv_gpu::Error::OutOfMemory`] when a new arena does not fit.
     pub fn block<T: bytemuck::NoUninit>(&self, params: &T) -> Result<ParamBlock> {
-        let mut bytes = bytemuck::bytes_of(params).to_vec();
-        bytes.resize(bytes.len().next_multiple_of(16), 0);
-        if let Some(found) = self.inner.blocks.get(bytes.as_slice()) {
-            self.inner.counter.hit();
-            return Ok(found.clone());
+        let mut bytes = Cow::from(bytemuck::bytes_of(params));
+        if !bytes.len().is_multiple_of(16) {
+            let padded = bytes.len().next_multiple_of(16);
+            bytes.to_mut().resize(padded, 0);
         }
-        self.inner.counter.miss();
-        let made = self.carve(&bytes)?;
-        // Two threads may carve the same block; the first one stored is kept.
-        Ok(self
-            .inner
-            .blocks
-            .entry(bytes.into_boxed_slice())
-            .or_insert(made)
-            .clone())
+        let inner = &self.inner;
+        if let Some(found) = inner.blocks.get(&*bytes) {
+            inner.counter.hit();
+            return Ok(found);
+        }
+        self.forget_if_scattered();
+        let mut made = false;
+        // Of threads that want the same block one carves it, and the others wait.
+        let block = inner.blocks.get_or_insert_with(&*bytes, || {
+            made = true;
+            self.carve(&bytes)
+        })?;
+        if made {
+            inner.counter.miss();
+        } else {
+            inner.counter.hit();
+        }
+        Ok(block)
     }
 
     /// Requests so far.
@@ -92,7 +113,7 @@ impl ParamCache {
         self.inner.counter.counts()
     }
 
-    /// Blocks held: 4096 at most, and one a thread that is adding one.
+    /// Blocks held: 4096 at most.
     pub fn len(&self) -> usize {
         self.inner.blocks.len()
     }
@@ -107,11 +128,7 @@ impl ParamCache {
         let size = bytes.len() as u64;
         let step = size.next_multiple_of(gpu.capabilities().limits.offset_alignment);
         let mut arena = self.inner.arena.lock();
-        if self.inner.blocks.len() >= MOST_BLOCKS {
-            self.inner.blocks.clear();
-            *arena = None;
-        }
-        let (buffer, offset) = match arena.take() {
+        let (buffer, offset) = match arena.buffer.take() {
             Some((buffer, used)) if used + size <= buffer.size() => (buffer, used),
             _ => (
                 gpu.buffer(BufferKind::Uniform, "parameters", ARENA_BYTES.max(size))?,
@@ -119,11 +136,22 @@ impl ParamCache {
             ),
         };
         gpu.write(&buffer, offset, bytes)?;
-        *arena = Some((buffer.clone(), offset + step));
+        arena.buffer = Some((buffer.clone(), offset + step));
+        arena.carved += 1;
         Ok(ParamBlock {
             buffer,
             offset,
             size,
         })
+    }
+
+    fn forget_if_scattered(&self) {
+        let mut arena = self.inner.arena.lock();
+        if arena.carved < MOST_CARVED {
+            return;
+        }
+        *arena = Arena::default();
+        drop(arena);
+        self.inner.blocks.clear();
     }
 }

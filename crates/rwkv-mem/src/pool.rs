@@ -1,21 +1,17 @@
 //! A pool of GPU buffers.
 //!
-//! A buffer that is dropped goes to the shelf of its size class and the next request of that class takes it, while
-//! the GPU may still be working with it: there is one queue, and work submitted later runs after it. (Buffers that the
-//! host maps do not belong here.)
+//! A buffer goes back when it is dropped, and the next request of its size class takes it at once, without waiting for
+//! the GPU: a device has one queue, which runs submissions in the order in which they were made, and writes by the host
+//! in between. So whoever takes a buffer uses it after whoever had it, if that one dropped it after its last submission.
+//! (Buffers that the host maps do not belong here.)
+//!
+//! Where the GPU has no memory for a new buffer, all free ones go, and it is tried once more.
 
-use dashmap::DashMap;
-use parking_lot::Mutex;
-use rwkv_gpu::{Buffer, BufferKind, Gpu, Result};
-use std::{
-    ops::Deref,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
+use crate::shelves::{Attempt, Class, Shelves};
+use rwkv_gpu::{Buffer, BufferKind, CacheCounts, Error, Gpu, Result};
+use std::{ops::Deref, sync::Arc};
 
-/// A pool of buffers of one GPU. Cloning shares it.
+/// A pool of buffers of one GPU, for any number of threads. Cloning shares it.
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
@@ -23,12 +19,7 @@ pub struct Pool {
 
 struct Inner {
     gpu: Gpu,
-    shelves: DashMap<(BufferKind, u64), Vec<Buffer>>,
-    /// Bytes handed out and their peak change together.
-    live: Mutex<(u64, u64)>,
-    cached: AtomicU64,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    shelves: Shelves<BufferKind, Buffer>,
 }
 
 /// What a pool has done.
@@ -36,6 +27,8 @@ struct Inner {
 pub struct PoolCounters {
     /// Bytes handed out now.
     pub live: u64,
+    /// Bytes of those that were asked for: size classes are larger.
+    pub asked: u64,
     /// The most bytes handed out at once.
     pub peak: u64,
     /// Bytes on the shelves.
@@ -46,10 +39,35 @@ pub struct PoolCounters {
     pub misses: u64,
 }
 
+impl PoolCounters {
+    /// Bytes that the pool's buffers take.
+    pub fn bytes(self) -> u64 {
+        self.live + self.cached
+    }
+
+    /// Requests by where their buffer came from.
+    pub fn requests(self) -> CacheCounts {
+        CacheCounts {
+            hits: self.hits,
+            misses: self.misses,
+        }
+    }
+
+    /// The share of its bytes that nobody asked for, from 0 to 1: what lies free, and what size classes add; none where
+    /// there are no buffers.
+    pub fn fragmentation(self) -> Option<f64> {
+        let bytes = self.bytes();
+        (bytes > 0).then(|| bytes.saturating_sub(self.asked) as f64 / bytes as f64)
+    }
+}
+
 /// A buffer from a pool; it returns when dropped. Its contents are whatever was there before.
+///
+/// Drop it after the last submission that uses it was made: the next owner's work comes after what is submitted by then.
 pub struct Pooled {
     buffer: Buffer,
-    class: (BufferKind, u64),
+    class: Class<BufferKind>,
+    asked: u64,
     pool: Arc<Inner>,
 }
 
@@ -58,11 +76,7 @@ impl Pool {
     pub fn new(gpu: &Gpu) -> Self {
         let inner = Inner {
             gpu: gpu.clone(),
-            shelves: DashMap::new(),
-            live: Mutex::default(),
-            cached: AtomicU64::default(),
-            hits: AtomicU64::default(),
-            misses: AtomicU64::default(),
+            shelves: Shelves::new(),
         };
         Self {
             inner: Arc::new(inner),
@@ -74,67 +88,73 @@ impl Pool {
         &self.inner.gpu
     }
 
-    /// A buffer of at least `bytes`, reused if one of its size class is free.
+    /// A buffer of at least `bytes`, reused if one of its size class is free. Its size is a multiple of the adapter's
+    /// offset alignment, where the largest buffer allows it. Where there is no memory for a new one, what is free goes and
+    /// it is tried once more, when the GPU has done everything that was submitted.
     ///
     /// # Errors
     /// [`rwkv_gpu::Error::OutOfMemory`] or [`rwkv_gpu::Error::OverLimit`].
     pub fn take(&self, kind: BufferKind, label: &str, bytes: u64) -> Result<Pooled> {
         let inner = &self.inner;
+        let limits = &inner.gpu.capabilities().limits;
         // Buffers are whole words, and the largest one may not be.
-        let largest = inner.gpu.capabilities().limits.buffer_bytes / 4 * 4;
-        let class = (kind, size_class(bytes).min(largest).max(bytes));
-        let shelved = inner
-            .shelves
-            .get_mut(&class)
-            .and_then(|mut shelf| shelf.pop());
-        let buffer = if let Some(buffer) = shelved {
-            inner.hits.fetch_add(1, Relaxed);
-            inner.cached.fetch_sub(class.1, Relaxed);
-            buffer
-        } else {
-            let made = inner.gpu.buffer(kind, label, class.1)?;
-            inner.misses.fetch_add(1, Relaxed);
-            made
+        let largest = limits.buffer_bytes / 4 * 4;
+        let class = Class {
+            kind,
+            bytes: size_class(bytes, limits.offset_alignment)
+                .min(largest)
+                .max(bytes),
         };
-        let mut live = inner.live.lock();
-        live.0 += class.1;
-        live.1 = live.1.max(live.0);
+        let make = |attempt: Attempt| {
+            if attempt == Attempt::AfterFreeing {
+                tracing::debug!(label, bytes, "no memory: the pool's free buffers went");
+                inner.finish()?;
+            }
+            inner.gpu.buffer(kind, label, class.bytes)
+        };
+        let exhausted = |error: &Error| matches!(error, Error::OutOfMemory { .. });
+        let buffer = inner.shelves.take(class, bytes, make, exhausted)?;
         Ok(Pooled {
             buffer,
             class,
+            asked: bytes,
             pool: inner.clone(),
         })
     }
 
-    /// Frees the buffers that are not in use.
-    pub fn trim(&self) {
-        self.inner.shelves.retain(|class, shelf| {
-            // What other threads put on a shelf meanwhile is not counted off.
-            let bytes = class.1 * shelf.len() as u64;
-            self.inner.cached.fetch_sub(bytes, Relaxed);
-            false
-        });
+    /// Frees the buffers that are not in use, and tells how many bytes they have.
+    pub fn trim(&self) -> u64 {
+        self.inner.shelves.trim()
     }
 
-    /// What it has done so far.
+    /// What it has done so far. Each counter is exact when nobody takes or drops buffers meanwhile.
     pub fn counters(&self) -> PoolCounters {
-        let (live, peak) = *self.inner.live.lock();
-        let load = |n: &AtomicU64| n.load(Relaxed);
-        let inner = &self.inner;
+        let counts = self.inner.shelves.counts();
         PoolCounters {
-            live,
-            peak,
-            cached: load(&inner.cached),
-            hits: load(&inner.hits),
-            misses: load(&inner.misses),
+            live: counts.live,
+            asked: counts.asked,
+            peak: counts.peak,
+            cached: counts.cached,
+            hits: counts.hits,
+            misses: counts.misses,
         }
     }
 }
 
-/// The size that requests of `bytes` get: four steps a power of two, so that at most a fifth is unused, from 256 up.
-fn size_class(bytes: u64) -> u64 {
+impl Inner {
+    /// Waits for everything that was submitted: a buffer that was freed keeps its memory until the GPU is done with it.
+    fn finish(&self) -> Result<()> {
+        let submission = self.gpu.recorder("free buffers").submit()?;
+        self.gpu.wait(&submission)
+    }
+}
+
+/// The size that requests of `bytes` get: four steps a power of two, so that at most a fifth is unused, from 256 up, and
+/// no less than the next multiple of `alignment`, a power of two.
+fn size_class(bytes: u64, alignment: u64) -> u64 {
     let bytes = bytes.max(256);
     let step = (1u64 << (bytes - 1).ilog2()) / 4;
+    let step = step.max(alignment);
     bytes.checked_next_multiple_of(step).unwrap_or(bytes)
 }
 
@@ -148,13 +168,8 @@ impl Deref for Pooled {
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        self.pool.live.lock().0 -= self.class.1;
-        self.pool.cached.fetch_add(self.class.1, Relaxed);
-        self.pool
-            .shelves
-            .entry(self.class)
-            .or_default()
-            .push(self.buffer.clone());
+        let shelves = &self.pool.shelves;
+        shelves.put(self.class, self.asked, self.buffer.clone());
     }
 }
 
@@ -165,11 +180,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn classes_waste_little(bytes in 256u64..1 << 40) {
-            let class = size_class(bytes);
+        fn classes_waste_little(bytes in 256u64..1 << 40, alignment in 4u32..9) {
+            let alignment = 1 << alignment;
+            let class = size_class(bytes, alignment);
             prop_assert!(class >= bytes);
-            prop_assert!(class <= bytes + bytes / 4);
-            prop_assert_eq!(size_class(class), class);
+            prop_assert!(class < bytes + (bytes / 4).max(alignment));
+            prop_assert!(class.is_multiple_of(alignment));
+            prop_assert_eq!(size_class(class, alignment), class);
         }
+    }
+
+    #[test]
+    fn shares() {
+        #[track_caller]
+        fn check(live: u64, asked: u64, cached: u64, want: Option<f64>) {
+            let counters = PoolCounters {
+                live,
+                asked,
+                cached,
+                ..PoolCounters::default()
+            };
+            assert_eq!(counters.fragmentation(), want);
+        }
+        check(0, 0, 0, None);
+        check(512, 512, 0, Some(0.0));
+        check(512, 256, 0, Some(0.5));
+        check(256, 256, 768, Some(0.75));
+        check(0, 0, 256, Some(1.0));
+        check(256, 0, 0, Some(1.0));
     }
 }

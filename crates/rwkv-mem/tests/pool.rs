@@ -10,8 +10,9 @@
 mod support;
 
 use proptest::prelude::*;
-use rwkv_gpu::BufferKind;
+use rwkv_gpu::{Buffer, BufferKind, Readback};
 use rwkv_mem::{Error, Pool, PoolCounters, Pooled};
+use std::{collections::HashSet, sync::Mutex};
 use support::{contents, gpu};
 
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct Tagged {
     buffer: Pooled,
     tag: u32,
+    /// Bytes that it was taken for.
+    asked: u64,
 }
 
 impl Tagged {
@@ -76,6 +79,7 @@ proptest! {
                         gpu().write(&buffer, offset, &tag.to_le_bytes()).unwrap();
                     }
                     want.live += buffer.size();
+                    want.asked += bytes;
                     want.peak = want.peak.max(want.live);
                     // Reuse is the pool's choice, but it must say which it was, and take the bytes off the shelf.
                     if pool.counters().hits > before.hits {
@@ -84,21 +88,26 @@ proptest! {
                     } else {
                         want.misses += 1;
                     }
-                    live.push(Tagged { buffer, tag });
+                    live.push(Tagged { buffer, tag, asked: bytes });
                 }
                 Step::Drop(_) if live.is_empty() => {}
                 Step::Drop(place) => {
                     let given = live.swap_remove(place % live.len());
                     given.check();
                     want.live -= given.buffer.size();
+                    want.asked -= given.asked;
                     want.cached += given.buffer.size();
                 }
                 Step::Trim => {
-                    pool.trim();
+                    prop_assert_eq!(pool.trim(), want.cached);
                     want.cached = 0;
                 }
             }
             prop_assert_eq!(pool.counters(), want);
+            let unasked = want.live + want.cached - want.asked;
+            let bytes = (want.live + want.cached) as f64;
+            let share = pool.counters().fragmentation().unwrap_or(0.0);
+            prop_assert!((share * bytes - unasked as f64).abs() < 1e-6 * bytes.max(1.0));
         }
         live.iter().for_each(Tagged::check);
         drop(live);
@@ -135,34 +144,92 @@ fn too_large_a_request_changes_nothing() {
     assert_eq!(pool.counters(), PoolCounters::default());
 }
 
-#[test]
-fn threads_share_a_pool() {
-    let pool = Pool::new(gpu());
-    std::thread::scope(|scope| {
-        for thread in 0..4usize {
-            let pool = pool.clone();
-            scope.spawn(move || {
-                let mut live: Vec<Pooled> = Vec::new();
-                for step in 0..300usize {
-                    let bytes = 256 * (1 + (step * 7 + thread) % 5) as u64;
-                    live.push(pool.take(BufferKind::Storage, "test", bytes).unwrap());
-                    if step % 3 == 0 {
-                        live.swap_remove(step * thread % live.len());
-                    }
-                    if step % 50 == 49 {
-                        for (i, a) in live.iter().enumerate() {
-                            assert!(live[..i].iter().all(|b| **a != **b), "handed out twice");
-                        }
-                        live.clear();
-                        pool.trim();
-                    }
-                }
-            });
+/// What one of several threads has in its hands when it ends, each of which `all` has seen with one owner at a time.
+fn act(pool: &Pool, all: &Mutex<HashSet<Buffer>>, steps: &[Step]) -> Vec<(Pooled, u64)> {
+    let mut live: Vec<(Pooled, u64)> = Vec::new();
+    for step in steps {
+        match *step {
+            Step::Take(bytes) => {
+                let buffer = pool.take(BufferKind::Storage, "test", bytes).unwrap();
+                assert!(buffer.size() >= bytes.max(4));
+                assert!(
+                    all.lock().unwrap().insert((*buffer).clone()),
+                    "handed out twice"
+                );
+                live.push((buffer, bytes));
+            }
+            Step::Drop(_) if live.is_empty() => {}
+            Step::Drop(place) => {
+                let (buffer, _) = live.swap_remove(place % live.len());
+                assert!(all.lock().unwrap().remove(&*buffer));
+            }
+            Step::Trim => {
+                pool.trim();
+            }
         }
-    });
-    let counters = pool.counters();
-    assert_eq!(counters.live, 0);
-    assert_eq!(counters.hits + counters.misses, 4 * 300);
-    pool.trim();
-    assert_eq!(pool.counters().cached, 0);
+    }
+    live
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// Eight threads that take, drop and trim at random never have a buffer in common.
+    #[test]
+    fn threads_share_a_pool(
+        scripts in prop::collection::vec(prop::collection::vec(step(), 1..60), 8),
+    ) {
+        let pool = Pool::new(gpu());
+        let all = Mutex::new(HashSet::new());
+        let held: Vec<(Pooled, u64)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = scripts
+                .iter()
+                .map(|steps| scope.spawn(|| act(&pool, &all, steps)))
+                .collect();
+            let ends = threads.into_iter().map(|thread| thread.join().unwrap());
+            ends.flatten().collect()
+        });
+        prop_assert_eq!(all.lock().unwrap().len(), held.len());
+        let taken = scripts.iter().flatten().filter(|s| matches!(s, Step::Take(_))).count();
+        let counters = pool.counters();
+        prop_assert_eq!(counters.hits + counters.misses, taken as u64);
+        prop_assert_eq!(counters.live, held.iter().map(|(buffer, _)| buffer.size()).sum::<u64>());
+        prop_assert_eq!(counters.asked, held.iter().map(|(_, bytes)| bytes).sum::<u64>());
+        drop(held);
+        let cached = pool.counters().cached;
+        prop_assert_eq!(pool.trim(), cached);
+        let end = pool.counters();
+        prop_assert_eq!((end.live, end.asked, end.cached), (0, 0, 0));
+    }
+}
+
+/// A buffer is reused at once, while the GPU has work that uses it: what its last owner submitted sees what that one
+/// wrote, since there is one queue.
+#[test]
+fn reuse_needs_no_wait() {
+    let pool = Pool::new(gpu());
+    let bytes = 1 << 20;
+    let words = |word: u32| -> Vec<u8> { word.to_le_bytes().repeat(bytes / 4) };
+    let mut kept: Option<Buffer> = None;
+    let copies: Vec<_> = (1..=20u32)
+        .map(|word| {
+            let buffer = pool
+                .take(BufferKind::Storage, "reused", bytes as u64)
+                .unwrap();
+            assert_eq!(*buffer, *kept.get_or_insert((*buffer).clone()), "made anew");
+            gpu().write(&buffer, 0, &words(word)).unwrap();
+            let copy = Readback::new(gpu(), "copy", bytes as u64).unwrap();
+            let mut recorder = gpu().recorder("copy");
+            recorder.read(&buffer, 0, bytes as u64, &copy);
+            (word, recorder.submit().unwrap(), copy)
+        })
+        .collect();
+    for (word, submission, copy) in copies {
+        let same = |got: &[u8]| got == words(word);
+        assert!(copy.view(gpu(), &submission, bytes as u64, same).unwrap());
+    }
 }

@@ -14,6 +14,9 @@ pub(crate) use decode::{
 };
 use rwkv_kernels::ops::Function;
 
+#[cfg(test)]
+pub(crate) use decode::tests::graph as small_graph;
+
 /// What one kernel does.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {

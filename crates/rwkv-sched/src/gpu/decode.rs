@@ -320,10 +320,7 @@ impl GpuExecutor {
     ) -> Result<bool> {
         let tables =
             batch(sequences, Wanted::Last).tables(self.model.config().vocab, self.slots())?;
-        let key = self.plan(BatchShape::of(&tables))?;
-        let Some(plan) = self.plans.remove(&key).map(|(_, plan)| plan) else {
-            return Ok(false);
-        };
+        let plan = self.plan(BatchShape::of(&tables))?;
         let mut readbacks = std::mem::take(&mut self.token_readbacks);
         let bytes = ring_bytes(sequences.len());
         if readbacks.len() <= AHEAD || readbacks.iter().any(|r| r.capacity() < bytes) {
@@ -342,7 +339,6 @@ impl GpuExecutor {
         );
         self.meter = meter;
         self.token_readbacks = readbacks;
-        self.plans.insert(key, plan);
         let Some(replay) = done? else {
             return Ok(false);
         };

@@ -1,5 +1,7 @@
 //! The GPU executor: fuses the graph, plans its buffers for each batch shape, and replays the resolved dispatches.
 
+#[cfg(test)]
+mod aliasing;
 mod blend;
 mod channel_mixes;
 mod choose;
@@ -34,9 +36,9 @@ use meter::Meter;
 use plan::Plan;
 use quick_cache::unsync::Cache;
 use resident::ResidentWeights;
-use rwkv_gpu::{CacheCounts, Gpu, Kind, Readback, Submission, Timing};
+use rwkv_gpu::{Gpu, Kind, Readback, Submission, Timing};
 use rwkv_kernels::{GpuVector, Kernels};
-use rwkv_mem::{Interned, Interner, Pool, Upload};
+use rwkv_mem::{Pool, Upload};
 use states::States;
 use std::{
     collections::VecDeque,
@@ -53,8 +55,8 @@ pub struct GpuExecutor {
     weights: ResidentWeights,
     states: States,
     decode_steps: Vec<Step>,
-    shapes: Interner<PlanKey>,
-    plans: Cache<Interned<PlanKey>, Plan>,
+    /// Looked up by every step, which takes no lock: they are the executor's own.
+    plans: Cache<PlanKey, Arc<Plan>>,
     /// Tokens of a prompt's chunk.
     chunk: usize,
     /// The last batch whose logits nobody wanted, if it was not waited for, and its tokens.
@@ -139,7 +141,6 @@ impl GpuExecutor {
             weights,
             states,
             decode_steps,
-            shapes: Interner::default(),
             plans: Cache::new(PLANS),
             chunk,
             unread: None,
@@ -199,37 +200,38 @@ impl GpuExecutor {
     }
 
     /// The plan for batches of this shape, made on first use.
-    fn plan(&mut self, shape: BatchShape) -> Result<Interned<PlanKey>> {
-        let key = self.shapes.intern((shape, self.blends.number()));
-        let known = self.plans.get(&key).is_some();
-        self.meter.plan(known);
-        if !known {
-            let large = shape.tokens > SMALL;
-            if large {
-                let chunk = (within_prompt(self.chunk), self.blends.number());
-                let single = |shape: BatchShape| shape.tokens == shape.spans;
-                self.plans.retain(|key, _| {
-                    let known = key.0;
-                    known.tokens <= SMALL || **key == chunk || single(known) != single(shape)
-                });
-            }
-            let plan = match self.resolve(shape) {
-                Err(error) if blend::out_of_memory(&error) => {
-                    self.plans.retain(|key, _| key.0.tokens <= SMALL);
-                    self.pool.trim();
-                    self.resolve(shape)?
-                }
-                resolved => resolved?,
-            };
-            plan::compile(self.kernels.gpu(), plan.pipelines())?;
-            self.plans.insert(key.clone(), plan);
-            self.shapes.trim();
-            if large {
-                // What the last one had and this one has not: lengths differ, and so do the sizes of their buffers.
-                self.pool.trim();
-            }
+    fn plan(&mut self, shape: BatchShape) -> Result<Arc<Plan>> {
+        let key = (shape, self.blends.number());
+        let known = self.plans.get(&key).cloned();
+        self.meter.plan(known.is_some());
+        if let Some(plan) = known {
+            return Ok(plan);
         }
-        Ok(key)
+        let large = shape.tokens > SMALL;
+        if large {
+            let chunk = (within_prompt(self.chunk), self.blends.number());
+            let single = |shape: BatchShape| shape.tokens == shape.spans;
+            self.plans.retain(|key, _| {
+                let known = key.0;
+                known.tokens <= SMALL || *key == chunk || single(known) != single(shape)
+            });
+        }
+        let plan = match self.resolve(shape) {
+            Err(error) if blend::out_of_memory(&error) => {
+                self.plans.retain(|key, _| key.0.tokens <= SMALL);
+                self.pool.trim();
+                self.resolve(shape)?
+            }
+            resolved => resolved?,
+        };
+        plan::compile(self.kernels.gpu(), plan.pipelines())?;
+        let plan = Arc::new(plan);
+        self.plans.insert(key, plan.clone());
+        if large {
+            // What the last one had and this one has not: lengths differ, and so do the sizes of their buffers.
+            self.pool.trim();
+        }
+        Ok(plan)
     }
 
     /// A plan whose pipelines may not be compiled.
@@ -284,8 +286,8 @@ impl GpuExecutor {
         let pipelines = plans.iter().flat_map(|(_, plan)| plan.pipelines());
         plan::compile(&gpu, pipelines.chain([&sample]))?;
         for (shape, plan) in plans {
-            let key = self.shapes.intern((shape, self.blends.number()));
-            self.plans.insert(key, plan);
+            let key = (shape, self.blends.number());
+            self.plans.insert(key, Arc::new(plan));
         }
         self.meter.warmed_up(start.elapsed());
         // Now, since a program need not end in an orderly way.
@@ -331,7 +333,6 @@ impl GpuExecutor {
     fn drop_stale_plans(&mut self) {
         let blends = &self.blends;
         self.plans.retain(|key, _| blends.has_number(key.1));
-        self.shapes.trim();
     }
 
     /// A readback buffer of at least `bytes`.
@@ -368,8 +369,7 @@ impl Executor for GpuExecutor {
     }
 
     fn device_bytes(&self) -> u64 {
-        let counters = self.pool.counters();
-        let pool = counters.live + counters.cached;
+        let pool = self.pool.counters().bytes();
         let scratch = self.kernels.scratch_bytes();
         self.weights.bytes() + self.states.bytes() + pool + scratch + self.blends.bytes()
     }
@@ -381,15 +381,10 @@ impl Executor for GpuExecutor {
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
         let vocab = self.model.config().vocab;
         let tables = batch.tables(vocab, self.slots())?;
-        let key = self.plan(BatchShape::of(&tables))?;
+        let plan = self.plan(BatchShape::of(&tables))?;
         let gpu = self.kernels.gpu().clone();
         let bytes = tables.outputs.len() as u64 * rwkv_kernels::View::bytes(1, vocab);
         self.readback(bytes)?;
-        let Some(plan) = self.plans.get(&key) else {
-            return Err(Error::Batch {
-                problem: "its plan passed the cache's size".to_owned(),
-            });
-        };
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
         plan.write_tables(&gpu, &tables)?;
@@ -533,10 +528,7 @@ impl Executor for GpuExecutor {
             pipelines: gpu.pipelines,
             pipelines_kept: gpu.pipelines_kept,
             tuned: self.kernels.choices().len() as u64,
-            buffers: CacheCounts {
-                hits: pool.hits,
-                misses: pool.misses,
-            },
+            buffers: pool.requests(),
             buffers_made: gpu.buffers,
             ..self.meter.stats()
         }

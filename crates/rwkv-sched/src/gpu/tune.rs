@@ -91,7 +91,6 @@ impl GpuExecutor {
             self.keep(&choices);
             self.kernels = self.kernels.tuned(choices);
             self.plans.clear();
-            self.shapes.trim();
             for slot in (0u32..).take(most) {
                 self.reset(SlotId(slot))?;
             }

@@ -129,6 +129,7 @@ fn measure(
     let bar = open::progress_bar("measuring {bar:30} {pos}/{len} {msg}");
     bar.set_length(workloads.len() as u64);
     let (mut reports, mut traces) = (Vec::new(), Vec::new());
+    let mut rounds = Vec::new();
     for &workload in workloads {
         let stop = || interrupt.pressed();
         let measured = workload.measure(executor, args.repeat, profile, &stop);
@@ -136,6 +137,7 @@ fn measure(
         private = private.max(host_memory::private_bytes());
         let measured = measured.inspect_err(|_| bar.finish_and_clear())?;
         let report = WorkloadReport::of(workload, &measured, reads, executor.chunk());
+        rounds.extend(measured.rounds.iter().map(|round| round.stats));
         if let Some(round) = measured.kernels {
             traces.push((report.title(), round.times));
         }
@@ -172,7 +174,7 @@ fn measure(
         device_memory,
         copy,
         workloads: reports,
-        caches: Caches::of(&executor.stats()),
+        caches: Caches::of(&executor.stats(), &rounds),
     };
     Ok((report, traces))
 }

@@ -138,6 +138,8 @@ pub(super) struct Cache {
     pub(super) misses: u64,
     /// From 0 to 1.
     pub(super) hit_rate: Option<f64>,
+    /// The same in all measured rounds; absent where they asked for nothing.
+    pub(super) hit_rate_after_warm_up: Option<f64>,
 }
 
 impl Model {
@@ -272,22 +274,27 @@ impl Launches {
 }
 
 impl Caches {
-    pub(super) fn of(stats: &ExecutorStats) -> Option<Self> {
+    /// Those of an executor that has counted `stats`, of which `rounds` in those that were measured.
+    pub(super) fn of(stats: &ExecutorStats, rounds: &[ExecutorStats]) -> Option<Self> {
+        let cache = |counts: fn(&ExecutorStats) -> CacheCounts| {
+            let mut warm = CacheCounts::default();
+            for round in rounds.iter().map(counts) {
+                warm.hits += round.hits;
+                warm.misses += round.misses;
+            }
+            let all = counts(stats);
+            Cache {
+                hits: all.hits,
+                misses: all.misses,
+                hit_rate: all.rate(),
+                hit_rate_after_warm_up: warm.rate(),
+            }
+        };
         (stats.steps > 0).then(|| Self {
-            plans: stats.plans.into(),
-            parameters: stats.params.into(),
-            pipelines: stats.pipelines.into(),
-            buffer_pool: stats.buffers.into(),
+            plans: cache(|stats| stats.plans),
+            parameters: cache(|stats| stats.params),
+            pipelines: cache(|stats| stats.pipelines),
+            buffer_pool: cache(|stats| stats.buffers),
         })
-    }
-}
-
-impl From<CacheCounts> for Cache {
-    fn from(counts: CacheCounts) -> Self {
-        Self {
-            hits: counts.hits,
-            misses: counts.misses,
-            hit_rate: counts.rate(),
-        }
     }
 }

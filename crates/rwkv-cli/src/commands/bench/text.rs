@@ -138,6 +138,19 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
             hits(&caches.pipelines),
             hits(&caches.buffer_pool),
         )?;
+        let warm = |cache: &Cache| {
+            cache
+                .hit_rate_after_warm_up
+                .map_or("none".to_owned(), percent)
+        };
+        writeln!(
+            out,
+            "          after the warm-up: plans {}; parameters {}; pipelines {}; buffers {}",
+            warm(&caches.plans),
+            warm(&caches.parameters),
+            warm(&caches.pipelines),
+            warm(&caches.buffer_pool),
+        )?;
     }
     writeln!(
         out,

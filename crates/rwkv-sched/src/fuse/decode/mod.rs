@@ -17,7 +17,7 @@ mod recurrence4;
 mod recurrence6;
 mod recurrence7;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::{LinearStep, Step};
 use crate::{Graph, Node, Op, ValueId, Weight};

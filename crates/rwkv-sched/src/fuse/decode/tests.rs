@@ -51,7 +51,7 @@ impl Weights for Shapes {
     }
 }
 
-fn graph(version: Version, layers: usize) -> Graph {
+pub(crate) fn graph(version: Version, layers: usize) -> Graph {
     let config = ModelConfig {
         version,
         layers,

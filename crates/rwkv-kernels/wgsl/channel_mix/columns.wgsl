@@ -34,12 +34,14 @@ fn list_keys(first: u32, rows: u32, lane: Lane) -> u32 {
         found[lane.group] = before + counts;
     }
     workgroupBarrier();
-    var place = before;
+    var lower = 0u;
     var all = 0u;
-    for (var i = 0u; i < lane.groups; i++) {
-        place += select(0u, found[i], i < lane.group);
+    for (var i = lane.index; i < lane.groups; i += lane.count) {
+        lower += select(0u, found[i], i < lane.group);
         all += found[i];
     }
+    let place = before + subgroupAdd(lower);
+    all = subgroupAdd(all);
     if counts != 0u {
         listed[place] = vec2(first + row, bitcast<u32>(value));
     }
@@ -60,23 +62,20 @@ fn add_column(sums: Sums, packed: vec4<u32>, value: u32) -> Sums {
     );
 }
 
-// One unit of the columns of the listed rows that a team has, four of them under way. Past the end the last one is read
+// One unit of the columns of the listed rows that a team has, eight of them under way. Past the end the last one is read
 // again, from a cache, and counts nothing: a branch around the sums would make each load wait for the one before it.
 fn add_columns(unit: u32, team: u32, count: u32) -> Sums {
     var sums: Sums;
-    for (var at = team; at < count; at += 4u * COLUMN_TEAMS) {
-        let a = listed[at];
-        let b = listed[min(at + COLUMN_TEAMS, count - 1u)];
-        let c = listed[min(at + 2u * COLUMN_TEAMS, count - 1u)];
-        let d = listed[min(at + 3u * COLUMN_TEAMS, count - 1u)];
-        let column_a = columns[a.x * COLUMN_UNITS + unit];
-        let column_b = columns[b.x * COLUMN_UNITS + unit];
-        let column_c = columns[c.x * COLUMN_UNITS + unit];
-        let column_d = columns[d.x * COLUMN_UNITS + unit];
-        sums = add_column(sums, column_a, a.y);
-        sums = add_column(sums, column_b, select(0u, b.y, at + COLUMN_TEAMS < count));
-        sums = add_column(sums, column_c, select(0u, c.y, at + 2u * COLUMN_TEAMS < count));
-        sums = add_column(sums, column_d, select(0u, d.y, at + 3u * COLUMN_TEAMS < count));
+    for (var at = team; at < count; at += 8u * COLUMN_TEAMS) {
+#repeat i 8
+        let row_$i = listed[min(at + u32($i) * COLUMN_TEAMS, count - 1u)];
+#endrepeat
+#repeat i 8
+        let column_$i = columns[row_$i.x * COLUMN_UNITS + unit];
+#endrepeat
+#repeat i 8
+        sums = add_column(sums, column_$i, select(0u, row_$i.y, at + u32($i) * COLUMN_TEAMS < count));
+#endrepeat
     }
     return sums;
 }

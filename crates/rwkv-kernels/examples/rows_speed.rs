@@ -175,6 +175,7 @@ impl Bench {
         let one = kernels.norm_shift_halves(&NormShiftHalves {
             batch: self.batch(),
             x: self.input(0),
+            added: None,
             weight: &self.vectors[0],
             bias: &self.vectors[0],
             epsilon: EPSILON,

@@ -20,7 +20,7 @@ pub struct Kernels {
     unused_output: Buffer,
     /// See [`Kernels::partials`]: few of them, and as many as there may be.
     partials: Arc<[OnceLock<Buffer>; 2]>,
-    /// See [`Kernels::shared_halves`].
+    /// See [`Kernels::shared_inputs`].
     halves: Arc<Mutex<Option<Buffer>>>,
     /// How they cut their work.
     tuning: Arc<Tuning>,
@@ -263,16 +263,16 @@ impl Kernels {
     pub const MOST_SCRATCH_BYTES: u64 =
         (2 * PARTIAL_COUNTS + PARTIAL_SUMS + MOST_PARTIAL_SUMS) as u64 * 4;
 
-    /// At least `bytes` for an input in f16, which the product after it reads. Dispatches that bind it run one after the
+    /// At least `bytes` for what the dispatch after it reads: an input in f16, say. Dispatches that bind it run one after the
     /// other, so all of them can share one; where a larger one is needed, earlier dispatches keep theirs.
-    pub(crate) fn shared_halves(&self, bytes: u64) -> Result<Buffer> {
+    pub(crate) fn shared_inputs(&self, bytes: u64) -> Result<Buffer> {
         let mut place = self.halves.lock();
         if let Some(found) = place.as_ref().filter(|found| found.size() >= bytes) {
             return Ok(found.clone());
         }
         let made = self
             .gpu
-            .buffer(BufferKind::Storage, "inputs in f16", bytes)?;
+            .buffer(BufferKind::Storage, "shared inputs", bytes)?;
         Ok(place.insert(made).clone())
     }
 

@@ -109,6 +109,11 @@ impl LoraUp {
         self.parts.iter().map(|p| p.rank)
     }
 
+    /// The first unit of each matrix, and its units a row.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.parts.iter().map(|p| (p.first, p.units))
+    }
+
     /// Elements of a unit.
     pub(crate) fn unit(&self) -> usize {
         if self.format == Format::F32 { 4 } else { 8 }

@@ -8,11 +8,12 @@ use rwkv_kernels::shaders;
 
 /// `maxStorageBuffersPerShaderStage` of WebGPU's default limits.
 const STORAGE_BUFFERS: usize = 8;
-/// Kernels of which variants ask an adapter for more (`Limits::storage_buffers`), and how many at most.
-const MORE: [(&str, usize); 3] = [
-    ("wkv7_output/", 13),
-    ("channel_mix/", 14),
-    ("norm_project/", 11),
+/// How kernels begin and end of which variants ask an adapter for more (`Limits::storage_buffers`), and how many at most.
+const MORE: [(&str, &str, usize); 4] = [
+    ("wkv7_output/", "", 13),
+    ("channel_mix/", "", 14),
+    ("norm_project/", "", 11),
+    ("norm_shift_halves/", "/slices", 11),
 ];
 /// `maxUniformBuffersPerShaderStage`.
 const UNIFORM_BUFFERS: usize = 12;
@@ -32,8 +33,10 @@ fn bindings() {
         };
         let storage = count(|space| matches!(space, AddressSpace::Storage { .. }));
         let uniform = count(|space| space == AddressSpace::Uniform);
-        let more = MORE.iter().find(|(kernel, _)| name.starts_with(kernel));
-        let most = more.map_or(STORAGE_BUFFERS, |(_, most)| *most);
+        let more = MORE
+            .iter()
+            .find(|(begin, end, _)| name.starts_with(begin) && name.ends_with(end));
+        let most = more.map_or(STORAGE_BUFFERS, |(.., most)| *most);
         assert!(
             storage <= most,
             "{name} binds {storage} storage buffers, where {most} are sure"

@@ -12,13 +12,46 @@ struct Params {
     // Units of four from one row to the next, of f32 and of f16.
     x_stride: u32,
     stride: u32,
+    // As in norm_shift_halves.wgsl; rows are `x_stride` apart in a slice, too.
+    slices: u32,
+    slice: u32,
+    product_stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+// What is rounded, or sums of a product's slices, of which it is a function.
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> halves: array<vec4<f16>>;
+#ifdef X_SLICES
+#import activation
 
-const SIZE: u32 = 256u;
+@group(0) @binding(3) var<storage, read> product_x: array<vec4<f16>>;
+
+// Units of four of what others keep before the sums.
+const COUNTS: u32 = 256u;
+
+fn value_of(row: u32, part: u32) -> vec4<f32> {
+    let first = COUNTS + row * params.x_stride + part;
+    var sum = vec4(0.0);
+    for (var slice = 0u; slice < params.slices; slice += 4u) {
+#repeat i 4
+        let sum_$i = x[first + select(slice, slice + $i, slice + $i < params.slices) * params.slice];
+#endrepeat
+#repeat i 4
+        sum += select(vec4(0.0), sum_$i, slice + $i < params.slices);
+#endrepeat
+    }
+    let exponent = i32(product_x[(row + 1u) * params.product_stride - 1u].x);
+    sum *= power_of_two(exponent);
+    return vec4(activate(sum.x), activate(sum.y), activate(sum.z), activate(sum.w));
+}
+#else
+fn value_of(row: u32, part: u32) -> vec4<f32> {
+    return x[row * params.x_stride + part];
+}
+#endif
+
+const SIZE: u32 = $SIZE;
 // Units of a row that a thread keeps, at most 16.
 override KEPT: u32 = 0u;
 
@@ -29,7 +62,7 @@ var<workgroup> largest: atomic<u32>;
 // branch, so that nothing waits for it.
 fn load_x(row: u32, part: u32) -> vec4<f32> {
     let left = vec4(4u * part) + vec4(0u, 1u, 2u, 3u);
-    let value = x[row * params.x_stride + min(part, (max(params.cols, 1u) - 1u) / 4u)];
+    let value = value_of(row, min(part, (max(params.cols, 1u) - 1u) / 4u));
     return select(vec4(0.0), value, left < vec4(params.cols));
 }
 

@@ -12,10 +12,13 @@
 // Workgroups that follow each other have one tile of W and go through all tokens, so that x stays in the nearest large
 // cache and W is read once.
 //
+// All of W is for one x (coop/one.wgsl), or its rows are in segments for several (coop/stack.wgsl).
+//
 // W lies by rows (coop/rows.wgsl) or by columns (coop/weights_columns.wgsl), and so do its tiles.
 enable f16;
 enable wgpu_cooperative_matrix;
 #import coop/tiles/$TILE
+#import coop/$OF
 #import coop/$END
 #import coop/halves
 #ifdef FORMAT_COLUMNS
@@ -96,17 +99,18 @@ fn main(
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
     let first_token = workgroup.x * TOKENS;
-    let first_row = workgroup.y * ROWS;
+    let part = part_of(workgroup.y);
+    let first_row = part.row;
     // Columns of this slice, and the last step of them.
     let begin = workgroup.z * params.chunk;
     let end = min(begin + params.chunk, params.cols);
     let last = begin + (end - begin - 1u) / DEPTH * DEPTH;
 
     // Where this thread's part of a tile comes from and goes to.
-    let x_from = (first_token + thread / X_PARTS) * X_STRIDE + first_input() / 4u + thread % X_PARTS;
+    let x_from = (first_token + thread / X_PARTS) * X_STRIDE + part.x + first_input() / 4u + thread % X_PARTS;
     let x_to = thread / X_PARTS * PITCH + thread % X_PARTS;
 #repeat i $W_LOADS
-    let w_from$i = w_source(first_row, thread, $i);
+    let w_from$i = w_source(part, thread, $i);
 #endrepeat
 
     // The subgroup's first matrix of sums in the tile.
@@ -132,6 +136,88 @@ fn main(
         store_w(w_$i, begin, thread, $i);
 #endrepeat
     }
+#ifdef TWICE
+    // Two steps are on their way: a core then reads all the time, though it has one workgroup. Columns are whole pairs of
+    // steps.
+#repeat i $X_LOADS
+    var x_then$i = x[x_from + (begin + DEPTH) / 4u + $i * X_ROWS * X_STRIDE];
+#endrepeat
+#repeat i $W_LOADS
+    var w_then$i = load_w(w_from$i, begin + DEPTH, thread, $i);
+#endrepeat
+    workgroupBarrier();
+    for (var column = begin; column < end; column += 2u * DEPTH) {
+        // At the end the last steps are loaded again.
+        let next = min(column + 2u * DEPTH, last);
+#repeat i $X_LOADS
+        let x_$i = x[x_from + next / 4u + $i * X_ROWS * X_STRIDE];
+#endrepeat
+#repeat i $W_LOADS
+        let w_$i = load_w(w_from$i, next, thread, $i);
+#endrepeat
+#repeat k $STEPS
+        {
+#repeat i $HIGH
+            let a$i = coopLoadT<$MATRIX<f16, A>>(
+                &x_tile[((token + $i * SIDE) * PITCH + $k * (SIDE / 4u)) * STEP],
+                PITCH * STEP,
+            );
+#endrepeat
+#repeat j $WIDE
+            let b$j = $LOAD_B<$MATRIX<f16, B>>(
+                &w_tile[w_place(row + $j * SIDE, $k * SIDE) * STEP],
+                W_PITCH * STEP,
+            );
+#repeat i $HIGH
+            sum_$i$j = coopMultiplyAdd(a$i, b$j, sum_$i$j);
+#endrepeat
+#endrepeat
+        }
+#endrepeat
+        workgroupBarrier();
+#repeat i $X_LOADS
+        put_x(x_to + $i * X_ROWS * PITCH, x_then$i);
+#endrepeat
+#repeat i $W_LOADS
+        store_w(w_then$i, column + DEPTH, thread, $i);
+#endrepeat
+        workgroupBarrier();
+        let after = min(column + 3u * DEPTH, last);
+#repeat i $X_LOADS
+        x_then$i = x[x_from + after / 4u + $i * X_ROWS * X_STRIDE];
+#endrepeat
+#repeat i $W_LOADS
+        w_then$i = load_w(w_from$i, after, thread, $i);
+#endrepeat
+#repeat k $STEPS
+        {
+#repeat i $HIGH
+            let a$i = coopLoadT<$MATRIX<f16, A>>(
+                &x_tile[((token + $i * SIDE) * PITCH + $k * (SIDE / 4u)) * STEP],
+                PITCH * STEP,
+            );
+#endrepeat
+#repeat j $WIDE
+            let b$j = $LOAD_B<$MATRIX<f16, B>>(
+                &w_tile[w_place(row + $j * SIDE, $k * SIDE) * STEP],
+                W_PITCH * STEP,
+            );
+#repeat i $HIGH
+            sum_$i$j = coopMultiplyAdd(a$i, b$j, sum_$i$j);
+#endrepeat
+#endrepeat
+        }
+#endrepeat
+        workgroupBarrier();
+#repeat i $X_LOADS
+        put_x(x_to + $i * X_ROWS * PITCH, x_$i);
+#endrepeat
+#repeat i $W_LOADS
+        store_w(w_$i, next, thread, $i);
+#endrepeat
+        workgroupBarrier();
+    }
+#else
     workgroupBarrier();
     for (var column = begin; column < end; column += DEPTH) {
         // At the end the last step's are loaded again.
@@ -170,11 +256,12 @@ fn main(
 #endrepeat
         workgroupBarrier();
     }
+#endif
 
     // Here naga 30 needs what is stored, and where, by a name of its own: expressions come after the store that uses them.
 #ifdef END_SUMS
     let pitch = workgroups.y * ROWS;
-    let place = COUNTS + (workgroup.z * workgroups.x * TOKENS + first_token + token) * pitch + first_row + row;
+    let place = COUNTS + (workgroup.z * workgroups.x * TOKENS + first_token + token) * pitch + workgroup.y * ROWS + row;
 #repeat i $HIGH
 #repeat j $WIDE
     let total_$i$j = sum_$i$j;
@@ -184,17 +271,17 @@ fn main(
 #endrepeat
 #else
     let staged = subgroup * SIDE * STAGE_PITCH;
-    let whole = first_token + TOKENS <= params.tokens && first_row + ROWS <= params.rows;
+    let whole = first_token + TOKENS <= params.tokens && part.moved == 0u && first_row + ROWS <= part.rows;
 #repeat i $HIGH
 #repeat j $WIDE
-    let onto_$i$j = onto_matrix(first_token + token + $i * SIDE, first_row + row + $j * SIDE, lane);
+    let onto_$i$j = onto_matrix(part, first_token + token + $i * SIDE, first_row + row + $j * SIDE, lane);
 #endrepeat
 #repeat j $WIDE
     let total_$i$j = sum_$i$j;
     workgroupBarrier();
     coopStoreT(total_$i$j, &stage[staged], STAGE_PITCH);
     workgroupBarrier();
-    finish_matrix(onto_$i$j, first_token + token + $i * SIDE, first_row + row + $j * SIDE, subgroup, lane, whole);
+    finish_matrix(part, onto_$i$j, first_token + token + $i * SIDE, first_row + row + $j * SIDE, subgroup, lane, whole);
 #endrepeat
 #endrepeat
 #endif

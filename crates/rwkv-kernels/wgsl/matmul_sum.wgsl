@@ -26,7 +26,7 @@ fn main(at: Invocation) {
     let first = (COUNTS + token * params.units + row) / 4u;
     let step = params.base * params.units / 4u;
     // Asked for before it is needed, not between stores.
-    let scale = token_scale(token);
+    let scale = token_scale(0u, token);
 #repeat i 4
     let onto_$i = onto(min(row + $i, params.rows - 1u), token);
 #endrepeat

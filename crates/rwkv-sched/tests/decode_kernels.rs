@@ -183,11 +183,14 @@ fn of_each_version() {
     check(
         Version::V5_2,
         nine,
-        // Streamed, those of one input are one.
+        // Streamed or with cooperative matrices, those of one input are one.
         if gpus()[0].gpu.kind() == Kind::Software {
             "norm_shift matmul matmul matmul matmul wkv6_step matmul norm_shift matmul matmul matmul_columns map"
+        } else if gpus()[0].gpu.capabilities().cooperative_matrices.is_empty() {
+            "norm_shift matmul wkv6_step matmul norm_shift matmul matmul_columns map"
         } else {
-            "norm_shift matmul wkv6_step matmul norm_shift matmul half_rows matmul_coop map"
+            "norm_shift_halves matmul_coop wkv6_step half_rows matmul_coop norm_shift_halves matmul_coop half_rows \
+             matmul_coop map"
         },
     );
     let [r, k, v, g, w] = ["matvec"; 5];
@@ -260,7 +263,9 @@ fn with_matrices(version: Version, packing: Packing, tokens: usize, spans: usize
         }
         let first = |name: &&str| name.split('/').next().unwrap_or_default().to_owned();
         // Sums of parts depend on sizes.
-        let all = names.iter().map(first).filter(|name| name != "matmul_sum");
+        let sums = ["matmul_sum", "segment_sum"];
+        let all = names.iter().map(first);
+        let all = all.filter(|name| !sums.contains(&name.as_str()));
         all.collect::<Vec<_>>()
     };
     let (two, three) = (kernels(2), kernels(3));
@@ -280,34 +285,23 @@ fn rounded_once() {
         let want = want.replace('W', "matmul_coop").replace('H', "half_rows");
         assert_eq!(got, want, "{version}, {tokens} tokens in {spans} spans");
     };
-    // As many as stream past weights.
-    let few = (12, 12);
-    check(
-        Version::V7,
-        few,
-        "norm_shift stream_tokens stream_tokens wkv7_step stream_tokens norm_shift stream_tokens H W",
-    );
-    check(
-        Version::V5_2,
-        few,
-        "norm_shift stream_tokens wkv6_step stream_tokens norm_shift stream_tokens H W map",
-    );
-    let batch = (32, 32);
-    check(
-        Version::V7,
-        batch,
-        "norm_shift_halves W W W W W W W wkv7_step H W norm_shift_halves W H W",
-    );
-    check(
-        Version::V5_2,
-        batch,
-        "norm_shift_halves W W W W wkv6_step H W norm_shift_halves W W H W map",
-    );
-    check(
-        Version::V4,
-        batch,
-        "norm_shift_halves W W W wkv4 H W norm_shift_halves W W H W map",
-    );
+    for batch in [(12, 12), (32, 32)] {
+        check(
+            Version::V7,
+            batch,
+            "norm_shift_halves W lora_up wkv7_step H W norm_shift_halves W H W",
+        );
+        check(
+            Version::V5_2,
+            batch,
+            "norm_shift_halves W wkv6_step H W norm_shift_halves W H W map",
+        );
+        check(
+            Version::V4,
+            batch,
+            "norm_shift_halves W wkv4 H W norm_shift_halves W H W map",
+        );
+    }
     let prompt = (600, 2);
     for version in [Version::V4, Version::V5_2] {
         let recurrence = if version == Version::V4 {

@@ -1,7 +1,7 @@
 //! The channel mix of one token in one dispatch: `y += x + V f(K mix(norm(x), previous))`, and the state keeps `norm(x)`.
 
 use super::{
-    slice::Slice,
+    column_slice::Slice,
     stream::{Stream, StreamShape, stream_kernel},
 };
 use crate::{

@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod sliced;
+mod stacks;
+
 use crate::{
     Format, GpuColumns, GpuMatrix, Kernels, Matrix, View,
     ops::{CoopShape, Function, HalfRows, Linear, SparseLinear, SparseTuning, matmul},
@@ -140,7 +143,7 @@ fn rewritten(source: &str) -> String {
 }
 
 /// The adapter that `RWKV_DEVICE` names, or the first one, be it a processor.
-fn kernels(side: u32) -> Kernels {
+pub(super) fn kernels(side: u32) -> Kernels {
     let named = env::var("RWKV_DEVICE").ok().map(|d| d.parse().unwrap());
     let selector = named.unwrap_or_else(|| {
         let adapters = list_adapters();
@@ -160,7 +163,7 @@ fn kernels(side: u32) -> Kernels {
 }
 
 /// From −1 to 1.
-fn noise(count: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -171,14 +174,14 @@ fn noise(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-struct Activation {
-    buffer: Buffer,
-    rows: usize,
-    width: usize,
+pub(super) struct Activation {
+    pub(super) buffer: Buffer,
+    pub(super) rows: usize,
+    pub(super) width: usize,
 }
 
 impl Activation {
-    fn new(gpu: &Gpu, rows: usize, values: &[f32]) -> Self {
+    pub(super) fn new(gpu: &Gpu, rows: usize, values: &[f32]) -> Self {
         let width = values.len() / rows;
         let stride = View::stride(width);
         let bytes = View::bytes(rows, width);
@@ -201,7 +204,7 @@ impl Activation {
         }
     }
 
-    fn view(&self) -> View<'_> {
+    pub(super) fn view(&self) -> View<'_> {
         View {
             buffer: &self.buffer,
             offset: 0,
@@ -211,7 +214,7 @@ impl Activation {
     }
 
     /// Its values after `dispatches`.
-    fn after(&self, gpu: &Gpu, dispatches: &[Dispatch]) -> Vec<f32> {
+    pub(super) fn after(&self, gpu: &Gpu, dispatches: &[Dispatch]) -> Vec<f32> {
         let bytes = View::bytes(self.rows, self.width);
         let readback = Readback::new(gpu, "read", bytes).unwrap();
         let mut recorder = gpu.recorder("emulated");
@@ -359,6 +362,24 @@ fn sixteens() {
             Lies::ByRows(Format::F16),
             [35, 140, 600],
             "32x128x64-4",
+            &[1, 2],
+        ),
+        (
+            Lies::ByRows(Format::F16),
+            [20, 140, 600],
+            "32x64x128-8",
+            &[2],
+        ),
+        (
+            Lies::ByRows(Format::F16),
+            [20, 70, 1024],
+            "32x64x128-8-2",
+            &[2, 4],
+        ),
+        (
+            Lies::ByRows(Format::F16),
+            [9, 70, 300],
+            "16x64x128-4",
             &[1, 2],
         ),
         (

@@ -2,8 +2,7 @@
 //! default, and the dispatches of one part of a matrix (`wgsl/matmul_coop.wgsl`).
 
 use super::coop_tile::{
-    CoopShape, CoopTile, EIGHTS, LARGE, MEDIUM, SMALL, SMALL_DEEP, SMALL_PACKED, TINY, TINY_DEEP,
-    Tile,
+    CoopShape, CoopTile, EIGHTS, LARGE, MEDIUM, SMALL, SMALL_PACKED, TINY, Tile,
 };
 use crate::{
     Error, GpuVector, Kernels, Result, View,
@@ -18,21 +17,21 @@ use rwkv_gpu::Dispatch;
 pub(super) const COLUMNS: &str = "columns";
 
 /// Workgroups that a large GPU wants at least: one for each of 132 cores.
-const WORKGROUPS: usize = 132;
+pub(super) const WORKGROUPS: usize = 132;
 /// Columns that a slice has at least by default: fewer are not worth adding up.
 const SLICE: usize = 256;
 /// Threads of a subgroup.
 const LANES: u32 = 32;
 /// Threads of `wgsl/matmul_sum.wgsl`, four rows each.
-const SUM_THREADS: usize = 256;
+pub(super) const SUM_THREADS: usize = 256;
 /// Numbers of slices to choose from.
 const SLICES: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 /// For up to so many tokens the tile of F16 by rows, F16 by columns, and packed weights, and how many workgroups of it
-/// keep a core busy (H200, 2026-11).
+/// keep a core busy (H200, 2026-11): two of steps of 64 columns, between the layers of a model faster than one of 128.
 const DEFAULTS: [(usize, [(&Tile, usize); 3]); 4] = [
-    (16, [(&TINY_DEEP, 1), (&TINY, 2), (&SMALL_PACKED, 2)]),
-    (32, [(&SMALL_DEEP, 1), (&SMALL, 2), (&SMALL_PACKED, 2)]),
+    (16, [(&TINY, 2), (&TINY, 2), (&SMALL_PACKED, 2)]),
+    (32, [(&SMALL, 2), (&SMALL, 2), (&SMALL_PACKED, 2)]),
     (64, [(&MEDIUM, 2); 3]),
     (usize::MAX, [(&LARGE, 1); 3]),
 ];
@@ -81,10 +80,15 @@ impl CoopProduct<'_> {
 
     /// Columns of each of `slices`, in whole steps, and how many that makes.
     fn slice(&self, tile: &Tile, slices: usize) -> (usize, usize) {
-        let cols = self.params.cols as usize;
-        let slice = cols.div_ceil(slices).next_multiple_of(tile.depth.max(64));
-        (slice, cols.div_ceil(slice))
+        slice_of(self.params.cols as usize, tile, slices)
     }
+}
+
+/// Columns of each of `slices`, in whole steps, and how many that makes.
+pub(super) fn slice_of(cols: usize, tile: &Tile, slices: usize) -> (usize, usize) {
+    let slice = cols.div_ceil(slices);
+    let slice = slice.next_multiple_of(tile.turn().max(64)).max(1);
+    (slice, cols.div_ceil(slice))
 }
 
 impl Kernels {
@@ -130,19 +134,26 @@ impl Kernels {
         for chosen in CoopTile::all() {
             let tile = chosen.spec();
             let can = |end: &str| {
-                shaders::find(&kernel_name(of.source, tile, end)).is_ok_and(|shader| {
+                shaders::find(&kernel_name(of.source, tile, end, "one")).is_ok_and(|shader| {
                     let threads: u32 = shader.workgroup_size.iter().product();
                     shader.workgroup_bytes <= limits.workgroup_bytes
                         && threads <= limits.workgroup_invocations
                 })
             };
             // A step past the end of a part would meet the next part's x.
-            if tile.side != side || !of.part.is_multiple_of(tile.depth) || !can("finish") {
+            // Of two steps at once, the second may not be past the end.
+            let ends = !tile.twice || of.cols.is_multiple_of(tile.turn());
+            if tile.side != side || !of.part.is_multiple_of(tile.turn()) || !ends {
                 continue;
             }
+            let (finishes, leaves_sums) = (can("finish"), can("sums"));
             let tiles = tile.count(of.tokens, of.rows);
             let most = of.cols.div_ceil(tile.depth);
             for slices in SLICES.into_iter().filter(|n| *n <= most) {
+                let whole = slice_of(of.cols, tile, slices).1 == 1;
+                if !(if whole { finishes } else { leaves_sums }) {
+                    continue;
+                }
                 let sums = slices * tiles * tile.tokens * tile.rows;
                 if slices > 1 && sums > MOST_PARTIAL_SUMS {
                     continue;
@@ -204,7 +215,7 @@ impl Kernels {
         } else {
             "sums"
         };
-        let pipeline = self.pipeline(&kernel_name(op.source, tile, end), &constants)?;
+        let pipeline = self.pipeline(&kernel_name(op.source, tile, end, "one"), &constants)?;
         let (tokens, rows) = (
             (params.tokens as usize).next_multiple_of(tile.tokens),
             (params.rows as usize).next_multiple_of(tile.rows),
@@ -225,7 +236,8 @@ impl Kernels {
                 self.dispatch(pipeline.clone(), &params, &[op.halves.binding(), sums], 1)?
             }
         };
-        product.grid = self.coop_grid(&params, tile, slices)?;
+        let tiles = (params.rows as usize).div_ceil(tile.rows);
+        product.grid = self.coop_grid(params.tokens as usize, tiles, tile, slices)?;
         product.groups.push(op.chunk.group(self.gpu(), &pipeline)?);
         let Some(sums) = sums else {
             return Ok(vec![product]);
@@ -246,17 +258,23 @@ impl Kernels {
         Ok(vec![product, sum])
     }
 
-    fn coop_grid(&self, params: &LinearParams, tile: &Tile, slices: usize) -> Result<[u32; 3]> {
-        let (tokens, rows) = (params.tokens as usize, params.rows as usize);
+    /// The workgroups of tiles of tokens, tiles of rows and slices.
+    pub(super) fn coop_grid(
+        &self,
+        tokens: usize,
+        tiles: usize,
+        tile: &Tile,
+        slices: usize,
+    ) -> Result<[u32; 3]> {
         let grid = [
             u32_of("tokens", tokens.div_ceil(tile.tokens))?,
-            u32_of("rows", rows.div_ceil(tile.rows))?,
+            u32_of("rows", tiles)?,
             u32_of("slices", slices)?,
         ];
         let limit = self.gpu().capabilities().limits.workgroups;
         if grid.iter().any(|n| *n > limit) {
             let problem = format!(
-                "{tokens} tokens by {rows} rows pass the grid's limit; take fewer tokens at once"
+                "{tokens} tokens by {tiles} tiles of rows pass the grid's limit; take fewer tokens at once"
             );
             return Err(Error::shape("product with cooperative matrices", problem));
         }
@@ -279,8 +297,9 @@ fn slices_for<'s>(
 }
 
 /// The variant that makes `tile` of W in `source`, and ends so.
-pub(super) fn kernel_name(source: &str, tile: &Tile, end: &str) -> String {
-    format!("matmul_coop/{source}/{}/{end}", tile.name)
+/// `of`: "one" matrix, or the segments of a "stack".
+pub(super) fn kernel_name(source: &str, tile: &Tile, end: &str, of: &str) -> String {
+    format!("matmul_coop/{source}/{}/{end}/{of}", tile.name)
 }
 
 #[cfg(test)]
@@ -288,6 +307,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::ops::coop_tile::SMALL_DEEP;
 
     /// Slices only where workgroups are clearly fewer than cores, of 256 columns at least.
     #[test]

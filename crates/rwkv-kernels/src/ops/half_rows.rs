@@ -1,7 +1,11 @@
 //! Activations rounded to f16, as products with cooperative matrices take them: each row times a power of two, so that
 //! no number passes f16's range.
 
-use crate::{Error, Kernels, Result, View, kernels::u32_of};
+use crate::{
+    Error, Kernels, Result, View,
+    kernels::u32_of,
+    ops::{Function, SlicedSum},
+};
 use bytemuck::NoUninit;
 use half::f16;
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu};
@@ -90,6 +94,11 @@ impl HalfRows {
         self.width
     }
 
+    /// The first byte in the buffer.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// The buffer in which they lie.
     pub fn buffer(&self) -> &Buffer {
         &self.buffer
@@ -121,6 +130,9 @@ impl HalfRows {
 
 /// Threads of `wgsl/half_rows.wgsl`, and units of four that each keeps at most.
 const THREADS: usize = 256;
+/// Threads for few rows.
+const WIDE: usize = 1024;
+const FEW_ROWS: usize = 256;
 const MOST_KEPT: usize = 16;
 
 #[derive(Clone, Copy, NoUninit)]
@@ -130,6 +142,9 @@ struct Params {
     cols: u32,
     x_stride: u32,
     stride: u32,
+    slices: u32,
+    slice: u32,
+    product_stride: u32,
 }
 
 impl Kernels {
@@ -146,17 +161,85 @@ impl Kernels {
             );
             return Err(Error::shape("rounding to f16", problem));
         }
-        let params = Params {
-            rows: u32_of("rows", x.rows)?,
-            cols: u32_of("columns", x.width)?,
-            x_stride: u32_of("stride", View::stride(x.width) / 4)?,
-            stride: u32_of("stride", HalfRows::stride(x.width) / 4)?,
+        let rounded = Rounded {
+            stride: View::stride(x.width),
+            sum: None,
+            constants: Vec::new(),
         };
-        let kept = x.width.div_ceil(4 * THREADS).min(MOST_KEPT);
-        let pipeline = self.pipeline("half_rows", &[("KEPT", kept as f64)])?;
-        let bindings = [x.binding(), halves.binding()];
-        self.dispatch(pipeline, &params, &bindings, x.rows)
+        self.rounding(&rounded, &[x.binding(), halves.binding()], halves)
     }
+
+    /// The dispatch that adds up a product's slices, applies `function`, and rounds that to f16 in `halves`: what the sum of
+    /// the product and [`half_rows`](Self::half_rows) do one after the other.
+    ///
+    /// # Errors
+    /// Those of [`half_rows`](Self::half_rows).
+    pub fn half_rows_of_slices(
+        &self,
+        sum: &SlicedSum,
+        function: Function,
+        halves: &HalfRows,
+    ) -> Result<Dispatch> {
+        if sum.halves().rows() != halves.rows || sum.width() != halves.width {
+            let problem = format!(
+                "slices of {}×{} into {}×{}",
+                sum.halves().rows(),
+                sum.width(),
+                halves.rows,
+                halves.width
+            );
+            return Err(Error::shape("rounding to f16", problem));
+        }
+        let rounded = Rounded {
+            stride: sum.pitch as usize * 4,
+            sum: Some(sum),
+            constants: vec![function.constant()],
+        };
+        let product = sum.halves().binding();
+        self.rounding(
+            &rounded,
+            &[sum.binding(self)?, halves.binding(), product],
+            halves,
+        )
+    }
+
+    fn rounding(
+        &self,
+        of: &Rounded<'_>,
+        bindings: &[Binding<'_>],
+        halves: &HalfRows,
+    ) -> Result<Dispatch> {
+        let HalfRows { rows, width, .. } = *halves;
+        let product_stride = of
+            .sum
+            .map_or(0, |sum| HalfRows::stride(sum.halves().width) / 4);
+        let params = Params {
+            rows: u32_of("rows", rows)?,
+            cols: u32_of("columns", width)?,
+            x_stride: u32_of("stride", of.stride / 4)?,
+            stride: u32_of("stride", HalfRows::stride(width) / 4)?,
+            slices: of.sum.map_or(0, |sum| sum.slices),
+            slice: of.sum.map_or(0, |sum| sum.slice),
+            product_stride: u32_of("stride", product_stride)?,
+        };
+        // A few rows leave most of a GPU idle: what counts is how often a thread waits.
+        let most = self.gpu().capabilities().limits.workgroup_invocations as usize;
+        let wide = rows <= FEW_ROWS && width >= 4 * WIDE && WIDE <= most;
+        let threads = if wide { WIDE } else { THREADS };
+        let kept = width.div_ceil(4 * threads).min(MOST_KEPT);
+        let from = if of.sum.is_some() { "slices" } else { "row" };
+        let mut constants = vec![("KEPT", kept as f64)];
+        constants.extend(&of.constants);
+        let pipeline = self.pipeline(&format!("half_rows/{threads}/{from}"), &constants)?;
+        self.dispatch(pipeline, &params, bindings, rows)
+    }
+}
+
+/// What is rounded: elements from one row to the next, a product in slices, and constants of its function.
+struct Rounded<'a> {
+    stride: usize,
+    sum: Option<&'a SlicedSum>,
+    constants: Vec<(&'static str, f64)>,
 }
 
 #[cfg(test)]

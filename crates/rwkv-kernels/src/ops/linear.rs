@@ -1,7 +1,7 @@
 //! Matrix products: `y = f(W x + bias) + residual`.
 
 use crate::{
-    Error, GpuMatrix, GpuVector, Kernels, Result, View,
+    Error, Format, GpuMatrix, GpuVector, Kernels, Result, View,
     kernels::u32_of,
     ops::{CoopShape, Function, MatvecShape, matvec::MATVEC_TOKENS},
 };
@@ -73,22 +73,32 @@ pub(crate) fn check_linear(op: &Linear<'_>) -> Result<()> {
     ))
 }
 
-/// Up to this many, weights that stream past tokens are faster than matrices of tokens.
+/// Up to this many, weights that stream past tokens are faster than matrices of tokens: packed ones, and F16, of which 8
+/// tokens read half of what the memory gives (H200, 2026-11).
 const FEW_TOKENS: usize = 16;
+const FEW_TOKENS_F16: usize = 4;
+
+/// Tokens up to which products with `weight` read them as they are.
+pub(super) fn few_tokens(weight: &GpuMatrix) -> usize {
+    match weight.format() {
+        Format::F16 => FEW_TOKENS_F16,
+        _ => FEW_TOKENS,
+    }
+}
 
 impl Kernels {
     /// The dispatches of `op`: one a part of the matrix. Products of 2 to 16 tokens are those of
-    /// [`token_linear`](Self::token_linear) where it suits, and those of more tokens where the adapter has cooperative
-    /// matrices those of [`coop_linear`](Self::coop_linear), after one that rounds x.
+    /// [`token_linear`](Self::token_linear) where it suits; those of more tokens, and with F16 of more than 4, where the
+    /// adapter has cooperative matrices those of [`coop_linear`](Self::coop_linear), after one that rounds x.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit, [`Error::Gpu`] when a kernel does not compile.
     pub fn linear(&self, op: &Linear<'_>) -> Result<Vec<Dispatch>> {
-        if self.token_linear_suits(op) {
-            return self.token_linear(op, None);
-        }
         if let Some(shape) = self.rounding_shape(op) {
             return self.coop_linear_rounding(op, shape);
+        }
+        if self.token_linear_suits(op) {
+            return self.token_linear(op, None);
         }
         self.linear_shaped(op, None)
     }
@@ -96,7 +106,7 @@ impl Kernels {
     /// The shape in which [`linear`](Self::linear) does `op` with x rounded to f16, if it does: whoever has several
     /// products of one input can then round it once, and call [`coop_linear`](Self::coop_linear) for each.
     pub fn rounding_shape(&self, op: &Linear<'_>) -> Option<CoopShape> {
-        if op.x.rows <= FEW_TOKENS {
+        if op.x.rows <= few_tokens(op.weight) {
             return None;
         }
         self.coop_shape(op)

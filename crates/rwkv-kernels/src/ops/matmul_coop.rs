@@ -92,7 +92,7 @@ impl Kernels {
     /// # Errors
     /// Those of [`coop_linear`](Self::coop_linear).
     pub fn coop_linear_rounding(&self, op: &Linear<'_>, shape: CoopShape) -> Result<Vec<Dispatch>> {
-        let buffer = self.shared_halves(HalfRows::bytes(op.x.rows, op.x.width))?;
+        let buffer = self.shared_inputs(HalfRows::bytes(op.x.rows, op.x.width))?;
         let halves = HalfRows::within(buffer, op.x.rows, op.x.width);
         let mut dispatches = vec![self.half_rows(&op.x, &halves)?];
         dispatches.extend(self.coop_linear(op, &halves, shape)?);

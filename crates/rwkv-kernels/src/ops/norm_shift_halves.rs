@@ -5,7 +5,7 @@ use crate::{
     BatchTables, Error, GpuVector, Kernels, Page, Result, View,
     kernels::u32_of,
     ops::{
-        HalfRows, Weighs,
+        HalfRows, Sliced, Weighs,
         row_parts::{ROW_THREADS, parts},
     },
 };
@@ -17,8 +17,10 @@ use rwkv_gpu::{Binding, Buffer, Dispatch};
 pub struct NormShiftHalves<'a> {
     /// The batch, of spans of any length.
     pub batch: BatchTables<'a>,
-    /// Tokens × channels, before the norm; channels are a multiple of 4.
+    /// Tokens × channels, before the norm; channels are a multiple of 4. With `added` what a product is to be added to.
     pub x: View<'a>,
+    /// A product that is still in slices, for batches in which every span is one token.
+    pub added: Option<Sliced<'a>>,
     /// The norm's, one element a channel.
     pub weight: &'a GpuVector,
     /// The norm's, one element a channel.
@@ -40,6 +42,12 @@ pub struct NormShiftHalves<'a> {
     /// The first mix, tokens × channels; the others follow, [`HalfRows::bytes`] apart.
     pub y: &'a HalfRows,
 }
+
+/// Threads of larger workgroups, as in the manifest.
+const WIDE: [usize; 2] = [512, 1024];
+
+/// Storage buffers that are bound where slices are added up.
+const STORAGE_BUFFERS: u32 = 11;
 
 /// The most mixes, as in the WGSL.
 const MOST_MIXES: usize = 6;
@@ -65,11 +73,22 @@ struct Params {
     block: u32,
     which: u32,
     epsilon: f32,
+    slices: u32,
+    pitch: u32,
+    slice: u32,
+    product_stride: u32,
     // Uniform structs are as long as a multiple of their alignment.
     padding: u32,
 }
 
 impl Kernels {
+    /// Whether [`norm_shift_halves`](Self::norm_shift_halves) can add up a product's slices for rows of `width` channels.
+    pub fn norm_adds_slices(&self, width: usize) -> bool {
+        let limits = &self.gpu().capabilities().limits;
+        width / 4 <= (limits.workgroup_invocations as usize).min(WIDE[1])
+            && limits.storage_buffers >= STORAGE_BUFFERS
+    }
+
     /// The dispatch of `op`.
     ///
     /// # Errors
@@ -81,6 +100,12 @@ impl Kernels {
             && op.bias.len() == width
             && op.mix.len() == op.mixes * width
             && (op.y.rows(), op.y.width()) == (rows, width)
+            && op.added.as_ref().is_none_or(|added| {
+                (added.y.rows, added.y.width) == (rows, width)
+                    && added.sum.halves.rows() == rows
+                    && op.batch.span_count == rows
+                    && self.norm_adds_slices(width)
+            })
             && op.which < 2;
         let parts = parts(width).filter(|_| fit && NormShiftHalves::suits(width, op.mixes));
         let Some(parts) = parts else {
@@ -98,6 +123,9 @@ impl Kernels {
                 ),
             ));
         };
+        let sum = op.added.as_ref().map(|added| added.sum);
+        let product_stride = sum.map_or(0, |sum| HalfRows::stride(sum.halves.width()) / 4);
+        let product_stride = u32_of("stride", product_stride)?;
         let block = HalfRows::bytes(rows, width);
         let params = Params {
             page: op.page,
@@ -108,9 +136,13 @@ impl Kernels {
             block: u32_of("stride", usize::try_from(block / 8).unwrap_or(usize::MAX))?,
             which: op.which,
             epsilon: op.epsilon,
+            slices: sum.map_or(0, |sum| sum.slices),
+            pitch: sum.map_or(0, |sum| sum.pitch),
+            slice: sum.map_or(0, |sum| sum.slice),
+            product_stride,
             padding: 0,
         };
-        let bindings = [
+        let mut bindings = vec![
             op.batch.tokens,
             op.batch.spans,
             op.x.binding(),
@@ -120,8 +152,33 @@ impl Kernels {
             Binding::from(op.state),
             op.y.blocks_binding(op.mixes),
         ];
-        let constants = [op.weighs.constant(), ("MIXES", op.mixes as f64)];
-        let name = format!("norm_shift_halves/{parts}/{ROW_THREADS}/{}", self.lanes());
+        let single = op.batch.span_count == rows;
+        let constants = [
+            op.weighs.constant(),
+            ("MIXES", op.mixes as f64),
+            ("SINGLE", f64::from(u8::from(single))),
+        ];
+        // A few tokens leave most of a GPU idle: what counts is how often a thread waits.
+        let most = self.gpu().capabilities().limits.workgroup_invocations as usize;
+        let wide = WIDE
+            .into_iter()
+            .find(|threads| width / 4 <= *threads && *threads <= most);
+        if let Some(added) = &op.added {
+            bindings.extend([
+                added.sum.binding(self)?,
+                added.sum.halves.binding(),
+                added.y.binding(),
+            ]);
+        }
+        let (parts, threads) = match wide {
+            Some(threads) if single && parts > 1 => (1, threads),
+            _ => (parts, ROW_THREADS),
+        };
+        let from = if op.added.is_some() { "slices" } else { "row" };
+        let name = format!(
+            "norm_shift_halves/{parts}/{threads}/{}/{from}",
+            self.lanes()
+        );
         let pipeline = self.pipeline(&name, &constants)?;
         self.dispatch(pipeline, &params, &bindings, rows)
     }

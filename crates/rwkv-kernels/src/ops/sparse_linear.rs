@@ -5,7 +5,7 @@
 //! [`matmul`](crate::ops::matmul), with two differences: a result that is zero may have the other sign, and what W
 //! holds in columns that are skipped does not matter, be it infinite or not a number.
 //!
-//! For more tokens the product is an ordinary one: with cooperative matrices where the adapter has them
+//! For more tokens, and with cooperative matrices for more than 4, the product is an ordinary one: with cooperative matrices where the adapter has them
 //! ([`Kernels::coop_columns`]), otherwise in f32.
 //!
 //! The order in which a sum's terms are added depends on the adapter, the [`SparseTuning`], the matrix, and which inputs
@@ -79,11 +79,11 @@ impl Kernels {
     /// asks for, [`Error::Gpu`] when a kernel does not compile.
     pub fn sparse_linear(&self, op: &SparseLinear<'_>) -> Result<Vec<Dispatch>> {
         check_sparse(op)?;
-        if op.x.rows <= MOST_TOKENS {
-            return self.sparse_matvec(op);
-        }
         if let Some(shape) = self.coop_column_shape(op) {
             return self.coop_columns_rounding(op, shape);
+        }
+        if op.x.rows <= MOST_TOKENS {
+            return self.sparse_matvec(op);
         }
         let mut dispatches = self.tiled(op)?;
         if let Some(store) = &op.store {

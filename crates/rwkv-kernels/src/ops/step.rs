@@ -3,7 +3,7 @@
 use super::heads::compiled_head;
 use crate::{Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, shaders};
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Dispatch, Shader};
+use rwkv_gpu::{Binding, Buffer, Dispatch, Shader};
 use serde::{Deserialize, Serialize};
 
 /// How the work of a step's kernel is cut.
@@ -51,7 +51,7 @@ impl StepTile {
                 && shader.workgroup_bytes <= limits.workgroup_bytes
         };
         // F16 stages more than F32.
-        let shader = self.shader(kernels, "wkv7_step", Format::F16, head_size, None);
+        let shader = self.shader(kernels, "wkv7_step", "f16", head_size, None);
         match (self.threads(head_size), shader) {
             (Ok(threads), Ok(shader)) => self.depth > 0 && fits(threads, shader),
             _ => false,
@@ -68,7 +68,7 @@ impl StepTile {
         self,
         kernels: &Kernels,
         kernel: &str,
-        format: Format,
+        format: &str,
         head_size: usize,
         output: Option<&str>,
     ) -> Result<&'static Shader> {
@@ -104,10 +104,38 @@ pub(super) struct StepKernel<'a> {
     pub(super) spans: usize,
     /// Workgroups that a head has for the same spans.
     pub(super) parts: usize,
-    /// The second matrices of the pairs.
-    pub(super) up: Option<&'a LoraUp>,
+    pub(super) ups: Ups<'a>,
     /// The layout of the output projection, if the kernel does that too.
     pub(super) output: Option<&'static str>,
+}
+
+/// Where the products of the pairs' second matrices come from.
+#[derive(Clone, Copy)]
+pub(super) enum Ups<'a> {
+    /// There are no pairs.
+    None,
+    /// The kernel multiplies by these.
+    Weights(&'a LoraUp),
+    /// Another kernel has left them here.
+    Ready(&'a Buffer),
+}
+
+impl<'a> Ups<'a> {
+    fn weights(self) -> Option<&'a LoraUp> {
+        match self {
+            Self::Weights(up) => Some(up),
+            _ => None,
+        }
+    }
+
+    /// The value of the kernel's axis FORMAT.
+    fn format(self) -> String {
+        match self {
+            Self::None => Format::F32.to_string(),
+            Self::Weights(up) => up.format().to_string(),
+            Self::Ready(_) => "ready".to_owned(),
+        }
+    }
 }
 
 impl StepKernel<'_> {
@@ -119,10 +147,10 @@ impl StepKernel<'_> {
         params: &T,
         bindings: &[Binding<'_>],
     ) -> Result<Dispatch> {
-        let format = self.up.map_or(Format::F32, LoraUp::format);
-        let shader = self
-            .tile
-            .shader(kernels, self.kernel, format, self.head_size, self.output)?;
+        let format = self.ups.format();
+        let shader =
+            self.tile
+                .shader(kernels, self.kernel, &format, self.head_size, self.output)?;
         let workgroups = self.spans.div_ceil(self.tile.spans) * self.heads * self.parts;
         // A grid in one dimension has no workgroups to spare.
         let exact = workgroups <= kernels.gpu().capabilities().limits.workgroups as usize
@@ -131,17 +159,21 @@ impl StepKernel<'_> {
             ("HEADS", self.heads as f64),
             ("HEAD_SIZE", self.head_size as f64),
             ("EXACT", f64::from(u8::from(exact))),
-            ("AHEAD", self.ahead()? as f64),
         ];
-        let ranks = self.up.into_iter().flat_map(LoraUp::ranks);
-        let names = ["RANK_0", "RANK_1", "RANK_2", "RANK_3"];
-        all.extend(names.into_iter().zip(ranks.map(|r| r as f64)));
+        if !matches!(self.ups, Ups::Ready(_)) {
+            all.push(("AHEAD", self.ahead()? as f64));
+        }
+        if let Some(up) = self.ups.weights() {
+            let names = ["RANK_0", "RANK_1", "RANK_2", "RANK_3"];
+            all.extend(names.into_iter().zip(up.ranks().map(|r| r as f64)));
+        }
         all.extend_from_slice(constants);
         let pipeline = kernels.gpu().pipeline(shader, &all)?;
         let mut dispatch = kernels.dispatch(pipeline.clone(), params, bindings, workgroups)?;
-        dispatch.groups.push(match self.up {
-            Some(up) => up.group(kernels.gpu(), &pipeline)?,
-            None => kernels.gpu().bind(&pipeline, 1, &[kernels.unused()])?,
+        dispatch.groups.push(match self.ups {
+            Ups::Weights(up) => up.group(kernels.gpu(), &pipeline)?,
+            Ups::Ready(made) => kernels.gpu().bind(&pipeline, 1, &[Binding::from(made)])?,
+            Ups::None => kernels.gpu().bind(&pipeline, 1, &[kernels.unused()])?,
         });
         Ok(dispatch)
     }
@@ -158,7 +190,7 @@ impl StepKernel<'_> {
                 .map(|rank| rank.div_ceil(up.unit()).div_ceil(row))
                 .sum()
         };
-        let steps: usize = self.up.map_or(0, units);
+        let steps: usize = self.ups.weights().map_or(0, units);
         Ok(steps.div_ceil(steps.div_ceil(depth).max(1)).max(1))
     }
 }

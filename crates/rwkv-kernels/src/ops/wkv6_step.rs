@@ -1,7 +1,7 @@
 //! The time mix of RWKV-5 and RWKV-6 between its projections in one kernel, for steps in which every span is one token:
 //! what `linear` of the decay's second matrix, `wkv6`, `norm` and `multiply` do one after the other. Those are its twin.
 
-use super::step::{StepKernel, StepTile, check_hidden, head_suits, one_buffer};
+use super::step::{StepKernel, StepTile, Ups, check_hidden, head_suits, one_buffer};
 use crate::{BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View, kernels::u32_of};
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Buffer, Dispatch};
@@ -127,7 +127,7 @@ impl Kernels {
             head_size: op.head_size,
             spans: op.batch.span_count,
             parts: 1,
-            up: op.decay.as_ref().map(|(_, up)| *up),
+            ups: op.decay.map_or(Ups::None, |(_, up)| Ups::Weights(up)),
             output: None,
         };
         kernel.dispatch(self, &constants, &params, &bindings)

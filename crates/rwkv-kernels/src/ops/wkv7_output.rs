@@ -2,8 +2,8 @@
 //! [`Wkv7Step`] makes.
 
 use super::{
-    slice::Slice,
-    step::{StepKernel, StepTile},
+    column_slice::Slice,
+    step::{StepKernel, StepTile, Ups},
     wkv7_step::{Bound, Wkv7Step},
 };
 use crate::{
@@ -104,7 +104,7 @@ impl Kernels {
         let cut = |share: &usize| {
             let tile = StepTile::new(*share, 1);
             let of = Some(output.layout().shader());
-            let shader = tile.shader(self, KERNEL, Format::F16, head_size, of).ok()?;
+            let shader = tile.shader(self, KERNEL, "f16", head_size, of).ok()?;
             let threads = tile.threads(head_size).ok()?;
             let slice = self.slice(output, head_size, part_rows, threads, false)?;
             (tile.fits(self, head_size) && self.binds(shader)).then_some(Cut {
@@ -193,7 +193,7 @@ impl Kernels {
             head_size,
             spans: 1,
             parts: cut.parts,
-            up: Some(up),
+            ups: Ups::Weights(up),
             output: Some(op.output.layout().shader()),
         };
         let mut dispatch = kernel.dispatch(self, &constants, &params, &bindings)?;

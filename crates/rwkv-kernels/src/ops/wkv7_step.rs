@@ -2,7 +2,10 @@
 //! `linear` of the low-rank pairs' second matrices, `lerp`, `keys7`, `wkv7`, `norm`, `bonus` and `multiply` do one after
 //! the other. Those are its twin.
 
-use super::step::{StepKernel, StepTile, check_hidden, head_suits, hidden_quads, one_buffer};
+use super::{
+    lora_ups::LoraUps,
+    step::{StepKernel, StepTile, Ups, check_hidden, head_suits, hidden_quads, one_buffer},
+};
 use crate::{
     BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View,
     kernels::u32_of,
@@ -69,8 +72,8 @@ pub(super) struct Params {
     spans: u32,
     which: u32,
     epsilon: f32,
-    // Uniform structs are as long as a multiple of their alignment.
-    padding: u32,
+    /// Elements between what two pairs made, where that is ready.
+    pub(super) ups_block: u32,
 }
 
 /// What the kernels of `wgsl/step/wkv7.wgsl` share.
@@ -95,6 +98,9 @@ impl Wkv7Step<'_> {
 
 /// Workgroups that keep a large GPU busy: below, each has more threads, and spans do not wait for each other.
 const FEW: usize = 256;
+
+/// Up to so many spans, each reads the low-rank pairs' second matrices for itself.
+const FEW_SPANS: usize = 4;
 
 /// Workgroups that leave most of its cores idle.
 const FEWER: usize = 48;
@@ -158,10 +164,50 @@ impl Kernels {
             head_size: op.head_size,
             spans: op.batch.span_count,
             parts: 1,
-            up: Some(op.up),
+            ups: Ups::Weights(op.up),
             output: None,
         };
         kernel.dispatch(self, &constants, &params, &bindings)
+    }
+
+    /// As [`Self::wkv7_step`], with the second matrices multiplied by a dispatch before, of all spans together, where there
+    /// are so many that this is faster.
+    ///
+    /// # Errors
+    /// Those of [`Self::wkv7_step`].
+    pub fn wkv7_steps(&self, op: &Wkv7Step<'_>) -> Result<Vec<Dispatch>> {
+        if op.batch.span_count > FEW_SPANS && self.lora_ups_suit(op.up) {
+            return self.wkv7_steps_apart(op);
+        }
+        Ok(vec![self.wkv7_step(op)?])
+    }
+
+    /// As [`Self::wkv7_steps`], however many spans there are.
+    ///
+    /// # Errors
+    /// Those of [`Self::wkv7_step`]; [`Error::Shape`] when [`Self::lora_ups_suit`] says no.
+    pub fn wkv7_steps_apart(&self, op: &Wkv7Step<'_>) -> Result<Vec<Dispatch>> {
+        let bound = self.wkv7_bound(op)?;
+        let (ups, place) = self.lora_ups(&LoraUps {
+            up: op.up,
+            hidden: op.hidden,
+        })?;
+        let kernel = StepKernel {
+            kernel: "wkv7_step",
+            tile: StepTile::new(4, 1),
+            heads: op.r.width / op.head_size,
+            head_size: op.head_size,
+            spans: op.batch.span_count,
+            parts: 1,
+            ups: Ups::Ready(place.buffer()),
+            output: None,
+        };
+        let params = Params {
+            ups_block: place.block()?,
+            ..bound.params
+        };
+        let step = kernel.dispatch(self, &bound.constants, &params, &bound.bindings)?;
+        Ok(vec![ups, step])
     }
 
     /// What `op` binds, if its sizes fit.
@@ -213,7 +259,7 @@ impl Kernels {
             spans: u32_of("spans", op.batch.span_count)?,
             which: op.stores.map_or(0, |store| store.which),
             epsilon: op.epsilon,
-            padding: 0,
+            ups_block: 0,
         };
         let bindings = vec![
             op.batch.spans,

@@ -17,9 +17,10 @@ impl Problem {
             Tunable::SparseMatvec => sparse(),
             Tunable::Wkv7Step => StepTile::ALL.map(Choice::Step).to_vec(),
             Tunable::Wkv7Output => OutputShape::candidates().map(Choice::Output).collect(),
-            Tunable::Matmul | Tunable::MatmulColumns => CoopShape::candidates(self.tokens)
-                .map(Choice::Coop)
-                .collect(),
+            Tunable::Matmul | Tunable::MatmulColumns | Tunable::HalfProjections => {
+                let shapes = CoopShape::candidates(self.tokens);
+                shapes.map(Choice::Coop).collect()
+            }
         }
     }
 }
@@ -120,6 +121,7 @@ mod tests {
             Tunable::ChannelMix,
             Tunable::Matmul,
             Tunable::MatmulColumns,
+            Tunable::HalfProjections,
         ] {
             for tokens in [8, 32, 64, 2048] {
                 let problem = Problem {

@@ -68,10 +68,12 @@ pub enum Tunable {
     Wkv7Output,
     /// [`Kernels::channel_mix`].
     ChannelMix,
-    /// [`Kernels::linear`] of more than 16 tokens, with cooperative matrices.
+    /// [`Kernels::linear`] of many tokens, with cooperative matrices.
     Matmul,
-    /// [`Kernels::sparse_linear`] of more than 8 tokens, with cooperative matrices.
+    /// [`Kernels::sparse_linear`] of more than 4 tokens, with cooperative matrices.
     MatmulColumns,
+    /// [`Kernels::half_projections`].
+    HalfProjections,
 }
 
 impl fmt::Display for Problem {

@@ -140,6 +140,7 @@ fn compare(
             let op = NormShiftHalves {
                 batch: batch.tables(),
                 x: x.view(),
+                added: None,
                 weight: &weight,
                 bias: &bias,
                 epsilon: EPSILON,

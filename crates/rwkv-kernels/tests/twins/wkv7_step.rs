@@ -203,6 +203,8 @@ struct Output<'a> {
 /// Which kernel runs a case.
 enum Way<'a> {
     Step(StepTile),
+    /// The second matrices by a dispatch of their own.
+    Apart,
     Output(Output<'a>),
 }
 
@@ -335,6 +337,14 @@ fn compare(ragged: &Ragged, shape: Shape, scale: f32, seed: u64) {
     let want = case.twin(ragged, &state);
     // A software adapter takes seconds to compile one of these: a tile each, and others in the next case.
     for (index, setup) in setups().iter().enumerate() {
+        let way = Way::Apart;
+        if shape.format == Format::F16
+            && setup.gpu().capabilities().limits.workgroup_bytes >= 32 << 10
+        {
+            let what = format!("{}, apart, {shape:?}", setup.name);
+            let states = (&state[..], &shift[..]);
+            run(setup, &way, &case, ragged, states, &what, &want);
+        }
         let fits = |t: &&StepTile| t.spans == shape.together && t.fits(&setup.kernels, head_size);
         let tiles: Vec<_> = StepTile::ALL.iter().filter(fits).collect();
         let turn = usize::try_from(seed % 12).unwrap() + index;
@@ -391,7 +401,7 @@ fn run(
     };
     let v_first = Activation::new(setup, tokens, width, &case.v_first);
     let y = match way {
-        Way::Step(_) => Activation::poisoned(setup, tokens, width, 1),
+        Way::Step(_) | Way::Apart => Activation::poisoned(setup, tokens, width, 1),
         Way::Output(output) => {
             let suits = (setup.kernels).wkv7_output_suits(output.weight, &up, case.head_size);
             let capabilities = setup.gpu().capabilities();
@@ -414,7 +424,7 @@ fn run(
         .iter()
         .zip(&states)
         .zip(&shifts)
-        .map(|((page, state), shift)| {
+        .flat_map(|((page, state), shift)| {
             let op = Wkv7Step {
                 batch: batch.tables(),
                 r,
@@ -436,14 +446,15 @@ fn run(
                 y: y.view(),
             };
             match way {
-                Way::Step(tile) => setup.kernels.wkv7_step_tiled(&op, *tile).unwrap(),
+                Way::Step(tile) => vec![setup.kernels.wkv7_step_tiled(&op, *tile).unwrap()],
+                Way::Apart => setup.kernels.wkv7_steps_apart(&op).unwrap(),
                 Way::Output(output) => {
                     let op = Wkv7Output {
                         time_mix: op,
                         output: output.weight,
                     };
                     let shape = output.parts.map(|parts| OutputShape { share: 8, parts });
-                    setup.kernels.wkv7_output(&op, shape).unwrap()
+                    vec![setup.kernels.wkv7_output(&op, shape).unwrap()]
                 }
             }
         });

@@ -1,6 +1,5 @@
 // Sums are whole: they end as products do. A subgroup's matrix of sums passes through workgroup memory, where its lanes
 // can tell tokens and rows apart.
-#import epilogue
 
 // Elements between the rows of a staged matrix: 16 bytes more, so that rows begin in other banks.
 const STAGE_PITCH: u32 = SIDE + 4u;
@@ -16,20 +15,20 @@ struct Onto {
 #endrepeat
 }
 
-fn onto_matrix(first_token: u32, first_row: u32, lane: u32) -> Onto {
+fn onto_matrix(part: Part, first_token: u32, first_row: u32, lane: u32) -> Onto {
     var all: Onto;
-    let row = min(first_row + lane % SIDE, params.rows - 1u);
+    let row = min(first_row + lane % SIDE, part.rows - 1u);
 #repeat e $EACH
     let token_$e = min(first_token + lane / SIDE + $e * (LANES / SIDE), params.tokens - 1u);
-    all.scale_$e = token_scale(token_$e);
-    all.value_$e = onto(row, token_$e);
+    all.scale_$e = token_scale(part.x, token_$e);
+    all.value_$e = onto_part(part, row, token_$e);
 #endrepeat
     return all;
 }
 
 // Where all of the tile is there nothing depends on a condition: compilers move a load to the only branch that needs it,
 // where it is waited for.
-fn finish_matrix(all: Onto, first_token: u32, first_row: u32, subgroup: u32, lane: u32, whole: bool) {
+fn finish_matrix(part: Part, all: Onto, first_token: u32, first_row: u32, subgroup: u32, lane: u32, whole: bool) {
     let token = first_token + lane / SIDE;
     let row = first_row + lane % SIDE;
     let place = (subgroup * SIDE + lane / SIDE) * STAGE_PITCH + lane % SIDE;
@@ -38,12 +37,12 @@ fn finish_matrix(all: Onto, first_token: u32, first_row: u32, subgroup: u32, lan
 #endrepeat
     if whole {
 #repeat e $EACH
-        finish_onto(value_$e, all.value_$e, row, token + $e * (LANES / SIDE));
+        finish_part(part, value_$e, all.value_$e, row, token + $e * (LANES / SIDE));
 #endrepeat
     } else {
 #repeat e $EACH
-        if token + $e * (LANES / SIDE) < params.tokens && row < params.rows {
-            finish_onto(value_$e, all.value_$e, row, token + $e * (LANES / SIDE));
+        if token + $e * (LANES / SIDE) < params.tokens && row < part.rows {
+            finish_part(part, value_$e, all.value_$e, row, token + $e * (LANES / SIDE));
         }
 #endrepeat
     }

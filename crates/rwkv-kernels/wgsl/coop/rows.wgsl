@@ -25,9 +25,9 @@ fn unit_of(column: u32, thread: u32) -> u32 {
 }
 
 // What of a load's place does not change from step to step: the row.
-fn w_source(first_row: u32, thread: u32, load: u32) -> u32 {
-    let row = first_row + tile_row(thread, load);
-    return params.base + select(row, min(row, params.rows - 1u), CLIPPED);
+fn w_source(part: Part, thread: u32, load: u32) -> u32 {
+    let row = part.row + tile_row(thread, load);
+    return part.base + select(row, min(row, part.rows - 1u), CLIPPED);
 }
 
 fn load_w(source: u32, column: u32, thread: u32, load: u32) -> Raw {

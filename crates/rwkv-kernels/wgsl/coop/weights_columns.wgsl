@@ -21,8 +21,8 @@ fn first_input() -> u32 {
 }
 
 // What of a load's place does not change from step to step: the unit of the columns. Past the last one that serves again.
-fn w_source(first_row: u32, thread: u32, load: u32) -> u32 {
-    let unit = first_row / 4u + thread % W_PARTS;
+fn w_source(part: Part, thread: u32, load: u32) -> u32 {
+    let unit = part.row / 4u + thread % W_PARTS;
     return select(unit, min(unit, W_UNITS - 1u), CLIPPED);
 }
 

@@ -5,6 +5,8 @@
 // S r is not summed over the new state, but over the three terms that it is made of: so all sums over a row are over what
 // is known before, and the threads of a row meet once.
 //
+// The second matrices' products are made here (step/lora), or for many spans before (step/ready).
+//
 // Its time is latency, so all loads stand at the beginning, what depends on nothing first: the weights, then what the
 // parameters place, then the states, which the spans place. After it the threads of the workgroup meet three times (more
 // often without subgroups): hidden vectors, channels, and the values that are normed.
@@ -12,12 +14,16 @@
 // Whoever imports this has `emit(token, head, row, value)` for what comes out; and, where several workgroups have a head,
 // says in `state_read`, `count_reader` and `keeps_state` which of them may write its state: one that knows that all others
 // have read it.
+#ifdef FORMAT_READY
+#import step/ready
+#else
 #import formats/$FORMAT
+#import step/lora
+#endif
 #import batch
 #import grid
 #import sigmoid
 #import step/head
-#import step/lora
 
 struct Params {
     page: Page,
@@ -32,6 +38,8 @@ struct Params {
     // Which of the state's two shift vectors.
     which: u32,
     epsilon: f32,
+    // Elements between what two pairs made, where that is ready.
+    ups_block: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

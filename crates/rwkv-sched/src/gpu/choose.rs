@@ -1,8 +1,12 @@
 //! Which groups of steps run as one kernel for a batch, and which are taken apart.
 
 use super::{
-    channel_mixes, layout::BatchShape, norm_projects, plan::Context, recurrence_outputs,
-    resident::is_pair,
+    channel_mixes,
+    layout::BatchShape,
+    norm_projects,
+    plan::Context,
+    recurrence_outputs,
+    resident::{groups, is_pair},
 };
 use crate::{
     Graph, Op, ValueId, Weight,
@@ -42,6 +46,7 @@ pub(super) fn steps(context: &Context<'_>, shape: BatchShape) -> Chosen {
         tokens: shape.tokens,
         single,
         readers: readers(context),
+        projected: projected(context, shape),
         chosen: Chosen::default(),
         buffers: HashMap::new(),
     };
@@ -49,7 +54,9 @@ pub(super) fn steps(context: &Context<'_>, shape: BatchShape) -> Chosen {
         match step {
             Step::Group(group) if choice.suits(group) => choice.take(step.clone()),
             Step::Group(group) if single && matches!(group.kernel, Kernel::Project) => {
-                choice.keep_together(&group.outputs);
+                if shape.tokens <= STEP_SPANS {
+                    choice.keep_together(&read_together(context, group));
+                }
                 choice.take_products(group);
             }
             Step::Group(group) => {
@@ -112,6 +119,48 @@ fn readers<'a>(context: &Context<'a>) -> HashMap<ValueId, Readers<'a>> {
     readers
 }
 
+/// The matrices of projections that are one kernel where their inputs are rounded to f16.
+fn projected(context: &Context<'_>, shape: BatchShape) -> HashSet<Weight> {
+    let suits = |group: &&Group| {
+        let mut stacks = group.products().map(|p| {
+            let stack = context.weights.stack(p.weight)?;
+            let whole = stack.rows(p.weight).is_some() && !context.weights.is_blended(p.weight);
+            whole.then_some(stack)
+        });
+        let Some(Some(first)) = stacks.next() else {
+            return false;
+        };
+        matches!(group.kernel, Kernel::Project)
+            && group.products().count() <= MAX_SEGMENTS
+            && stacks.all(|stack| stack.is_some_and(|stack| std::ptr::eq(stack, first)))
+            && context
+                .kernels
+                .half_projections_round(&first.matrix, shape.tokens)
+    };
+    let single = shape.tokens == shape.spans;
+    let groups = groups(context.decode_steps).filter(|group| single && suits(group));
+    groups
+        .flat_map(|group| group.products().map(|p| p.weight).collect::<Vec<_>>())
+        .collect()
+}
+
+/// The results of a projection that a kernel after it binds together.
+fn read_together(context: &Context<'_>, group: &Group) -> Vec<ValueId> {
+    let binds = |group: &&Group| {
+        let kernel = &group.kernel;
+        matches!(
+            kernel,
+            Kernel::Mix6(_) | Kernel::Recurrence6(_) | Kernel::Recurrence7(_)
+        )
+    };
+    let read: HashSet<ValueId> = groups(context.decode_steps)
+        .filter(binds)
+        .flat_map(|group| group.inputs.iter().copied())
+        .collect();
+    let outputs = group.outputs.iter().copied();
+    outputs.filter(|y| read.contains(y)).collect()
+}
+
 /// The steps chosen so far.
 struct Choice<'a> {
     context: &'a Context<'a>,
@@ -119,6 +168,8 @@ struct Choice<'a> {
     /// Whether every span is one token.
     single: bool,
     readers: HashMap<ValueId, Readers<'a>>,
+    /// See [`projected`].
+    projected: HashSet<Weight>,
     chosen: Chosen,
     /// The number of the buffer that a value is made in.
     buffers: HashMap<ValueId, usize>,
@@ -160,6 +211,9 @@ impl Choice<'_> {
 
     /// `values` are made by the steps that follow, in one buffer: as if one step had made them.
     fn keep_together(&mut self, values: &[ValueId]) {
+        if values.len() < 2 {
+            return;
+        }
         let number = self.buffers.len();
         self.buffers.extend(values.iter().map(|y| (*y, number)));
         self.chosen.together.push(values.to_vec());
@@ -192,6 +246,7 @@ impl Choice<'_> {
             | Kernel::ChannelMix { .. }
             | Kernel::RecurrenceOutput7 { .. } => false,
             Kernel::GatedHeads(_) => self.halves_suit(group),
+            Kernel::Project if self.rounded(group) => true,
             Kernel::Project => self.projections_suit(group),
             Kernel::Mix6(what) => self.mix6_suits(what),
             Kernel::Recurrence6(what) => {
@@ -227,9 +282,10 @@ impl Choice<'_> {
             let dense = product.function != Function::Identity || product.bias.is_some();
             (dense || !by_columns)
                 && weights.sparse(product.weight).is_none()
-                && weights
-                    .matrix(product.weight)
-                    .is_some_and(|matrix| kernels.linear_rounds(matrix, self.tokens))
+                && (self.projected.contains(&product.weight)
+                    || weights
+                        .matrix(product.weight)
+                        .is_some_and(|matrix| kernels.linear_rounds(matrix, self.tokens)))
         };
         let suits = match &group.kernel {
             Kernel::NormShift => {
@@ -246,6 +302,14 @@ impl Choice<'_> {
                 let readers = self.readers.get(y);
                 readers.is_some_and(|all| !all.others && all.products.iter().all(rounds))
             })
+    }
+
+    /// Whether a projection's inputs are in f16, and a kernel multiplies all of them.
+    fn rounded(&self, group: &Group) -> bool {
+        group
+            .products()
+            .all(|p| self.chosen.halves.contains(&p.x) && self.projected.contains(&p.weight))
+            && self.together(group.products().map(|p| p.x))
     }
 
     /// Whether the stacks of a projection's matrices are in one part and as they were loaded, and its inputs lie

@@ -8,12 +8,16 @@ use super::{
     rounded::Rounded,
     states::States,
 };
-use crate::{Error, Model, Result, ValueId, batch::Tables, fuse::Step};
+use crate::{Error, Graph, Model, Result, ValueId, batch::Tables, fuse::Step};
 use rayon::prelude::*;
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
 use rwkv_kernels::{BatchTables, Kernels, View, ops::HalfRows, tuning::Problem};
 use rwkv_mem::{Pool, Pooled};
-use std::{collections::HashSet, ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
 /// What plans are made from.
 pub(super) struct Context<'a> {
@@ -55,6 +59,8 @@ impl Plan {
             activations: &activations,
             batch: tables.bindings(shape),
             rounded: Rounded::default(),
+            sliced: None,
+            readers: readers(graph, &chosen.steps),
         };
         let mut dispatches = Vec::new();
         let mut problems = Vec::new();
@@ -124,6 +130,16 @@ impl Plan {
     pub(super) fn write_tables(&self, gpu: &Gpu, tables: &Tables) -> Result<()> {
         self.tables.write(gpu, tables)
     }
+}
+
+/// How many of `steps` read each value; the logits are read after all of them.
+fn readers(graph: &Graph, steps: &[Step]) -> HashMap<ValueId, usize> {
+    let mut readers = HashMap::new();
+    let read = steps.iter().flat_map(|step| step.inputs(graph));
+    for id in read.chain(graph.logits()) {
+        *readers.entry(id).or_default() += 1;
+    }
+    readers
 }
 
 /// Compiles `pipelines` side by side, each once. They are known before the first is compiled, because the layers of a

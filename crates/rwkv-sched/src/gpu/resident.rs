@@ -84,14 +84,20 @@ impl ResidentWeights {
             if let Some(weight) = node.op.matrix()
                 && !loader.has(weight)
             {
-                let stack = stacks.iter().find(|stack| stack.contains(&weight));
-                let members = match stack {
-                    Some(stack) if loader.stack(stack)? => stack.clone(),
-                    _ => {
-                        loader.single(weight)?;
-                        vec![weight]
+                let mut members = Vec::new();
+                for stack in stacks
+                    .iter()
+                    .filter(|stack| stack.members.contains(&weight))
+                {
+                    if loader.stack(&stack.members, stack.joined)? {
+                        members.clone_from(&stack.members);
+                        break;
                     }
-                };
+                }
+                if members.is_empty() {
+                    loader.single(weight)?;
+                    members.push(weight);
+                }
                 for member in members {
                     done += packed_bytes(weights.describe(member)?);
                 }
@@ -276,8 +282,9 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// All of `members` in one stack, unless they differ in format or width; says whether.
-    fn stack(&mut self, members: &[Weight]) -> Result<bool> {
+    /// All of `members` in one stack, unless they differ in format or width, or are `joined` of two stacks and not F16 in
+    /// one part; says whether.
+    fn stack(&mut self, members: &[Weight], joined: bool) -> Result<bool> {
         for &member in members {
             if self.is_sparse(member)? {
                 return Ok(false);
@@ -296,6 +303,12 @@ impl Loader<'_> {
         let (Some((format, cols)), None) = (same.next(), same.next()) else {
             return Ok(false);
         };
+        let limits = &self.kernels.gpu().capabilities().limits;
+        let most = limits.binding_bytes.min(limits.buffer_bytes);
+        let bytes = Format::F16.row_bytes(cols).unwrap_or(0) as u64 * rows as u64;
+        if joined && (format != Format::F16 || bytes > most) {
+            return Ok(false);
+        }
         let shape = Shape {
             rows: Rows(rows),
             cols: Cols(cols),
@@ -398,20 +411,39 @@ pub(super) fn groups(steps: &[Step]) -> impl Iterator<Item = &Group> {
     })
 }
 
-/// What kernels read together: the large matrices of projections and the first halves of low-rank pairs, and the second
-/// halves of those that version 6 mixes with.
-fn stacks(steps: &[Step]) -> Vec<Vec<Weight>> {
+/// Matrices that may lie one below the other.
+struct Stacked {
+    members: Vec<Weight>,
+    /// Whether it is two of the others in one.
+    joined: bool,
+}
+
+/// What kernels read together, the best first: the large matrices of projections and the first halves of low-rank pairs,
+/// both in one stack if they are F16; and the second halves of those that version 6 mixes with.
+fn stacks(steps: &[Step]) -> Vec<Stacked> {
+    let apart = |members| Stacked {
+        members,
+        joined: false,
+    };
     let split = |group: &Group| match &group.kernel {
         Kernel::Project => {
             let weights = group.products().map(|product| product.weight);
             let (pairs, large): (Vec<_>, Vec<_>) = weights.partition(|w| is_pair(*w));
-            vec![large, pairs]
+            let both = !large.is_empty() && !pairs.is_empty();
+            let joined = both.then(|| Stacked {
+                members: [&large[..], &pairs[..]].concat(),
+                joined: true,
+            });
+            joined
+                .into_iter()
+                .chain([large, pairs].map(apart))
+                .collect()
         }
-        Kernel::Mix6(what) => vec![what.ups().to_vec()],
+        Kernel::Mix6(what) => vec![apart(what.ups().to_vec())],
         _ => Vec::new(),
     };
     let all = groups(steps).flat_map(split);
-    all.filter(|stack| !stack.is_empty()).collect()
+    all.filter(|stack| !stack.members.is_empty()).collect()
 }
 
 /// Whether a matrix is the first half of a low-rank pair.

@@ -7,7 +7,7 @@ use super::{
     states::StatePage,
 };
 use crate::{
-    Error, Op, Result, ShiftHalf, Weight,
+    Error, Op, Result, ShiftHalf, ValueId, Weight,
     fuse::{LinearStep, Step, StoredShift},
 };
 use rwkv_gpu::Dispatch;
@@ -15,10 +15,11 @@ use rwkv_kernels::{
     BatchTables, GpuMatrix, GpuVector, View,
     ops::{
         Bonus, CsrLinear, Decay, Embed, Function, HalfRows, Keys7, Linear, Map, Norm, Previous,
-        Select, SparseLinear, SparseTuning, StoreShift, StreamLinear, TokenMatMul, TokenShift,
-        Weighs, Wkv4, Wkv6, Wkv7,
+        Select, SlicedSum, SparseLinear, SparseTuning, StoreShift, StreamLinear, TokenMatMul,
+        TokenShift, Weighs, Wkv4, Wkv6, Wkv7,
     },
 };
+use std::collections::HashMap;
 
 /// Turns steps into dispatches.
 pub(super) struct Resolver<'a> {
@@ -26,6 +27,18 @@ pub(super) struct Resolver<'a> {
     pub(super) activations: &'a Activations,
     pub(super) batch: BatchTables<'a>,
     pub(super) rounded: Rounded,
+    /// What the last dispatch adds up, if that is all it does.
+    pub(super) sliced: Option<SlicedValue<'a>>,
+    /// How many steps read each value.
+    pub(super) readers: HashMap<ValueId, usize>,
+}
+
+/// A product with its residual or function, added up by the last dispatch unless the next one does it.
+pub(super) struct SlicedValue<'a> {
+    pub(super) y: ValueId,
+    pub(super) residual: Option<View<'a>>,
+    pub(super) function: Function,
+    pub(super) sum: SlicedSum,
 }
 
 impl<'a> Resolver<'a> {
@@ -53,9 +66,10 @@ impl<'a> Resolver<'a> {
 
     /// Adds the dispatches of `step` to `out`.
     pub(super) fn resolve(&mut self, step: &Step, out: &mut Vec<Dispatch>) -> Result<()> {
+        let sliced = self.sliced.take();
         match step {
-            Step::Linear(step) => self.linear(step, out),
-            Step::Group(group) => self.group(group, out),
+            Step::Linear(step) => self.linear(step, sliced, out),
+            Step::Group(group) => self.group(group, sliced, out),
             Step::Node(index) => {
                 let node = &self.context.model.graph().nodes()[*index];
                 let inputs = node
@@ -71,7 +85,7 @@ impl<'a> Resolver<'a> {
 
     /// A product whose input was rounded to f16 when it was made.
     fn linear_of_halves(
-        &self,
+        &mut self,
         step: &LinearStep,
         halves: &HalfRows,
         out: &mut Vec<Dispatch>,
@@ -90,10 +104,44 @@ impl<'a> Resolver<'a> {
         };
         let shape = kernels.rounding_shape(&op).ok_or_else(mistake)?;
         out.extend(kernels.coop_linear(&op, halves, shape)?);
+        let sum = kernels.sliced_linear(&op, halves, shape)?;
+        let residual = step.residual.map(|r| self.activations.view(r));
+        self.leave_sliced(step, residual.transpose()?, sum);
         Ok(())
     }
 
-    fn linear(&mut self, step: &LinearStep, out: &mut Vec<Dispatch>) -> Result<()> {
+    /// As [`half_rows`](rwkv_kernels::Kernels::half_rows) of a product's input; of slices, if they are that.
+    fn round(
+        &mut self,
+        step: &LinearStep,
+        x: View<'_>,
+        sliced: Option<SlicedValue<'_>>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<HalfRows> {
+        if let Some(halves) = self.rounded.get(step.x) {
+            return Ok(halves);
+        }
+        let kernels = self.context.kernels;
+        let halves = self
+            .rounded
+            .place(self.context.pool, step.x, x.rows, x.width)?;
+        // No buffer is both read and written.
+        let sliced = sliced.filter(|sliced| sliced.sum.halves().buffer() != halves.buffer());
+        if let Some(sliced) = sliced {
+            out.pop();
+            out.push(kernels.half_rows_of_slices(&sliced.sum, sliced.function, &halves)?);
+        } else {
+            out.push(kernels.half_rows(&x, &halves)?);
+        }
+        Ok(halves)
+    }
+
+    fn linear(
+        &mut self,
+        step: &LinearStep,
+        sliced: Option<SlicedValue<'_>>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
         let kernels = self.context.kernels;
         if let Some(halves) = self.activations.halves(step.x) {
             return self.linear_of_halves(step, &halves, out);
@@ -112,11 +160,15 @@ impl<'a> Resolver<'a> {
         }
         let mut stores = stores.into_iter().peekable();
         let columns = self.context.weights.columns(step.weight);
+        // Slices that only this product reads.
+        let alone = self.readers.get(&step.x) == Some(&1);
+        let input = sliced.filter(|s| alone && s.y == step.x && s.residual.is_none());
+        let mut sliced = None;
         if let Some(weight) = columns
             && plain
             && step.function == Function::Identity
         {
-            out.extend(kernels.sparse_linear(&SparseLinear {
+            let op = SparseLinear {
                 x,
                 weight,
                 residual,
@@ -124,7 +176,16 @@ impl<'a> Resolver<'a> {
                 store: stores.next(),
                 dense: false,
                 tuning: SparseTuning::default(),
-            })?);
+            };
+            let shape = kernels.coop_column_shape(&op);
+            if let (Some(input), Some(shape)) = (input, shape) {
+                let halves = self.round(step, x, Some(input), out)?;
+                out.extend(kernels.coop_columns(&op, &halves, shape)?);
+                sliced = kernels.sliced_columns(&op, Some(&halves))?;
+            } else {
+                out.extend(kernels.sparse_linear(&op)?);
+                sliced = kernels.sliced_columns(&op, None)?;
+            }
         } else if let Some(weight) = self.context.weights.sparse(step.weight) {
             out.extend(kernels.csr_linear(&CsrLinear {
                 x,
@@ -164,23 +225,33 @@ impl<'a> Resolver<'a> {
             if self.context.deterministic {
                 out.extend(kernels.linear_in_one_order(&op)?);
             } else if let Some(shape) = kernels.rounding_shape(&op) {
-                let halves = if let Some(halves) = self.rounded.get(step.x) {
-                    halves
-                } else {
-                    let pool = self.context.pool;
-                    let halves = self.rounded.place(pool, step.x, x.rows, x.width)?;
-                    out.push(kernels.half_rows(&x, &halves)?);
-                    halves
-                };
+                let halves = self.round(step, x, input, out)?;
                 out.extend(kernels.coop_linear(&op, &halves, shape)?);
+                sliced = kernels.sliced_linear(&op, &halves, shape)?;
             } else {
                 out.extend(kernels.linear(&op)?);
             }
         }
         for store in stores {
             out.push(kernels.store_shift(&store)?);
+            sliced = None;
         }
+        self.leave_sliced(step, residual, sliced);
         Ok(())
+    }
+
+    fn leave_sliced(
+        &mut self,
+        step: &LinearStep,
+        residual: Option<View<'a>>,
+        sum: Option<SlicedSum>,
+    ) {
+        self.sliced = sum.map(|sum| SlicedValue {
+            y: step.y,
+            residual,
+            function: step.function,
+            sum,
+        });
     }
 
     fn stored(&self, stored: &StoredShift, page: &'a StatePage) -> Result<StoreShift<'a>> {

@@ -2,7 +2,7 @@
 
 use super::{
     resident::is_pair,
-    resolve::{Resolver, half_index, missing},
+    resolve::{Resolver, SlicedValue, half_index, missing},
     states::StatePage,
 };
 use crate::{
@@ -16,17 +16,23 @@ use rwkv_gpu::Dispatch;
 use rwkv_kernels::{
     View,
     ops::{
-        self, EmbedNorm, GatedHeadsHalves, Map, NormShift, NormShiftHalves, Projections, Segment,
-        ShiftRows, ShiftStore, Stack, Weighs, Wkv4, Wkv6Step, Wkv7Step,
+        self, EmbedNorm, GatedHeadsHalves, HalfProjections, HalfRows, Map, NormShift,
+        NormShiftHalves, Projections, Segment, ShiftRows, ShiftStore, Sliced, Stack, Weighs, Wkv4,
+        Wkv6Step, Wkv7Step,
     },
 };
 
 impl Resolver<'_> {
-    /// Adds the dispatches of `group` to `out`.
-    pub(super) fn group(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+    /// Adds the dispatches of `group` to `out`, whose last one adds up what is `sliced`.
+    pub(super) fn group(
+        &self,
+        group: &Group,
+        sliced: Option<SlicedValue<'_>>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
         match &group.kernel {
             Kernel::EmbedNorm => self.embed_norm(group, out),
-            Kernel::NormShift => self.norm_shift(group, out),
+            Kernel::NormShift => self.norm_shift(group, sliced, out),
             Kernel::Project => self.project(group, out),
             Kernel::NormProjects { clears } => self.norm_projects(group, *clears, out),
             Kernel::ChannelMix { y } => self.channel_mix(group, *y, out),
@@ -80,7 +86,12 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    fn norm_shift(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+    fn norm_shift(
+        &self,
+        group: &Group,
+        sliced: Option<SlicedValue<'_>>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
         let operations = self.operations(group);
         let [
             Op::Norm {
@@ -111,10 +122,20 @@ impl Resolver<'_> {
         };
         let first = group.outputs.first().ok_or_else(mistake)?;
         if let Some(first) = self.activations.halves(*first) {
+            let x = self.input(group)?;
+            let sliced = sliced.filter(|sliced| self.adds_slices(group, sliced, x, &first));
+            let added = sliced.as_ref().and_then(|sliced| {
+                let sum = &sliced.sum;
+                Some((sliced.residual?, Sliced { sum, y: x }))
+            });
+            if added.is_some() {
+                out.pop();
+            }
             for page in self.context.states.pages() {
                 out.push(self.context.kernels.norm_shift_halves(&NormShiftHalves {
                     batch: self.batch,
-                    x: self.input(group)?,
+                    x: added.map_or(x, |(residual, _)| residual),
+                    added: added.map(|(_, added)| added),
                     weight: self.vectors(&[*weight])?,
                     bias: self.vectors(&[*bias])?,
                     epsilon: *epsilon,
@@ -154,8 +175,34 @@ impl Resolver<'_> {
         Ok(())
     }
 
+    /// Whether the kernel of a norm can add up what is `sliced` into its `x`, and leave its mixes in `y`.
+    fn adds_slices(
+        &self,
+        group: &Group,
+        sliced: &SlicedValue<'_>,
+        x: View<'_>,
+        y: &HalfRows,
+    ) -> bool {
+        let Some(residual) = sliced.residual else {
+            return false;
+        };
+        let read = [residual.buffer, sliced.sum.halves().buffer()];
+        let written = [x.buffer, y.buffer()];
+        group.inputs.first() == Some(&sliced.y)
+            && self.batch.span_count == x.rows
+            && self.context.states.pages().len() == 1
+            && self.context.kernels.norm_adds_slices(x.width)
+            // No buffer is both read and written.
+            && written.iter().all(|buffer| !read.contains(buffer))
+            && x.buffer != y.buffer()
+    }
+
     /// The products of one token shift; its results lie one after the other, and so do theirs.
     fn project(&self, group: &Group, out: &mut Vec<Dispatch>) -> Result<()> {
+        let halves = group.products().map(|p| self.activations.halves(p.x));
+        if let Some(places) = halves.collect::<Option<Vec<_>>>() {
+            return self.project_halves(group, &places, out);
+        }
         let places = group.products().map(|p| self.activations.view(p.x));
         let places = places.collect::<Result<Vec<_>>>()?;
         let first = places
@@ -202,6 +249,45 @@ impl Resolver<'_> {
             y: self.output(group)?.buffer,
         };
         out.push(self.context.kernels.projections(&projections, None)?);
+        Ok(())
+    }
+
+    /// As [`project`](Self::project), of inputs in f16.
+    fn project_halves(
+        &self,
+        group: &Group,
+        places: &[HalfRows],
+        out: &mut Vec<Dispatch>,
+    ) -> Result<()> {
+        let first = places.iter().min_by_key(|place| place.offset());
+        let first = first.ok_or_else(mistake)?;
+        let block = HalfRows::bytes(first.rows(), first.width());
+        let mut weights = None;
+        let (mut segments, mut blocks) = (Vec::new(), 0);
+        for (product, place) in group.products().zip(places) {
+            let lacks = || missing(self.context, product.weight);
+            let stack = self.context.weights.stack(product.weight);
+            let stack = stack.ok_or_else(lacks)?;
+            weights = Some(&stack.matrix);
+            let x = usize::try_from((place.offset() - first.offset()) / block);
+            let x = x.unwrap_or(usize::MAX);
+            blocks = blocks.max(x.saturating_add(1));
+            segments.push(Segment {
+                stack: Stack::Weights,
+                rows: stack.rows(product.weight).ok_or_else(lacks)?,
+                x,
+                function: product.function,
+                y_offset: self.activations.view(product.y)?.offset,
+            });
+        }
+        let op = HalfProjections {
+            x: first,
+            blocks,
+            weights: weights.ok_or_else(mistake)?,
+            segments: &segments,
+            y: self.output(group)?.buffer,
+        };
+        out.extend(self.context.kernels.half_projections(&op, None)?);
         Ok(())
     }
 
@@ -324,7 +410,7 @@ impl Resolver<'_> {
         let hidden = self.hidden7(what)?;
         for page in self.context.states.pages() {
             let op = self.time_mix7(group, what, &hidden, page, self.output(group)?)?;
-            out.push(self.context.kernels.wkv7_step(&op)?);
+            out.extend(self.context.kernels.wkv7_steps(&op)?);
         }
         Ok(())
     }

@@ -1,0 +1,213 @@
+//! The second matrices of a layer's low-rank pairs for many tokens, before the recurrence that uses what they make: each is
+//! [`matmul`](super::matmul) of a pair's hidden vectors (`wgsl/lora_up.wgsl`).
+
+use super::step::{check_hidden, hidden_quads, one_buffer};
+use crate::{Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, shaders};
+use bytemuck::{NoUninit, Pod, Zeroable};
+use rwkv_gpu::{Binding, Buffer, Dispatch};
+
+/// Channels, tokens of a workgroup, and tokens between those of a thread, as in the WGSL.
+const CHANNELS: usize = 64;
+const TOKENS: usize = 32;
+const APART: usize = 8;
+/// Pairs that there is room for.
+const MOST_PAIRS: usize = 4;
+
+/// What is multiplied.
+pub(super) struct LoraUps<'a> {
+    /// The second matrices, in F16.
+    pub(super) up: &'a LoraUp,
+    /// Tokens × rank of each, in one buffer.
+    pub(super) hidden: &'a [View<'a>],
+}
+
+/// Where the products are: for each pair tokens × channels in f32, as an activation.
+pub(super) struct UpsPlace {
+    buffer: Buffer,
+    elements: usize,
+}
+
+impl UpsPlace {
+    pub(super) fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// Elements from one pair's to the next.
+    pub(super) fn block(&self) -> Result<u32> {
+        u32_of("products of low-rank pairs", self.elements)
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Pair {
+    hidden: u32,
+    rank: u32,
+    first: u32,
+    units: u32,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct Params {
+    tokens: u32,
+    channels: u32,
+    stride: u32,
+    block: u32,
+    pairs: [Pair; MOST_PAIRS],
+}
+
+impl Kernels {
+    /// Whether there is a kernel for the second matrices `up` of many tokens.
+    pub fn lora_ups_suit(&self, up: &LoraUp) -> bool {
+        let limits = &self.gpu().capabilities().limits;
+        up.format() == Format::F16
+            && shaders::find("lora_up")
+                .is_ok_and(|shader| shader.workgroup_bytes <= limits.workgroup_bytes)
+    }
+
+    /// The dispatch of all products of `op`, and where they are until the next such dispatch.
+    pub(super) fn lora_ups(&self, op: &LoraUps<'_>) -> Result<(Dispatch, UpsPlace)> {
+        let what = "second halves of low-rank pairs";
+        let tokens = op.hidden.first().map_or(0, |hidden| hidden.rows);
+        check_hidden(what, op.up, op.hidden, tokens)?;
+        if tokens == 0 || !self.lora_ups_suit(op.up) {
+            let problem = format!("{} for {tokens} tokens", op.up.format());
+            return Err(Error::shape(what, problem));
+        }
+        let (projected, places) = one_buffer(what, op.hidden)?;
+        let quads = hidden_quads(what, &places)?;
+        let channels = op.up.channels();
+        let stride = View::stride(channels);
+        let count = op.hidden.len();
+        let place = UpsPlace {
+            buffer: self.shared_inputs((count * tokens * stride * 4) as u64)?,
+            elements: tokens * stride,
+        };
+        let mut pairs = [Pair::zeroed(); MOST_PAIRS];
+        let parts = op.up.ranks().zip(op.up.places());
+        for ((pair, (rank, (first, units))), hidden) in pairs.iter_mut().zip(parts).zip(quads) {
+            *pair = Pair {
+                hidden,
+                rank: u32_of("rank", rank)?,
+                first,
+                units,
+            };
+        }
+        let params = Params {
+            tokens: u32_of("tokens", tokens)?,
+            channels: u32_of("channels", channels)?,
+            stride: u32_of("stride", stride)?,
+            block: place.block()?,
+            pairs,
+        };
+        let groups = tokens.min(TOKENS).div_ceil(APART);
+        let pipeline = self.pipeline("lora_up", &[("GROUPS", groups as f64)])?;
+        let bindings = [projected, Binding::from(&place.buffer)];
+        let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, 1)?;
+        dispatch.grid = [
+            u32_of("channels", channels.div_ceil(CHANNELS))?,
+            u32_of("tokens", tokens.div_ceil(TOKENS))?,
+            u32_of("pairs", count)?,
+        ];
+        dispatch.groups.push(op.up.group(self.gpu(), &pipeline)?);
+        Ok((dispatch, place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::{
+        GpuMatrix, Matrix,
+        ops::{
+            coop_emulation::{Activation, kernels, noise},
+            matmul,
+        },
+    };
+    use rwkv_mem::{Cols, Rows, Upload};
+
+    /// More tokens than a workgroup has, ranks that are no whole steps nor whole units, and channels of part of a tile.
+    #[test]
+    fn products() {
+        let kernels = kernels(16);
+        let gpu = kernels.gpu();
+        for (tokens, channels, ranks) in [
+            (3, 8, &[8, 130][..]),
+            (20, 68, &[5, 64, 257]),
+            (75, 130, &[128, 33, 480, 96]),
+        ] {
+            let mut upload = Upload::new(gpu);
+            let (mut matrices, mut hidden, mut want) = (Vec::new(), Vec::new(), Vec::new());
+            for (rank, seed) in ranks.iter().zip(1..) {
+                let mut bytes = vec![0; Format::F16.row_bytes(*rank).unwrap() * channels];
+                let values = noise(channels * rank, seed);
+                Format::F16.spec().quantize(&values, &mut bytes);
+                let matrix = Matrix::new(Format::F16, Rows(channels), Cols(*rank), &bytes);
+                let matrix = matrix.unwrap();
+                let x = noise(tokens * rank, seed + 9);
+                let mut y = vec![0.0; tokens * channels];
+                matmul(&x, &matrix, &mut y).unwrap();
+                want.push(y);
+                let made = GpuMatrix::new(gpu, "up", &matrix, Format::F16, &mut upload);
+                matrices.push(made.unwrap());
+                hidden.push((*rank, x));
+            }
+            upload.flush().unwrap();
+            let up = LoraUp::pack(gpu, "up", &matrices.iter().collect::<Vec<_>>());
+            let up = up.unwrap().unwrap();
+            // One after the other in one buffer, with numbers between them that are none.
+            let mut all = Vec::new();
+            let mut places = Vec::new();
+            for (rank, x) in &hidden {
+                places.push(all.len() as u64 * 4);
+                let stride = View::stride(*rank);
+                for row in x.chunks_exact(*rank) {
+                    all.extend_from_slice(row);
+                    all.resize(all.len() + stride - rank, f32::NAN);
+                }
+                all.resize(all.len().next_multiple_of(64), f32::NAN);
+            }
+            let buffer = gpu
+                .buffer(
+                    rwkv_gpu::BufferKind::Storage,
+                    "hidden",
+                    all.len() as u64 * 4,
+                )
+                .unwrap();
+            gpu.write(&buffer, 0, bytemuck::cast_slice(&all)).unwrap();
+            let views: Vec<_> = hidden
+                .iter()
+                .zip(&places)
+                .map(|((rank, _), offset)| View {
+                    buffer: &buffer,
+                    offset: *offset,
+                    rows: tokens,
+                    width: *rank,
+                })
+                .collect();
+            let op = LoraUps {
+                up: &up,
+                hidden: &views,
+            };
+            let (dispatch, place) = kernels.lora_ups(&op).unwrap();
+            let rows = tokens * ranks.len();
+            let made = Activation {
+                buffer: place.buffer().clone(),
+                rows,
+                width: channels,
+            };
+            let got = made.after(gpu, &[dispatch]);
+            for (i, want) in want.concat().iter().enumerate() {
+                // Sums of up to 480 terms in another order.
+                let (got, bound) = (got[i], 1e-4);
+                assert!(
+                    (got - want).abs() < bound,
+                    "{tokens} tokens, {channels} channels, {ranks:?}: {i}: {got} for {want}"
+                );
+            }
+        }
+    }
+}

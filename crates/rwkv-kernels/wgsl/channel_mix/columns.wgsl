@@ -34,14 +34,12 @@ fn list_keys(first: u32, rows: u32, lane: Lane) -> u32 {
         found[lane.group] = before + counts;
     }
     workgroupBarrier();
-    var lower = 0u;
+    var place = before;
     var all = 0u;
-    for (var i = lane.index; i < lane.groups; i += lane.count) {
-        lower += select(0u, found[i], i < lane.group);
+    for (var i = 0u; i < lane.groups; i++) {
+        place += select(0u, found[i], i < lane.group);
         all += found[i];
     }
-    let place = before + subgroupAdd(lower);
-    all = subgroupAdd(all);
     if counts != 0u {
         listed[place] = vec2(first + row, bitcast<u32>(value));
     }

@@ -90,6 +90,10 @@ pub(crate) struct DeviceArgs {
     /// cost of speed on a GPU.
     #[arg(long)]
     pub(crate) deterministic: bool,
+    /// How much GPU memory may be in use: bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB), such as 8G or 7.5GiB.
+    /// A model that does not fit is refused before it is loaded; prompts are cut into shorter chunks where that helps.
+    #[arg(long, value_name = "LIMIT", value_parser = memory_size)]
+    pub(crate) gpu_memory: Option<u64>,
     /// Do not time kernels when a GPU first runs a model of these shapes; what was found earlier is used all the same.
     #[arg(long)]
     pub(crate) no_tune: bool,
@@ -404,6 +408,36 @@ pub(crate) struct DevicesArgs {
     pub(crate) json: bool,
 }
 
+/// Bytes: a number, perhaps with a fraction, and a unit of 1024s.
+fn memory_size(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        "expected bytes, or a number with K, M, G or T, such as 8G, 7.5GiB or 8000M; units are of 1024"
+            .to_owned()
+    };
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
+    let unit = unit.trim_start().to_ascii_lowercase();
+    let bits = match unit.as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    // More digits are less than a byte.
+    let fraction: String = fraction.chars().take(15).collect();
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    let parts: u64 = fraction.parse().map_err(|_| wrong())?;
+    if bits == 0 && parts > 0 {
+        return Err(wrong());
+    }
+    let scale = 10u128.pow(u32::try_from(fraction.len()).map_err(|_| wrong())?);
+    let bytes = (u128::from(whole) << bits) + (u128::from(parts) << bits) / scale;
+    u64::try_from(bytes).map_err(|_| "that is more than 2^64 bytes".to_owned())
+}
+
 fn token_bias(text: &str) -> Result<(u32, f32), String> {
     let (token, bias) = text
         .split_once('=')
@@ -442,4 +476,50 @@ fn adapter(text: &str) -> Result<(PathBuf, f32), String> {
         return Err("expected FILE or FILE=STRENGTH".to_owned());
     }
     Ok((path.into(), strength))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes() {
+        #[track_caller]
+        fn check(text: &str, want: Option<u64>) {
+            assert_eq!(memory_size(text).ok(), want, "{text:?}");
+        }
+        check("0", Some(0));
+        check("123456", Some(123_456));
+        check("4096B", Some(4096));
+        check("512MiB", Some(512 << 20));
+        check("8000M", Some(8000 << 20));
+        check("8g", Some(8 << 30));
+        check("8 GiB", Some(8 << 30));
+        check("7.5GB", Some(15 << 29));
+        check("1.000000000000000000000000001k", Some(1024));
+        check("2T", Some(2 << 40));
+        check("18446744073709551615", Some(u64::MAX));
+        for wrong in [
+            "",
+            " ",
+            ".",
+            "G",
+            "8.",
+            ".5G",
+            "-1",
+            "+1",
+            "1e9",
+            "8GG",
+            "8 G iB",
+            "1.5",
+            "1.2.3G",
+            "٣G",
+            "8Gé",
+            "18446744073709551616",
+            "16777216T",
+            "99999999999999999999T",
+        ] {
+            check(wrong, None);
+        }
+    }
 }

@@ -11,8 +11,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rwkv_model::{AdapterFile, ModelFile, OpenOptions, StateOrigin, TimeStateOrder};
 use rwkv_sched::{
-    Adapter, Device, Executor, LoadOptions, LoadStage, Model, SlotId, SparseWeights, State,
-    WeightsDType, load,
+    Adapter, Device, DeviceOptions, Executor, LoadOptions, LoadStage, Model, SlotId, SparseWeights,
+    State, WeightsDType, load,
 };
 use std::{io::Read, path::Path, sync::Arc};
 
@@ -60,7 +60,11 @@ pub(crate) fn executor(
 
 /// The device that was named.
 pub(crate) fn device(args: &DeviceArgs) -> Result<Device> {
-    let opened = Device::open_with_cache(&args.device, cache::folder())?;
+    let options = DeviceOptions {
+        cache_dir: cache::folder(),
+        memory_limit: args.gpu_memory,
+    };
+    let opened = Device::open_with(&args.device, options)?;
     if let Some(reason) = opened.fallback {
         eprintln!("note: {reason}: running on the CPU");
     }

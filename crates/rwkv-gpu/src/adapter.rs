@@ -1,6 +1,6 @@
 //! Finding adapters: listing, ranking, and choosing by `auto`, index or name.
 
-use crate::{Error, Result};
+use crate::{Error, Result, memory::BUDGET_PERCENT};
 use parking_lot::Mutex;
 use std::{fmt, str::FromStr};
 
@@ -140,7 +140,7 @@ fn new_instance(backends: wgpu::Backends) -> wgpu::Instance {
     // Past these shares of the driver's budget a creation fails, which is survivable; elsewhere running out of
     // memory loses the device.
     descriptor.memory_budget_thresholds = wgpu::MemoryBudgetThresholds {
-        for_resource_creation: Some(97),
+        for_resource_creation: Some(BUDGET_PERCENT),
         for_device_loss: None,
     };
     wgpu::Instance::new(descriptor)

@@ -1,6 +1,43 @@
 //! Creating buffers within the adapter's limits.
 
-use crate::{Error, Gpu, Result};
+use crate::{Error, Gpu, Result, memory::Share};
+use std::sync::Arc;
+
+/// A buffer on the GPU. Cloning shares it; its bytes count as in use ([`Gpu::memory`]) until the last clone and the last
+/// bind group with it are gone.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    raw: wgpu::Buffer,
+    /// After the buffer itself, so that nobody is given bytes that are still taken.
+    _share: Arc<Share>,
+}
+
+impl Buffer {
+    /// Its bytes.
+    pub fn size(&self) -> u64 {
+        self.raw.size()
+    }
+
+    /// What wgpu has of it, for crates that record on their own. A clone of that keeps the memory, uncounted.
+    pub fn raw(&self) -> &wgpu::Buffer {
+        &self.raw
+    }
+}
+
+/// Two are equal when they share their memory.
+impl PartialEq for Buffer {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw == other.raw
+    }
+}
+
+impl Eq for Buffer {}
+
+impl std::hash::Hash for Buffer {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.raw.hash(state);
+    }
+}
 
 /// What a buffer is for, which decides its usages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,8 +65,9 @@ impl Gpu {
     /// A zeroed buffer of `bytes` (rounded up to 4, at least 4); `label` names it in errors and debuggers.
     ///
     /// # Errors
-    /// [`Error::OverLimit`] or [`Error::OutOfMemory`]; nothing is left behind.
-    pub fn buffer(&self, kind: BufferKind, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
+    /// [`Error::OverLimit`], or [`Error::OutOfMemory`] where the driver or the
+    /// [limit](crate::OpenOptions::memory_limit) leaves no room; nothing is left behind.
+    pub fn buffer(&self, kind: BufferKind, label: &str, bytes: u64) -> Result<Buffer> {
         let allowed = self.capabilities().limits.buffer_bytes;
         let size = bytes.max(4).checked_next_multiple_of(4);
         let Some(size) = size.filter(|size| *size <= allowed) else {
@@ -40,23 +78,44 @@ impl Gpu {
                 allowed,
             });
         };
-        let made = self.scoped(&|| format!("buffer `{label}` of {bytes} bytes"), |device| {
+        let what = || format!("buffer `{label}`");
+        let exhausted = |in_use: u64, limit: Option<u64>| Error::OutOfMemory {
+            what: what(),
+            bytes: Some(size),
+            in_use,
+            limit,
+        };
+        let ledger = self.ledger();
+        let share = ledger
+            .take(size)
+            .map_err(|in_use| exhausted(in_use, ledger.limit()))?;
+        let made = self.scoped(&what, |device| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size,
                 usage: kind.usages(),
                 mapped_at_creation: false,
             })
-        })?;
+        });
+        let raw = match made {
+            Err(Error::OutOfMemory { in_use, .. }) => {
+                // The buffer that was not made is none of those in use.
+                return Err(exhausted(in_use.saturating_sub(size), None));
+            }
+            other => other?,
+        };
         self.counters().buffer_made();
-        Ok(made)
+        Ok(Buffer {
+            raw,
+            _share: Arc::new(share),
+        })
     }
 
     /// Writes `bytes` at `offset` (both multiples of 4) before anything submitted later runs.
     ///
     /// # Errors
     /// [`Error::Rejected`] when the range does not lie in the buffer.
-    pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         let end = offset.checked_add(bytes.len() as u64);
         if end.is_none_or(|end| end > buffer.size())
             || !offset.is_multiple_of(4)
@@ -71,7 +130,7 @@ impl Gpu {
                 ),
             });
         }
-        self.queue().write_buffer(buffer, offset, bytes);
+        self.queue().write_buffer(buffer.raw(), offset, bytes);
         Ok(())
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::{
     Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter,
-    cache_folder::CacheFolder, counters::Counters, error::one_line, pipeline::PipelineKey,
-    pipeline_cache::PipelineCache,
+    cache_folder::CacheFolder, counters::Counters, error::one_line, memory::Ledger,
+    pipeline::PipelineKey, pipeline_cache::PipelineCache,
 };
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -23,6 +23,9 @@ pub struct OpenOptions {
     /// file is read or written. It is made when there is something to keep. Nobody but the user may be able to write
     /// there: what it holds is given to the driver.
     pub cache_dir: Option<PathBuf>,
+    /// Bytes of buffers that may be alive at a time, all together; without it, what the driver gives. A buffer past it
+    /// fails with [`Error::OutOfMemory`] before the driver is asked, and nothing else changes.
+    pub memory_limit: Option<u64>,
 }
 
 impl OpenOptions {
@@ -48,7 +51,7 @@ impl OpenOptions {
         Ok(Self {
             hidden: variable("RWKV_HIDE").parse()?,
             checks,
-            cache_dir: None,
+            ..Self::default()
         })
     }
 }
@@ -60,6 +63,8 @@ pub struct Gpu {
 }
 
 struct Inner {
+    /// Ends before the device does: a device that is destroyed meanwhile is lost.
+    open: Arc<()>,
     device: wgpu::Device,
     queue: wgpu::Queue,
     name: String,
@@ -73,6 +78,7 @@ struct Inner {
     pipeline_cache: Option<PipelineCache>,
     counters: Counters,
     faults: Arc<Faults>,
+    ledger: Arc<Ledger>,
 }
 
 /// What the driver reported outside of any error scope.
@@ -115,10 +121,12 @@ impl Gpu {
                 reason: one_line(&e.to_string()),
             })?;
         let faults = Arc::new(Faults::default());
-        let seen = faults.clone();
+        let ledger = Arc::new(Ledger::new(options.memory_limit));
+        let open = Arc::new(());
+        let (seen, in_use) = (faults.clone(), Arc::downgrade(&open));
         device.set_device_lost_callback(move |reason, message| {
             // A device that we drop ourselves is "destroyed", which is no fault.
-            if reason != wgpu::DeviceLostReason::Destroyed {
+            if reason != wgpu::DeviceLostReason::Destroyed || in_use.strong_count() > 0 {
                 let _ = seen.lost.set(one_line(&message));
             }
         });
@@ -142,11 +150,13 @@ impl Gpu {
             .filter(|_| capabilities.pipeline_cache)
             .and_then(|folder| {
                 PipelineCache::open(folder, |create| {
-                    scoped(&device, &faults, &|| "a pipeline cache".to_owned(), create)
+                    let what = || "a pipeline cache".to_owned();
+                    scoped(&device, &faults, &ledger, &what, create)
                 })
             });
         Ok(Self {
             inner: Arc::new(Inner {
+                open,
                 device,
                 queue,
                 name,
@@ -160,6 +170,7 @@ impl Gpu {
                 pipeline_cache,
                 counters: Counters::default(),
                 faults,
+                ledger,
             }),
         })
     }
@@ -170,6 +181,7 @@ impl Gpu {
     #[must_use]
     pub fn pretending(&self, capabilities: Capabilities) -> Self {
         let Inner {
+            open,
             device,
             queue,
             name,
@@ -177,10 +189,12 @@ impl Gpu {
             driver,
             checks,
             faults,
+            ledger,
             ..
         } = &*self.inner;
         Self {
             inner: Arc::new(Inner {
+                open: open.clone(),
                 device: device.clone(),
                 queue: queue.clone(),
                 name: name.clone(),
@@ -194,8 +208,17 @@ impl Gpu {
                 pipeline_cache: None,
                 counters: Counters::default(),
                 faults: faults.clone(),
+                ledger: ledger.clone(),
             }),
         }
+    }
+
+    /// Destroys the device, as a driver does that was reset. For tests.
+    #[doc(hidden)]
+    pub fn lose(&self) {
+        self.inner.device.destroy();
+        // What is lost is told when somebody waits; nobody may come to.
+        let _ = self.inner.device.poll(wgpu::PollType::Poll);
     }
 
     /// The adapter's name.
@@ -258,6 +281,10 @@ impl Gpu {
         self.inner.pipeline_cache.as_ref()
     }
 
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        &self.inner.ledger
+    }
+
     pub(crate) fn counters(&self) -> &Counters {
         &self.inner.counters
     }
@@ -271,7 +298,8 @@ impl Gpu {
         what: &dyn Fn() -> String,
         create: impl FnOnce(&wgpu::Device) -> T,
     ) -> Result<T> {
-        scoped(&self.inner.device, &self.inner.faults, what, create)
+        let inner = &self.inner;
+        scoped(&inner.device, &inner.faults, &inner.ledger, what, create)
     }
 
     /// Fails when the device is lost, or when an earlier operation failed outside of [`scoped`](Self::scoped).
@@ -294,6 +322,7 @@ impl Gpu {
 fn scoped<T>(
     device: &wgpu::Device,
     faults: &Faults,
+    ledger: &Ledger,
     what: &dyn Fn() -> String,
     create: impl FnOnce(&wgpu::Device) -> T,
 ) -> Result<T> {
@@ -310,7 +339,12 @@ fn scoped<T>(
     faults.check_lost()?;
     match errors.into_iter().flatten().next() {
         None => Ok(made),
-        Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory { what: what() }),
+        Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory {
+            what: what(),
+            bytes: None,
+            in_use: ledger.in_use(),
+            limit: None,
+        }),
         Some(error) => Err(Error::Rejected {
             what: what(),
             message: one_line(&error.to_string()),

@@ -26,12 +26,16 @@ pub enum Error {
     },
 
     /// An allocation did not fit.
-    #[error(
-        "out of GPU memory: {what}; close other programs that use the GPU, or take a smaller model or --device cpu"
-    )]
+    #[error("out of GPU memory: {what}{}", out_of_memory(*.bytes, *.in_use, *.limit))]
     OutOfMemory {
-        /// What was being created, with its size.
+        /// What was being created.
         what: String,
+        /// Its bytes, where it is a buffer.
+        bytes: Option<u64>,
+        /// Bytes of the buffers that were alive.
+        in_use: u64,
+        /// The limit that was set, where it and not the driver refused.
+        limit: Option<u64>,
     },
 
     /// A buffer or a binding is larger than the adapter allows.
@@ -104,6 +108,18 @@ fn reasons_line(refused: &[(String, String)]) -> String {
         .map(|(name, why)| format!("{name}: {why}"))
         .collect();
     reasons.join("; ")
+}
+
+fn out_of_memory(bytes: Option<u64>, in_use: u64, limit: Option<u64>) -> String {
+    let wanted = bytes.map_or(String::new(), |bytes| format!(" needs {bytes} bytes"));
+    match limit {
+        Some(limit) => format!(
+            "{wanted} where {in_use} are in use of the {limit} of --gpu-memory; allow more, or take a smaller model, --quant or --device cpu"
+        ),
+        None => format!(
+            "{wanted} where {in_use} are in use by this program, and the driver has no more; close other programs that use the GPU, or take a smaller model, --quant or --device cpu"
+        ),
+    }
 }
 
 /// wgpu's messages have several lines; ours have one.

@@ -16,6 +16,7 @@ mod capabilities;
 mod counters;
 mod device;
 mod error;
+mod memory;
 mod pipeline;
 mod pipeline_cache;
 mod readback;
@@ -24,23 +25,18 @@ mod shader;
 mod timing;
 
 pub use adapter::{AdapterSummary, Kind, Selector, list_adapters};
-pub use buffer::BufferKind;
+pub use buffer::{Buffer, BufferKind};
 pub use cache_folder::{read_cache_file, write_cache_file};
 pub use capabilities::{Capabilities, CooperativeMatrix, Hidden, Limits, SubgroupSizes};
 pub use counters::{CacheCounter, CacheCounts, GpuCounts};
 pub use device::{Gpu, OpenOptions};
 pub use error::Error;
-pub use pipeline::{Binding, Pipeline};
+pub use memory::GpuMemory;
+pub use pipeline::{BindGroup, Binding, Pipeline};
 pub use readback::Readback;
 pub use record::{Dispatch, Recorder, Submission};
 pub use shader::{Access, Requirement, Shader, ShaderBinding};
 pub use timing::{TimedSpan, Timer, Timing};
-
-/// A buffer on the GPU. Cloning shares it.
-pub use wgpu::Buffer;
-
-/// Buffers bound to the slots of one bind group. Cloning shares it.
-pub use wgpu::BindGroup;
 
 /// What this crate's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

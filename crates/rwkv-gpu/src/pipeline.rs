@@ -4,7 +4,7 @@
 //! compiles what that needs side by side.
 
 use crate::{
-    Access, Error, Gpu, Requirement, Result, Shader,
+    Access, Buffer, Error, Gpu, Requirement, Result, Shader,
     pipeline_cache::{PipelineCache, pipeline_id},
 };
 use dashmap::Entry;
@@ -45,20 +45,33 @@ impl Pipeline {
 #[derive(Clone, Copy, Debug)]
 pub struct Binding<'a> {
     /// The buffer.
-    pub buffer: &'a wgpu::Buffer,
+    pub buffer: &'a Buffer,
     /// First byte; a multiple of the adapter's offset alignment.
     pub offset: u64,
     /// Bytes, or the rest of the buffer.
     pub size: Option<u64>,
 }
 
-impl<'a> From<&'a wgpu::Buffer> for Binding<'a> {
-    fn from(buffer: &'a wgpu::Buffer) -> Self {
+impl<'a> From<&'a Buffer> for Binding<'a> {
+    fn from(buffer: &'a Buffer) -> Self {
         Self {
             buffer,
             offset: 0,
             size: None,
         }
+    }
+}
+
+/// Buffers bound to the slots of one bind group. Cloning shares it; it keeps its buffers.
+#[derive(Clone, Debug)]
+pub struct BindGroup {
+    raw: wgpu::BindGroup,
+    _buffers: Arc<[Buffer]>,
+}
+
+impl BindGroup {
+    pub(crate) fn raw(&self) -> &wgpu::BindGroup {
+        &self.raw
     }
 }
 
@@ -223,7 +236,7 @@ impl Gpu {
         pipeline: &Pipeline,
         group: u32,
         bindings: &[Binding<'_>],
-    ) -> Result<wgpu::BindGroup> {
+    ) -> Result<BindGroup> {
         let shader = pipeline.shader;
         let slots: Vec<_> = shader
             .bindings
@@ -264,13 +277,13 @@ impl Gpu {
             .map(|(slot, b)| wgpu::BindGroupEntry {
                 binding: slot.binding,
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: b.buffer,
+                    buffer: b.buffer.raw(),
                     offset: b.offset,
                     size: b.size.and_then(std::num::NonZeroU64::new),
                 }),
             })
             .collect();
-        self.scoped(
+        let raw = self.scoped(
             &|| format!("the bindings of kernel {}", shader.name),
             |device| {
                 device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -279,7 +292,12 @@ impl Gpu {
                     entries: &entries,
                 })
             },
-        )
+        )?;
+        let buffers = bindings.iter().map(|b| b.buffer.clone()).collect();
+        Ok(BindGroup {
+            raw,
+            _buffers: buffers,
+        })
     }
 }
 

@@ -1,12 +1,12 @@
 //! Reading results on the host.
 
-use crate::{BufferKind, Error, Gpu, Result, Submission};
+use crate::{Buffer, BufferKind, Error, Gpu, Result, Submission};
 use std::sync::mpsc;
 
 /// A host-visible buffer that results are copied to; used again and again.
 #[derive(Debug)]
 pub struct Readback {
-    buffer: wgpu::Buffer,
+    buffer: Buffer,
 }
 
 impl Readback {
@@ -25,7 +25,7 @@ impl Readback {
         self.buffer.size()
     }
 
-    pub(crate) fn buffer(&self) -> &wgpu::Buffer {
+    pub(crate) fn buffer(&self) -> &Buffer {
         &self.buffer
     }
 
@@ -53,11 +53,11 @@ impl Readback {
         }
         let shown = self.map(gpu, submission, bytes, view);
         if shown.is_ok() {
-            self.buffer.unmap();
+            self.buffer.raw().unmap();
         } else {
             // Mapped, about to be, or neither, which is an error of no interest here.
             let _ = gpu.scoped(&|| "reading results back".to_owned(), |_| {
-                self.buffer.unmap();
+                self.buffer.raw().unmap();
             });
         }
         shown
@@ -74,6 +74,7 @@ impl Readback {
         let range = 0..bytes.next_multiple_of(4);
         let (done, mapped) = mpsc::channel();
         self.buffer
+            .raw()
             .map_async(wgpu::MapMode::Read, range.clone(), move |result| {
                 // The receiver lives until the end of this function.
                 let _ = done.send(result);
@@ -85,6 +86,7 @@ impl Readback {
             .map_err(|e| rejected(e.to_string()))?;
         let range = self
             .buffer
+            .raw()
             .get_mapped_range(range)
             .map_err(|e| rejected(e.to_string()))?;
         range

@@ -1,6 +1,6 @@
 //! Recording dispatches and copies, and submitting them.
 
-use crate::{Error, Gpu, Pipeline, Readback, Result};
+use crate::{BindGroup, Buffer, Error, Gpu, Pipeline, Readback, Result};
 use std::sync::Arc;
 
 /// One kernel launch, resolved: recording it takes no lookup.
@@ -9,7 +9,7 @@ pub struct Dispatch {
     /// The kernel, compiled before this is recorded.
     pub pipeline: Arc<Pipeline>,
     /// Its bind groups, by group number.
-    pub groups: Vec<wgpu::BindGroup>,
+    pub groups: Vec<BindGroup>,
     /// Workgroups in x, y and z.
     pub grid: [u32; 3],
 }
@@ -44,7 +44,7 @@ impl Dispatch {
         };
         pass.set_pipeline(pipeline);
         for (index, group) in (0u32..).zip(&self.groups) {
-            pass.set_bind_group(index, group, &[]);
+            pass.set_bind_group(index, group.raw(), &[]);
         }
         let [x, y, z] = self.grid;
         pass.dispatch_workgroups(x, y, z);
@@ -63,6 +63,16 @@ impl Gpu {
             encoder,
             failed: None,
         }
+    }
+
+    /// Blocks until everything that was submitted or written is done. Until then the driver keeps the memory of buffers
+    /// that were dropped meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when the device is gone.
+    pub fn finish(&self) -> Result<()> {
+        let submission = self.recorder("finish").submit()?;
+        self.wait(&submission)
     }
 
     /// Blocks until `submission` is done.
@@ -101,25 +111,25 @@ impl Recorder {
     }
 
     /// Records a copy of `bytes` from one buffer to another (offsets and size multiples of 4).
-    pub fn copy(&mut self, from: (&wgpu::Buffer, u64), to: (&wgpu::Buffer, u64), bytes: u64) {
+    pub fn copy(&mut self, from: (&Buffer, u64), to: (&Buffer, u64), bytes: u64) {
         self.encoder
-            .copy_buffer_to_buffer(from.0, from.1, to.0, to.1, bytes);
+            .copy_buffer_to_buffer(from.0.raw(), from.1, to.0.raw(), to.1, bytes);
     }
 
     /// Records filling a range of a buffer with zeros.
-    pub fn clear(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: u64) {
-        self.encoder.clear_buffer(buffer, offset, Some(bytes));
+    pub fn clear(&mut self, buffer: &Buffer, offset: u64, bytes: u64) {
+        self.encoder.clear_buffer(buffer.raw(), offset, Some(bytes));
     }
 
     /// Records copying `bytes` of `buffer` from `offset` to the start of `readback`.
-    pub fn read(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: u64, readback: &Readback) {
+    pub fn read(&mut self, buffer: &Buffer, offset: u64, bytes: u64, readback: &Readback) {
         self.read_to(buffer, offset, bytes, readback, 0);
     }
 
     /// Records copying `bytes` of `buffer` from `offset` to byte `at` of `readback`.
     pub fn read_to(
         &mut self,
-        buffer: &wgpu::Buffer,
+        buffer: &Buffer,
         offset: u64,
         bytes: u64,
         readback: &Readback,

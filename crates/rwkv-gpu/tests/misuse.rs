@@ -253,7 +253,7 @@ fn a_readback_survives_a_fault() {
     };
     let submission = record().unwrap();
     // Past wgpu's own check, and outside of any error scope.
-    gpu.queue().write_buffer(&x, 64, &[0; 4]);
+    gpu.queue().write_buffer(x.raw(), 64, &[0; 4]);
     let failed = readback.view(&gpu, &submission, 32, <[u8]>::to_vec);
     check(failed, rejected, &["an earlier operation"]);
     let submission = record().unwrap();

@@ -98,7 +98,7 @@ fn hidden_features_are_absent() {
     let gpu = open(&OpenOptions {
         hidden,
         checks: false,
-        cache_dir: None,
+        ..OpenOptions::default()
     });
     let have = gpu.capabilities();
     assert_eq!((have.subgroups, have.f16), (None, false));
@@ -123,7 +123,7 @@ fn hidden_features_are_absent() {
     let only = open(&OpenOptions {
         hidden: "f16".parse().unwrap(),
         checks: true,
-        cache_dir: None,
+        ..OpenOptions::default()
     });
     assert_eq!(
         only.capabilities().subgroups,

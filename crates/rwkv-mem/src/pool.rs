@@ -108,7 +108,7 @@ impl Pool {
         let make = |attempt: Attempt| {
             if attempt == Attempt::AfterFreeing {
                 tracing::debug!(label, bytes, "no memory: the pool's free buffers went");
-                inner.finish()?;
+                inner.gpu.finish()?;
             }
             inner.gpu.buffer(kind, label, class.bytes)
         };
@@ -138,14 +138,6 @@ impl Pool {
             hits: counts.hits,
             misses: counts.misses,
         }
-    }
-}
-
-impl Inner {
-    /// Waits for everything that was submitted: a buffer that was freed keeps its memory until the GPU is done with it.
-    fn finish(&self) -> Result<()> {
-        let submission = self.gpu.recorder("free buffers").submit()?;
-        self.gpu.wait(&submission)
     }
 }
 

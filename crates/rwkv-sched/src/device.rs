@@ -13,6 +13,15 @@ pub enum Device {
     Gpu(Gpu),
 }
 
+/// How to open a device.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceOptions {
+    /// What is compiled for a GPU is kept here: see [`OpenOptions::cache_dir`].
+    pub cache_dir: Option<PathBuf>,
+    /// Bytes that may be in use on a GPU at a time: see [`OpenOptions::memory_limit`].
+    pub memory_limit: Option<u64>,
+}
+
 /// An opened device, and what to tell the user of the choice.
 #[derive(Clone, Debug)]
 pub struct Opened {
@@ -29,14 +38,14 @@ impl Device {
     /// # Errors
     /// A named adapter that cannot be opened, or an environment variable that is not understood.
     pub fn open(name: &str) -> Result<Opened> {
-        Self::open_with_cache(name, None)
+        Self::open_with(name, DeviceOptions::default())
     }
 
-    /// As [`open`](Self::open); what is compiled for a GPU is kept in `cache_dir`, see [`OpenOptions::cache_dir`].
+    /// As [`open`](Self::open), with a say in more.
     ///
     /// # Errors
     /// Those of [`open`](Self::open).
-    pub fn open_with_cache(name: &str, cache_dir: Option<PathBuf>) -> Result<Opened> {
+    pub fn open_with(name: &str, options: DeviceOptions) -> Result<Opened> {
         if name.trim().eq_ignore_ascii_case("cpu") {
             return Ok(Opened {
                 device: Self::Cpu,
@@ -45,7 +54,8 @@ impl Device {
         }
         let selector: Selector = name.parse()?;
         let options = OpenOptions {
-            cache_dir,
+            cache_dir: options.cache_dir,
+            memory_limit: options.memory_limit,
             ..OpenOptions::from_env()?
         };
         match Gpu::open(&selector, &options) {

@@ -1,6 +1,6 @@
 //! What can go wrong between a model and its tokens.
 
-use crate::{SlotId, TokenId};
+use crate::{Shortfall, SlotId, TokenId};
 use rwkv_kernels::sampling::SamplingError;
 
 /// An error of this crate.
@@ -14,6 +14,10 @@ pub enum Error {
     /// The GPU refused.
     #[error(transparent)]
     Gpu(#[from] rwkv_gpu::Error),
+
+    /// A model that a GPU has too little memory for; nothing was loaded.
+    #[error("{0}")]
+    DoesNotFit(Box<Shortfall>),
 
     /// The sampler refused.
     #[error(transparent)]

@@ -162,6 +162,9 @@ pub struct LoadOptions {
     /// only where the results are kept ([`Gpu::cache_file`](rwkv_gpu::Gpu::cache_file)), and never on software adapters;
     /// what is kept is used in any case. See [`GpuExecutor::tune`](crate::GpuExecutor::tune).
     pub tune: bool,
+    /// Whether a model is refused before anything is loaded where the GPU is known to have less memory than it needs by
+    /// our estimate ([`crate::Error::DoesNotFit`]). Without it, loading goes on until an allocation fails.
+    pub check_memory: bool,
     /// What the CPU computes with: the widest instructions that it has by default; with [`Simd::Twins`] it is the oracle
     /// that everything else is compared with. Logits of different levels differ by the rounding of f32.
     pub simd: Simd,
@@ -180,6 +183,7 @@ impl Default for LoadOptions {
             blend_bytes: BLEND_BYTES,
             deterministic: false,
             tune: true,
+            check_memory: true,
             simd: Simd::detect(),
         }
     }
@@ -209,7 +213,8 @@ pub enum LoadStage {
 /// An executor of `model` on `device`.
 ///
 /// # Errors
-/// A tensor that is missing, or memory that does not suffice.
+/// A tensor that is missing, or memory that does not suffice: [`crate::Error::DoesNotFit`] before anything is loaded, where
+/// that can be told.
 pub fn load(
     model: &Model,
     device: &Device,

@@ -30,11 +30,11 @@ pub use batch::{Batch, BatchSpan, Logits, SlotId, TokenId, Wanted};
 pub use config::{ModelConfig, Version};
 pub use cpu::CpuExecutor;
 pub use decode::{Decoding, OnTokens};
-pub use device::{Device, Opened};
+pub use device::{Device, DeviceOptions, Opened};
 pub use error::Error;
 pub use executor::{Executor, LoadOptions, LoadProgress, LoadStage, WeightsDType, load};
 pub use generation::{Generation, prefill};
-pub use gpu::{DeviceMemory, GpuExecutor};
+pub use gpu::{DeviceMemory, GpuExecutor, Shortfall};
 pub use graph::{Domain, Graph, Node, Op, ShiftHalf, Value, ValueId};
 pub use model::Model;
 pub use quantization::{

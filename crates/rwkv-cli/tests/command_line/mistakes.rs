@@ -110,6 +110,42 @@ fn mistakes() {
     );
 }
 
+/// A limit of GPU memory: what is no size is a mistake of the caller, what does not fit is said with what would, and what
+/// fits runs.
+#[test]
+fn gpu_memory() {
+    let device = std::env::var("RWKV_DEVICE").unwrap_or_else(|_| "0".to_owned());
+    for wrong in ["", "much", "8X", "-1", "1.5"] {
+        let flag = format!("--gpu-memory={wrong}");
+        refused(&["generate", "x", &flag], 2, "--gpu-memory");
+        refused(&["bench", &flag], 2, "--gpu-memory");
+    }
+    let with = |limit: &'static str| {
+        let mut args = vec!["generate", "It was", "-n", "2", "--device", &device];
+        args.extend(["--gpu-memory", limit]);
+        args
+    };
+    for limit in ["0", "1MiB", "5M"] {
+        let leaves = "the model needs";
+        refused(&with(limit), 1, leaves);
+        refused(&with(limit), 1, "what would fit: ");
+        refused(&with(limit), 1, "--device cpu");
+    }
+    assert!(!stdout(&with("2GiB")).is_empty());
+    // The CPU has no use for it.
+    let on_cpu = stdout(&[
+        "generate",
+        "It",
+        "-n",
+        "1",
+        "--device",
+        "cpu",
+        "--gpu-memory",
+        "1",
+    ]);
+    assert!(!on_cpu.is_empty());
+}
+
 /// Hiding what an adapter has, and switching checks on, must not change the text.
 #[test]
 fn gpu_settings() {

@@ -14,8 +14,8 @@ use crate::{
 use half::f16;
 use proptest::prelude::*;
 use rwkv_gpu::{
-    Buffer, BufferKind, Dispatch, Gpu, Hidden, OpenOptions, Readback, Requirement, Selector,
-    Shader, list_adapters,
+    Buffer, BufferKind, Dispatch, Gpu, OpenOptions, Readback, Requirement, Selector, Shader,
+    list_adapters,
 };
 use rwkv_mem::{Cols, Rows, Upload};
 use std::{
@@ -153,9 +153,8 @@ pub(super) fn kernels(side: u32) -> Kernels {
         Selector::Index(usable.unwrap_or_else(none).index)
     });
     let options = OpenOptions {
-        hidden: Hidden::default(),
         checks: false,
-        cache_dir: None,
+        ..OpenOptions::default()
     };
     let mut kernels = Kernels::new(&Gpu::open(&selector, &options).unwrap()).unwrap();
     kernels.emulates = Some(side);

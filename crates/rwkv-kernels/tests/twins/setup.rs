@@ -50,7 +50,7 @@ pub(crate) fn setups() -> &'static [Setup] {
                 &OpenOptions {
                     hidden,
                     checks,
-                    cache_dir: None,
+                    ..OpenOptions::default()
                 },
             )
             .unwrap_or_else(|e| panic!("these tests need a GPU adapter: {e}"));

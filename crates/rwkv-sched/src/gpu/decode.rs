@@ -4,7 +4,7 @@
 //! reads the tokens a few steps behind. When the caller stops, the states have run ahead of it: they go back to a copy
 //! that was made on the way, and the few tokens since are fed again, by the same kernels.
 
-use super::{BatchShape, GpuExecutor, meter::Meter, plan::Plan};
+use super::{BatchShape, GpuExecutor, blend::out_of_memory, meter::Meter, plan::Plan};
 use crate::{
     Decoding, Error, Executor, OnTokens, Result, SlotId, TokenId, Wanted, batch::Tables,
     decode::batch,
@@ -309,6 +309,17 @@ impl Run<'_> {
     }
 }
 
+/// What was made, or nothing where the GPU's memory does not suffice: the host samples then, with what there is already.
+fn if_there_is_room<T>(made: Result<T>) -> Result<Option<T>> {
+    match made {
+        Err(error) if out_of_memory(&error) => {
+            tracing::debug!("no room to decode ahead: {error}");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
 impl GpuExecutor {
     /// As [`Executor::decode`]; says whether it did, or left everything as it was for the host to do.
     pub(super) fn decode_ahead(
@@ -325,8 +336,18 @@ impl GpuExecutor {
         let bytes = ring_bytes(sequences.len());
         if readbacks.len() <= AHEAD || readbacks.iter().any(|r| r.capacity() < bytes) {
             let gpu = self.kernels.gpu();
-            let one = |_| Readback::new(gpu, "sampled tokens", bytes.next_power_of_two().max(64));
-            readbacks = (0..=AHEAD).map(one).collect::<rwkv_gpu::Result<_>>()?;
+            let one = |_| {
+                Ok(Readback::new(
+                    gpu,
+                    "sampled tokens",
+                    bytes.next_power_of_two().max(64),
+                )?)
+            };
+            let all = (0..=AHEAD).map(one).collect::<Result<_>>();
+            let Some(made) = if_there_is_room(all)? else {
+                return Ok(false);
+            };
+            readbacks = made;
         }
         let mut meter = std::mem::take(&mut self.meter);
         let done = self.run_ahead(
@@ -353,7 +374,8 @@ impl GpuExecutor {
         Ok(true)
     }
 
-    /// The tokens that are to be fed once more, step by step; none where the sampler's kernel does not serve.
+    /// The tokens that are to be fed once more, step by step; none where the sampler's kernel does not serve, or where there
+    /// is no memory for running ahead.
     fn run_ahead(
         &self,
         (meter, readbacks): (&mut Meter, &[Readback]),
@@ -364,7 +386,13 @@ impl GpuExecutor {
         tables: &Tables,
     ) -> Result<Option<Vec<Vec<TokenId>>>> {
         let gpu = self.kernels.gpu();
-        let Some(samplers) = Samplers::new(self, plan, sequences, steps, counted)? else {
+        let samplers = if_there_is_room(Samplers::new(self, plan, sequences, steps, counted))?;
+        let Some(samplers) = samplers.flatten() else {
+            return Ok(None);
+        };
+        let state_bytes = self.model.state_layout().bytes();
+        let copies = Copies::new(&self.pool, state_bytes, sequences.len());
+        let Some(copies) = if_there_is_room(copies)? else {
             return Ok(None);
         };
         plan.write_tables(gpu, tables)?;
@@ -381,11 +409,7 @@ impl GpuExecutor {
             readbacks,
             slots: sequences.iter().map(|s| s.slot).collect(),
             first_draw: sequences.iter().map(|s| s.sampler.step()).collect(),
-            copies: Copies::new(
-                &self.pool,
-                self.model.state_layout().bytes(),
-                sequences.len(),
-            )?,
+            copies,
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             submissions: 0,

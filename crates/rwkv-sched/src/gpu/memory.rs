@@ -3,6 +3,7 @@
 use super::{
     choose,
     layout::{BatchShape, Layout, last_uses},
+    prompt,
     resident::{groups, resident_format, vector_groups},
 };
 use crate::{
@@ -89,7 +90,7 @@ fn largest_value(model: &Model, tokens: usize) -> u64 {
     let graph = model.graph();
     let node = |node: &Node| -> u64 {
         let values = node.outputs.iter().map(|id| graph.value(*id));
-        values.map(|value| bytes_of(value, tokens)).sum()
+        values.map(|value| bytes_of(value, prompt(tokens))).sum()
     };
     graph.nodes().iter().map(node).max().unwrap_or(0)
 }
@@ -134,12 +135,12 @@ impl DeviceMemory {
     /// Activations of a batch of `tokens` tokens of one sequence, about, `rounding` the inputs of products to f16 as GPUs do
     /// that have cooperative matrices; and at most what kernels share: partial sums.
     pub fn activations_of(model: &Model, tokens: usize, rounding: bool) -> u64 {
+        Self::activations_in(model, prompt(tokens), rounding)
+    }
+
+    /// The same of a batch of any shape.
+    pub(super) fn activations_in(model: &Model, shape: BatchShape, rounding: bool) -> u64 {
         let graph = model.graph();
-        let shape = BatchShape {
-            tokens,
-            spans: 1,
-            outputs: 1,
-        };
         let mut chosen = choose::Chosen {
             steps: fuse(graph),
             ..choose::Chosen::default()
@@ -151,7 +152,7 @@ impl DeviceMemory {
         let layout = Layout::new(graph, shape, &chosen, &last_use);
         let mut bytes: u64 = layout.buffers.iter().sum();
         if rounding {
-            bytes += rounded(graph, tokens, &chosen, &last_use);
+            bytes += rounded(graph, shape, &chosen, &last_use);
         }
         bytes + Kernels::MOST_SCRATCH_BYTES
     }
@@ -162,7 +163,12 @@ impl DeviceMemory {
     }
 }
 
-fn weights(model: &Model, chosen: &HashMap<Weight, Chosen>, dtype: WeightsDType) -> Result<u64> {
+/// Bytes of the tensors of `model` as they will lie there, `chosen` re-encoded.
+pub(super) fn weights(
+    model: &Model,
+    chosen: &HashMap<Weight, Chosen>,
+    dtype: WeightsDType,
+) -> Result<u64> {
     let weights = model.weights();
     let matrix = |weight: Weight| -> Result<(Format, u64)> {
         let shape = weights.describe(weight)?.1;
@@ -233,13 +239,13 @@ fn read_by_products(graph: &Graph) -> HashSet<ValueId> {
 /// time.
 fn rounded(
     graph: &Graph,
-    tokens: usize,
+    shape: BatchShape,
     chosen: &choose::Chosen,
     last_use: &HashMap<ValueId, usize>,
 ) -> u64 {
     let bytes = |id: ValueId| {
         let value = graph.value(id);
-        HalfRows::bytes(rows_of(value, tokens), value.width)
+        HalfRows::bytes(rows_of(value, shape), value.width)
     };
     let mut alive: HashSet<ValueId> = HashSet::new();
     let mut most: HashMap<u64, usize> = HashMap::new();
@@ -258,15 +264,15 @@ fn rounded(
     most.iter().map(|(size, count)| size * *count as u64).sum()
 }
 
-fn rows_of(value: Value, tokens: usize) -> usize {
+fn rows_of(value: Value, shape: BatchShape) -> usize {
     match value.domain {
-        Domain::Tokens => tokens,
-        Domain::Outputs => 1,
+        Domain::Tokens => shape.tokens,
+        Domain::Outputs => shape.outputs,
     }
 }
 
-fn bytes_of(value: Value, tokens: usize) -> u64 {
-    View::block_bytes(rows_of(value, tokens), value.width)
+fn bytes_of(value: Value, shape: BatchShape) -> u64 {
+    View::block_bytes(rows_of(value, shape), value.width)
 }
 
 #[cfg(test)]

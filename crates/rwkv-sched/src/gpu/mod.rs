@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod aliasing;
 mod blend;
+mod budget;
 mod channel_mixes;
 mod choose;
 mod compress;
@@ -30,6 +31,7 @@ use crate::{
     fuse::{Step, fuse, fuse_decode},
 };
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
+pub use budget::Shortfall;
 use layout::BatchShape;
 pub use memory::DeviceMemory;
 use meter::Meter;
@@ -112,7 +114,9 @@ impl GpuExecutor {
     /// Uploads `model` to `gpu`, and compiles what its first steps need. When it fails, everything it took is free again.
     ///
     /// # Errors
-    /// Memory that does not suffice, or a tensor that the kernels cannot take; both name the tensor.
+    /// [`Error::DoesNotFit`] before anything is taken, where it is known that the memory will not suffice
+    /// ([`LoadOptions::check_memory`]); memory that does not suffice after all, or a tensor that the kernels cannot take;
+    /// both name the tensor.
     pub fn new(
         model: &Model,
         gpu: &Gpu,
@@ -124,6 +128,22 @@ impl GpuExecutor {
                 problem: "0 slots".to_owned(),
             });
         }
+        if options.check_memory {
+            budget::check(model, gpu, options)?;
+        }
+        Self::load(model, gpu, options, progress).inspect_err(|_| {
+            // What was on its way to buffers that are gone keeps their memory till it has arrived. A device that is lost is
+            // what the load has failed with.
+            let _ = gpu.finish();
+        })
+    }
+
+    fn load(
+        model: &Model,
+        gpu: &Gpu,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
         let kernels = Kernels::new(gpu)?;
         // Groups, and what depends on how many sequences there are, would sum in other orders.
         let decode_steps = if options.deterministic {
@@ -156,11 +176,20 @@ impl GpuExecutor {
         executor.set_initial_state(None)?;
         executor.recall_choices();
         let kept = gpu.cache_file("tuner", "").is_some();
+        let mut stepped = false;
         if options.tune && kept && gpu.kind() != Kind::Software {
-            executor.tune(TUNING, progress)?;
+            match executor.tune(TUNING, progress) {
+                // Candidates take more than the model.
+                Err(error) if blend::out_of_memory(&error) => {
+                    tracing::debug!("not tuned: {error}");
+                    executor.pool.trim();
+                    stepped = true;
+                }
+                tuned => _ = tuned?,
+            }
         }
         // New states are zeros.
-        if executor.states.has_initial() {
+        if executor.states.has_initial() || stepped {
             for slot in (0u32..).take(executor.slots()) {
                 executor.reset(SlotId(slot))?;
             }
@@ -257,7 +286,8 @@ impl GpuExecutor {
     }
 
     /// Makes the plans that will come first, and compiles all that they and the sampler need side by side, so that the
-    /// first token does not wait for it. Shapes that there is no memory for are left until they come, and chunks get shorter.
+    /// first token does not wait for it. Shapes that there is no memory for are left until they come, and chunks get shorter;
+    /// but without memory for a single token the model cannot run.
     fn warm_up(&mut self) -> Result<()> {
         let start = Instant::now();
         let gpu = self.kernels.gpu().clone();
@@ -268,7 +298,7 @@ impl GpuExecutor {
         while let Some(shape) = shapes.pop_front() {
             match self.resolve(shape) {
                 Ok(plan) => plans.push((shape, plan)),
-                Err(error) if blend::out_of_memory(&error) => {
+                Err(error) if shape.tokens > 1 && blend::out_of_memory(&error) => {
                     tracing::debug!(?shape, "not made ready: {error}");
                     self.pool.trim();
                     if shape.tokens > SMALL {
@@ -289,6 +319,8 @@ impl GpuExecutor {
             let key = (shape, self.blends.number());
             self.plans.insert(key, Arc::new(plan));
         }
+        let logits = rwkv_kernels::View::bytes(1, self.model.config().vocab);
+        self.readback(logits)?;
         self.meter.warmed_up(start.elapsed());
         // Now, since a program need not end in an orderly way.
         if let Err(error) = gpu.save_pipelines() {

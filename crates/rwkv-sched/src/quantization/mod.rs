@@ -12,7 +12,7 @@ mod weights;
 use crate::{Error, Model, Result, Weight, Weights};
 pub(crate) use encode::packed_bytes;
 pub use encode::{encode_rows, pack};
-use rwkv_kernels::Format;
+use rwkv_kernels::{Format, formats::Block};
 use std::{collections::HashMap, fmt, ops::RangeInclusive, str::FromStr};
 pub use weight_type::{Packing, WeightType};
 pub use weights::QuantizedWeights;
@@ -122,6 +122,30 @@ impl Quantization {
                 error: None,
             },
         }))
+    }
+
+    /// The formats of all tensors of `model` that change, told from their shapes: of the block sizes of `int8`, `nf4` and
+    /// `sf4` it is the smallest, which takes the most space.
+    ///
+    /// # Errors
+    /// [`Error::Quantization`] for layers that the model does not have, [`Error::Weight`] for an unknown tensor.
+    pub(crate) fn largest(&self, model: &Model) -> Result<HashMap<Weight, Chosen>> {
+        self.check(model.config().layers)?;
+        let mut all = HashMap::new();
+        for weight in model.tensors() {
+            let Some(packing) = self.packing(weight) else {
+                continue;
+            };
+            let (format, shape) = model.weights().describe(weight)?;
+            let format = match packing {
+                _ if packing.allows(format) => format,
+                Packing::Format(wanted) => fit(wanted, shape.cols.0),
+                Packing::Family(family) => fit(family.format(Block::B32), shape.cols.0),
+            };
+            let error = None;
+            all.insert(weight, Chosen { format, error });
+        }
+        Ok(all)
     }
 
     /// The formats of all tensors of `model` that change.

@@ -45,7 +45,7 @@ pub(crate) fn gpus() -> &'static [TestGpu] {
             let options = OpenOptions {
                 hidden: hidden.parse::<Hidden>().unwrap(),
                 checks,
-                cache_dir: None,
+                ..OpenOptions::default()
             };
             let gpu = open(&options);
             let name = format!("{}, hidden: {hidden:?}, checks: {checks}", gpu.name());

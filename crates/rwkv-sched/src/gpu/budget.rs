@@ -1,0 +1,303 @@
+//! Whether a model fits the memory of a GPU, asked before anything of it is there.
+//!
+//! What is compared is the least that a model runs with: prompts in the shortest chunks. Where there is room for longer
+//! ones, they are made when the model is loaded.
+
+use super::{DeviceMemory, SMALL, layout::BatchShape, memory, prompt};
+use crate::{
+    BlockWeight, Chosen, Error, LoadOptions, Model, Quantization, Result, Weight, WeightType,
+};
+use rwkv_gpu::Gpu;
+use rwkv_kernels::Kernels;
+use std::{collections::HashMap, fmt};
+
+/// What a model needs of a GPU's memory, what there is, and what would fit instead. Bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortfall {
+    /// The GPU.
+    pub adapter: String,
+    /// The tensors, as they would lie there.
+    pub weights: u64,
+    /// Sequences that were asked for.
+    pub slots: usize,
+    /// Their states.
+    pub states: u64,
+    /// The least of activations and of what kernels share.
+    pub activations: u64,
+    /// What the GPU has.
+    pub available: u64,
+    /// Whether that is what a limit leaves, and not what the driver says.
+    pub limited: bool,
+    /// The most precise weight type whose matrices would fit, and all that the model needs then.
+    pub quantization: Option<(WeightType, u64)>,
+    /// How many sequences would fit, if any.
+    pub fewer_slots: Option<usize>,
+}
+
+/// Weight types to offer, the most precise first.
+const OFFERED: [&str; 6] = ["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"];
+
+/// Parameters of kernels, tables of batches and what results are read back through.
+const SMALL_BUFFERS: u64 = 512 << 10;
+
+impl Shortfall {
+    /// All that the model needs.
+    pub fn needed(&self) -> u64 {
+        self.weights
+            .saturating_add(self.states)
+            .saturating_add(self.activations)
+    }
+
+    /// How much more than there is.
+    pub fn missing(&self) -> u64 {
+        self.needed().saturating_sub(self.available)
+    }
+}
+
+/// Fails where `model` does not fit what `gpu` has, as far as that is known.
+///
+/// # Errors
+/// [`Error::DoesNotFit`], or a tensor that cannot be described.
+pub(super) fn check(model: &Model, gpu: &Gpu, options: &LoadOptions) -> Result<()> {
+    if gpu.memory().available().is_none() {
+        return Ok(());
+    }
+    let need = Need::of(model, gpu, options)?;
+    let needed = need.total(need.weights, options.slots);
+    let mut memory = gpu.memory();
+    if memory.available().is_some_and(|have| have < needed) {
+        // A model that was dropped just now may still have its memory.
+        gpu.finish()?;
+        memory = gpu.memory();
+    }
+    let Some(available) = memory.available() else {
+        return Ok(());
+    };
+    let fits = |weights: u64, slots: usize| need.total(weights, slots) <= available;
+    tracing::debug!(needed, available, "memory");
+    if needed <= available {
+        return Ok(());
+    }
+    let mut quantization = None;
+    for name in OFFERED {
+        let weight_type: WeightType = name.parse()?;
+        let weights = need.weights_as(&Quantization::from(weight_type), options)?;
+        if weights < need.weights && fits(weights, options.slots) {
+            quantization = Some((weight_type, need.total(weights, options.slots)));
+            break;
+        }
+    }
+    Err(Error::DoesNotFit(Box::new(Shortfall {
+        adapter: gpu.name().to_owned(),
+        weights: need.weights,
+        slots: options.slots,
+        states: need.states(options.slots),
+        activations: need.activations(options.slots),
+        available,
+        limited: memory.is_limited(),
+        quantization,
+        fewer_slots: most(options.slots, |slots| fits(need.weights, slots)),
+    })))
+}
+
+/// The largest number from 1 to below `end` that `fits`, where every smaller one does too.
+fn most(end: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    let (mut low, mut high) = (0, end.max(1));
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Some(low).filter(|slots| *slots > 0)
+}
+
+/// What a model needs, by its parts.
+struct Need<'a> {
+    model: &'a Model,
+    /// Whether inputs of products are rounded to f16.
+    rounding: bool,
+    weights: u64,
+    /// One sequence's state.
+    state: u64,
+    /// States that lie there beside those of the sequences: what they begin with, where the model says.
+    initial_states: u64,
+}
+
+impl<'a> Need<'a> {
+    fn of(model: &'a Model, gpu: &Gpu, options: &LoadOptions) -> Result<Self> {
+        let mut layers = (0..model.config().layers).map(|layer| {
+            let weight = Weight::Block(layer, BlockWeight::InitialState);
+            model.weights().has(weight)
+        });
+        let tuned = layers.any(|has| has);
+        let mut need = Self {
+            model,
+            rounding: !gpu.capabilities().cooperative_matrices.is_empty(),
+            weights: 0,
+            state: model.state_layout().bytes(),
+            initial_states: u64::from(tuned),
+        };
+        need.weights = match &options.quantization {
+            None => memory::weights(model, &HashMap::new(), options.weights_dtype)?,
+            Some(quantization) => need.weights_as(quantization, options)?,
+        };
+        Ok(need)
+    }
+
+    /// Bytes of the weights, quantized.
+    fn weights_as(&self, quantization: &Quantization, options: &LoadOptions) -> Result<u64> {
+        let chosen: HashMap<Weight, Chosen> = quantization.largest(self.model)?;
+        memory::weights(self.model, &chosen, options.weights_dtype)
+    }
+
+    /// The states of `slots` sequences, and what they begin with.
+    fn states(&self, slots: usize) -> u64 {
+        self.state
+            .saturating_mul((slots as u64).saturating_add(self.initial_states))
+    }
+
+    /// A step of one token for each of `slots` sequences, and the shortest chunk of a prompt.
+    fn activations(&self, slots: usize) -> u64 {
+        let decode = BatchShape {
+            tokens: slots,
+            spans: slots,
+            outputs: slots,
+        };
+        let plans = [decode, prompt(SMALL)].map(|shape| {
+            let bytes = DeviceMemory::activations_in(self.model, shape, self.rounding);
+            // The pool's sizes are a fifth larger at most, and half of that on average.
+            let own = bytes - Kernels::MOST_SCRATCH_BYTES;
+            own.saturating_add(own / 8)
+        });
+        plans.into_iter().fold(
+            Kernels::MOST_SCRATCH_BYTES + SMALL_BUFFERS,
+            u64::saturating_add,
+        )
+    }
+
+    fn total(&self, weights: u64, slots: usize) -> u64 {
+        weights
+            .saturating_add(self.states(slots))
+            .saturating_add(self.activations(slots))
+    }
+}
+
+impl fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the model needs {} of GPU memory (weights {}, ",
+            Bytes(self.needed()),
+            Bytes(self.weights)
+        )?;
+        match self.slots {
+            1 => write!(f, "one state {}", Bytes(self.states))?,
+            slots => write!(f, "{slots} states {}", Bytes(self.states))?,
+        }
+        let activations = Bytes(self.activations);
+        write!(f, ", activations {activations} at least), but ")?;
+        let available = Bytes(self.available);
+        if self.limited {
+            write!(f, "--gpu-memory leaves {available}")?;
+        } else {
+            write!(f, "{} has {available} free", self.adapter)?;
+        }
+        let missing = Bytes(self.missing());
+        write!(f, ", {missing} too little; what would fit: ")?;
+        if let Some((weight_type, needed)) = &self.quantization {
+            write!(f, "--quant {weight_type} ({}), ", Bytes(*needed))?;
+        }
+        if let Some(slots) = self.fewer_slots {
+            write!(f, "{slots} sequences at a time, ")?;
+        }
+        if self.quantization.is_some() || self.fewer_slots.is_some() {
+            f.write_str("or ")?;
+        }
+        f.write_str("--device cpu")
+    }
+}
+
+/// Bytes for people, in units of 1024.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        match UNITS.into_iter().find(|(_, bits)| self.0 >> bits > 0) {
+            Some((unit, bits)) => write!(f, "{:.2} {unit}", self.0 as f64 / (1u64 << bits) as f64),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        #[track_caller]
+        fn check(bytes: u64, want: &str) {
+            assert_eq!(Bytes(bytes).to_string(), want);
+        }
+        check(0, "0 bytes");
+        check(1023, "1023 bytes");
+        check(1024, "1.00 KiB");
+        check(1536 << 10, "1.50 MiB");
+        check(5 << 30, "5.00 GiB");
+        check(u64::MAX, "16777216.00 TiB");
+    }
+
+    #[test]
+    fn fewer() {
+        #[track_caller]
+        fn check(end: usize, largest: usize, want: Option<usize>) {
+            assert_eq!(most(end, |slots| slots <= largest), want);
+        }
+        check(0, 5, None);
+        check(1, 0, None);
+        check(1, 5, None);
+        check(8, 0, None);
+        check(8, 1, Some(1));
+        check(8, 6, Some(6));
+        check(8, 7, Some(7));
+        check(usize::MAX, 12_345, Some(12_345));
+    }
+
+    /// One line, whatever fits instead.
+    #[test]
+    fn said() {
+        let shortfall = Shortfall {
+            adapter: "A100".to_owned(),
+            weights: 3 << 30,
+            slots: 1,
+            states: 8 << 20,
+            activations: 120 << 20,
+            available: 2 << 30,
+            limited: false,
+            quantization: None,
+            fewer_slots: None,
+        };
+        assert_eq!(
+            shortfall.to_string(),
+            "the model needs 3.12 GiB of GPU memory (weights 3.00 GiB, one state 8.00 MiB, activations 120.00 MiB at \
+             least), but A100 has 2.00 GiB free, 1.12 GiB too little; what would fit: --device cpu"
+        );
+        let offers = Shortfall {
+            slots: 4,
+            limited: true,
+            quantization: Some(("q4_k".parse().unwrap(), 1 << 30)),
+            fewer_slots: Some(2),
+            ..shortfall
+        };
+        let text = offers.to_string();
+        let end = "what would fit: --quant q4_k (1.00 GiB), 2 sequences at a time, or --device cpu";
+        assert!(text.ends_with(end), "{text}");
+        assert!(text.contains("4 states 8.00 MiB"), "{text}");
+        assert!(text.contains("but --gpu-memory leaves 2.00 GiB,"), "{text}");
+    }
+}

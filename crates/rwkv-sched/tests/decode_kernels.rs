@@ -88,8 +88,10 @@ fn layer(version: Version, way: Way) -> Vec<String> {
         layers: 1,
         ..dimensions(version)
     };
-    let (one, two) = (kernels(&one, way).len(), kernels(&dimensions(version), way));
-    let end = ["norm", "matvec"].len();
+    let (one, two) = (kernels(&one, way), kernels(&dimensions(version), way));
+    // The last norm and the head, which may be several.
+    let last = one.iter().rposition(|kernel| kernel == "norm").unwrap();
+    let (one, end) = (one.len(), one.len() - last);
     two[one - end..two.len() - end].to_vec()
 }
 

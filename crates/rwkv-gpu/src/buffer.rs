@@ -104,6 +104,7 @@ impl Gpu {
             }
             other => other?,
         };
+        share.made();
         self.counters().buffer_made();
         Ok(Buffer {
             raw,

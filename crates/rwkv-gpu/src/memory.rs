@@ -49,7 +49,7 @@ pub(crate) struct Ledger {
     limit: AtomicU64,
 }
 
-/// The bytes of one buffer, given back when it is dropped.
+/// The bytes of one buffer, given back when it is dropped. [`Share::made`] says that there is such a buffer.
 #[derive(Debug)]
 pub(crate) struct Share {
     bytes: u64,
@@ -77,12 +77,17 @@ impl Ledger {
     pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Result<Share, u64> {
         let limit = self.limit.load(Relaxed);
         let within = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= limit);
-        let before = self.in_use.fetch_update(Relaxed, Relaxed, within)?;
-        self.peak.fetch_max(before.saturating_add(bytes), Relaxed);
+        self.in_use.fetch_update(Relaxed, Relaxed, within)?;
         Ok(Share {
             bytes,
             ledger: self.clone(),
         })
+    }
+}
+
+impl Share {
+    pub(crate) fn made(&self) {
+        self.ledger.peak.fetch_max(self.ledger.in_use(), Relaxed);
     }
 }
 
@@ -100,7 +105,7 @@ impl Gpu {
             in_use: ledger.in_use(),
             peak: ledger.peak.load(Relaxed),
             limit: ledger.limit(),
-            free: free_bytes(self.device()),
+            free: free_bytes(self.device(), ledger.in_use()),
         }
     }
 
@@ -116,14 +121,14 @@ impl Gpu {
 pub(crate) const BUDGET_PERCENT: u8 = 97;
 
 /// What the largest heap of the device's own still has for this program, up to the share of its budget at which wgpu
-/// stops.
+/// stops. Without the extension, as if nobody else used it.
 #[cfg(any(
     windows,
     target_os = "linux",
     target_os = "android",
     target_os = "freebsd"
 ))]
-fn free_bytes(device: &wgpu::Device) -> Option<u64> {
+fn free_bytes(device: &wgpu::Device, in_use: u64) -> Option<u64> {
     use ash::vk;
     // SAFETY: the handles are used while `device` is alive, and nothing is destroyed.
     let device = unsafe { device.as_hal::<wgpu::hal::api::Vulkan>() }?;
@@ -152,7 +157,7 @@ fn free_bytes(device: &wgpu::Device) -> Option<u64> {
             *budget.heap_usage.get(index)?,
         )
     } else {
-        (heap.size, 0)
+        (heap.size, in_use)
     };
     let usable = whole / 100 * u64::from(BUDGET_PERCENT);
     Some(usable.saturating_sub(used))
@@ -165,7 +170,7 @@ fn free_bytes(device: &wgpu::Device) -> Option<u64> {
     target_os = "android",
     target_os = "freebsd"
 )))]
-fn free_bytes(_: &wgpu::Device) -> Option<u64> {
+fn free_bytes(_: &wgpu::Device, _: u64) -> Option<u64> {
     None
 }
 
@@ -211,6 +216,7 @@ mod tests {
                 if !takes {
                     held.pop();
                 } else if let Ok(share) = ledger.take(bytes) {
+                    share.made();
                     held.push(share);
                 } else {
                     let sum = before.checked_add(bytes);

@@ -123,6 +123,7 @@ impl Kernels {
         let (of_key, of_value) = (key.shape(), value.shape());
         self.gpu().capabilities().float_atomics
             && self.orders_partials()
+            && key.chunks().first().is_some_and(|chunk| chunk.base == 0)
             && key.is_whole()
             && value.chunks().len() == 1
             && of_value.cols.0 == of_key.rows.0

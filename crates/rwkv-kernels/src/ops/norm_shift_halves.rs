@@ -85,7 +85,9 @@ impl Kernels {
     /// Whether [`norm_shift_halves`](Self::norm_shift_halves) can add up a product's slices for rows of `width` channels.
     pub fn norm_adds_slices(&self, width: usize) -> bool {
         let limits = &self.gpu().capabilities().limits;
-        width / 4 <= (limits.workgroup_invocations as usize).min(WIDE[1])
+        let most = limits.workgroup_invocations as usize;
+        let held = |threads: usize| threads <= most && width / 4 <= threads;
+        (parts(width) == Some(1) || WIDE.into_iter().any(held))
             && limits.storage_buffers >= STORAGE_BUFFERS
     }
 

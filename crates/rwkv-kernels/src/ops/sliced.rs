@@ -1,5 +1,5 @@
 //! Sums that the slices of a product left apart, for a kernel that reads the product next and adds them up itself: a
-//! dispatch less (`wgsl/norm_shift_halves.wgsl`).
+//! dispatch less (`wgsl/norm_shift_halves.wgsl`, `wgsl/half_rows.wgsl`).
 
 use super::coop_product::slice_of;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 };
 use rwkv_gpu::Binding;
 
-/// Where the slices of a product are, all of whose sums a reader adds to a residual. They stay until the next product in
+/// Where the slices of a product are, whose sums a reader adds up. They stay until the next product in
 /// slices.
 pub struct SlicedSum {
     pub(super) halves: HalfRows,

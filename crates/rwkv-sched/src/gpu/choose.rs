@@ -24,8 +24,8 @@ use std::collections::{HashMap, HashSet};
 /// Tokens that the kernels of a [`Kernel::Project`] take at most, whatever it has; of one stack they may take more.
 pub(super) const TOKENS: usize = 8;
 
-/// Spans that the recurrences' kernels of one token each take at most: each four of them read the low-rank pairs' second
-/// halves once more, which for more costs more than products of all tokens.
+/// Spans that the recurrences' kernels of one token each take at most: with more, those that multiply the low-rank pairs'
+/// second halves themselves read them so often that products of all tokens cost less.
 const STEP_SPANS: usize = 256;
 
 /// What a batch runs.
@@ -247,7 +247,11 @@ impl Choice<'_> {
             | Kernel::RecurrenceOutput7 { .. } => false,
             Kernel::GatedHeads(_) => self.halves_suit(group),
             Kernel::Project if self.rounded(group) => true,
-            Kernel::Project => self.projections_suit(group),
+            // In f16, inputs meet all matrices in one stack or each product alone.
+            Kernel::Project => {
+                !group.products().any(|p| self.chosen.halves.contains(&p.x))
+                    && self.projections_suit(group)
+            }
             Kernel::Mix6(what) => self.mix6_suits(what),
             Kernel::Recurrence6(what) => {
                 Wkv6Step::suits(what.head_size)

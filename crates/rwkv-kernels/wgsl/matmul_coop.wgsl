@@ -136,88 +136,6 @@ fn main(
         store_w(w_$i, begin, thread, $i);
 #endrepeat
     }
-#ifdef TWICE
-    // Two steps are on their way: a core then reads all the time, though it has one workgroup. Columns are whole pairs of
-    // steps.
-#repeat i $X_LOADS
-    var x_then$i = x[x_from + (begin + DEPTH) / 4u + $i * X_ROWS * X_STRIDE];
-#endrepeat
-#repeat i $W_LOADS
-    var w_then$i = load_w(w_from$i, begin + DEPTH, thread, $i);
-#endrepeat
-    workgroupBarrier();
-    for (var column = begin; column < end; column += 2u * DEPTH) {
-        // At the end the last steps are loaded again.
-        let next = min(column + 2u * DEPTH, last);
-#repeat i $X_LOADS
-        let x_$i = x[x_from + next / 4u + $i * X_ROWS * X_STRIDE];
-#endrepeat
-#repeat i $W_LOADS
-        let w_$i = load_w(w_from$i, next, thread, $i);
-#endrepeat
-#repeat k $STEPS
-        {
-#repeat i $HIGH
-            let a$i = coopLoadT<$MATRIX<f16, A>>(
-                &x_tile[((token + $i * SIDE) * PITCH + $k * (SIDE / 4u)) * STEP],
-                PITCH * STEP,
-            );
-#endrepeat
-#repeat j $WIDE
-            let b$j = $LOAD_B<$MATRIX<f16, B>>(
-                &w_tile[w_place(row + $j * SIDE, $k * SIDE) * STEP],
-                W_PITCH * STEP,
-            );
-#repeat i $HIGH
-            sum_$i$j = coopMultiplyAdd(a$i, b$j, sum_$i$j);
-#endrepeat
-#endrepeat
-        }
-#endrepeat
-        workgroupBarrier();
-#repeat i $X_LOADS
-        put_x(x_to + $i * X_ROWS * PITCH, x_then$i);
-#endrepeat
-#repeat i $W_LOADS
-        store_w(w_then$i, column + DEPTH, thread, $i);
-#endrepeat
-        workgroupBarrier();
-        let after = min(column + 3u * DEPTH, last);
-#repeat i $X_LOADS
-        x_then$i = x[x_from + after / 4u + $i * X_ROWS * X_STRIDE];
-#endrepeat
-#repeat i $W_LOADS
-        w_then$i = load_w(w_from$i, after, thread, $i);
-#endrepeat
-#repeat k $STEPS
-        {
-#repeat i $HIGH
-            let a$i = coopLoadT<$MATRIX<f16, A>>(
-                &x_tile[((token + $i * SIDE) * PITCH + $k * (SIDE / 4u)) * STEP],
-                PITCH * STEP,
-            );
-#endrepeat
-#repeat j $WIDE
-            let b$j = $LOAD_B<$MATRIX<f16, B>>(
-                &w_tile[w_place(row + $j * SIDE, $k * SIDE) * STEP],
-                W_PITCH * STEP,
-            );
-#repeat i $HIGH
-            sum_$i$j = coopMultiplyAdd(a$i, b$j, sum_$i$j);
-#endrepeat
-#endrepeat
-        }
-#endrepeat
-        workgroupBarrier();
-#repeat i $X_LOADS
-        put_x(x_to + $i * X_ROWS * PITCH, x_$i);
-#endrepeat
-#repeat i $W_LOADS
-        store_w(w_$i, next, thread, $i);
-#endrepeat
-        workgroupBarrier();
-    }
-#else
     workgroupBarrier();
     for (var column = begin; column < end; column += DEPTH) {
         // At the end the last step's are loaded again.
@@ -256,7 +174,6 @@ fn main(
 #endrepeat
         workgroupBarrier();
     }
-#endif
 
     // Here naga 30 needs what is stored, and where, by a name of its own: expressions come after the store that uses them.
 #ifdef END_SUMS

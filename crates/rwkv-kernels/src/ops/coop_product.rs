@@ -87,7 +87,7 @@ impl CoopProduct<'_> {
 /// Columns of each of `slices`, in whole steps, and how many that makes.
 pub(super) fn slice_of(cols: usize, tile: &Tile, slices: usize) -> (usize, usize) {
     let slice = cols.div_ceil(slices);
-    let slice = slice.next_multiple_of(tile.turn().max(64)).max(1);
+    let slice = slice.next_multiple_of(tile.depth.max(64)).max(1);
     (slice, cols.div_ceil(slice))
 }
 
@@ -141,9 +141,7 @@ impl Kernels {
                 })
             };
             // A step past the end of a part would meet the next part's x.
-            // Of two steps at once, the second may not be past the end.
-            let ends = !tile.twice || of.cols.is_multiple_of(tile.turn());
-            if tile.side != side || !of.part.is_multiple_of(tile.turn()) || !ends {
+            if tile.side != side || !of.part.is_multiple_of(tile.depth) {
                 continue;
             }
             let (finishes, leaves_sums) = (can("finish"), can("sums"));

@@ -13,8 +13,6 @@ pub(super) struct Tile {
     pub(super) rows: usize,
     /// Columns of a step.
     pub(super) depth: usize,
-    /// Whether two steps are on their way at once: slices have whole pairs of them.
-    pub(super) twice: bool,
     /// Whether it is there for F16, and for packed formats.
     pub(super) halves: bool,
     pub(super) packed: bool,
@@ -26,7 +24,6 @@ pub(super) const LARGE: Tile = Tile {
     tokens: 128,
     rows: 128,
     depth: 64,
-    twice: false,
     halves: true,
     packed: true,
 };
@@ -64,44 +61,6 @@ pub(super) const TINY_DEEP: Tile = Tile {
     depth: 128,
     ..TINY
 };
-/// For matrices of many rows.
-pub(super) const SMALL_LOW: Tile = Tile {
-    name: "32x64x128-4",
-    rows: 64,
-    ..SMALL_DEEP
-};
-pub(super) const TINY_LOW: Tile = Tile {
-    name: "16x64x128-4",
-    rows: 64,
-    ..TINY_DEEP
-};
-pub(super) const SMALL_BROAD: Tile = Tile {
-    name: "32x128x128-8",
-    ..SMALL_DEEP
-};
-pub(super) const TINY_BROAD: Tile = Tile {
-    name: "16x128x128-8",
-    ..TINY_DEEP
-};
-pub(super) const LOW_BROAD: Tile = Tile {
-    name: "32x64x128-8",
-    ..SMALL_LOW
-};
-pub(super) const SMALL_AHEAD: Tile = Tile {
-    name: "32x128x128-8-2",
-    twice: true,
-    ..SMALL_BROAD
-};
-pub(super) const TINY_AHEAD: Tile = Tile {
-    name: "16x128x128-8-2",
-    twice: true,
-    ..TINY_BROAD
-};
-pub(super) const LOW_AHEAD: Tile = Tile {
-    name: "32x64x128-8-2",
-    twice: true,
-    ..LOW_BROAD
-};
 pub(super) const EIGHTS: Tile = Tile {
     name: "64x64x32-8x8",
     side: 8,
@@ -109,7 +68,7 @@ pub(super) const EIGHTS: Tile = Tile {
     ..MEDIUM
 };
 
-static TILES: [Tile; 16] = [
+static TILES: [Tile; 8] = [
     LARGE,
     MEDIUM,
     SMALL,
@@ -117,27 +76,10 @@ static TILES: [Tile; 16] = [
     SMALL_PACKED,
     TINY,
     TINY_DEEP,
-    SMALL_LOW,
-    TINY_LOW,
-    SMALL_BROAD,
-    TINY_BROAD,
-    LOW_BROAD,
-    SMALL_AHEAD,
-    TINY_AHEAD,
-    LOW_AHEAD,
     EIGHTS,
 ];
 
 impl Tile {
-    /// Columns that slices have a multiple of.
-    pub(super) fn turn(&self) -> usize {
-        if self.twice {
-            2 * self.depth
-        } else {
-            self.depth
-        }
-    }
-
     /// Tiles of a product.
     pub(super) fn count(&self, tokens: usize, rows: usize) -> usize {
         tokens.div_ceil(self.tokens) * rows.div_ceil(self.rows)

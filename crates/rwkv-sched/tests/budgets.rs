@@ -5,7 +5,7 @@
 
 mod support;
 
-use rwkv_gpu::{Gpu, OpenOptions};
+use rwkv_gpu::{Gpu, Kind, OpenOptions};
 use rwkv_kernels::Kernels;
 use rwkv_sched::{
     Batch, Decoding, Error, Executor, GpuExecutor, LoadOptions, Model, Quantization, Shortfall,
@@ -191,11 +191,15 @@ fn what_is_said_to_fit_fits() {
                 },
             );
             let peak = gpu.memory().peak;
-            // Partial sums are counted at their most, of which small models take next to nothing on software adapters, and
-            // some on others.
+            // Partial sums are counted at their most, which small models do not take; on a hardware GPU they take some.
             let own = (needed - Kernels::MOST_SCRATCH_BYTES) as f64 / peak as f64;
+            let least = if gpu.kind() == Kind::Software {
+                0.8
+            } else {
+                0.0
+            };
             assert!(
-                peak <= needed && own < 1.2,
+                peak <= needed && (least..1.2).contains(&own),
                 "{version} {packing:?}: {needed} said, {peak} taken, {own}"
             );
         }

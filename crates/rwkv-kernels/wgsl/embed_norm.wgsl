@@ -1,6 +1,7 @@
-// y[token] = the layer norm of the row of the table that the token names. A workgroup a token, which expands its row
-// once for each pass: the packed row is small and in the nearest cache by then. A table that passes the binding limit
-// comes in parts; each part fills the rows it has.
+// y[token] = the layer norm of the row of the table that the token names. A workgroup a token. What its threads hold is
+// read once, all at once, the norm's weight and bias before the token is known; of longer rows the later passes expand the
+// packed row again, which is small and in the nearest cache by then. A table that passes the binding limit comes in parts;
+// each part fills the rows it has.
 #import formats/$FORMAT
 #import reduce/$LANES
 #import batch
@@ -26,9 +27,84 @@ struct Params {
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
-// Which of the elements of a part, the first of them in `column`, are in the row.
-fn in_row(column: u32) -> vec4<bool> {
-    return vec4(column) + vec4(0u, 1u, 2u, 3u) < vec4(params.cols);
+// Units that a thread holds: at most four. 0 where a row has more.
+override OWN: u32 = 0u;
+
+// Elements of a unit, four at a time.
+struct Values {
+    part: array<vec4<f32>, PARTS>,
+}
+
+fn columns_of(unit: u32, part: u32) -> vec4<u32> {
+    return vec4(unit * UNIT + part * 4u) + vec4(0u, 1u, 2u, 3u);
+}
+
+fn in_row(columns: vec4<u32>) -> vec4<bool> {
+    return columns < vec4(params.cols);
+}
+
+fn total(value: vec4<f32>) -> f32 {
+    return (value.x + value.y) + (value.z + value.w);
+}
+
+fn sum_of(unit: u32, values: Values) -> vec4<f32> {
+    var sum = vec4(0.0);
+    for (var part = 0u; part < PARTS; part++) {
+        sum += select(vec4(0.0), values.part[part], in_row(columns_of(unit, part)));
+    }
+    return sum;
+}
+
+fn square_of(unit: u32, values: Values, mean: f32) -> vec4<f32> {
+    var square = vec4(0.0);
+    for (var part = 0u; part < PARTS; part++) {
+        let d = select(vec4(0.0), values.part[part] - mean, in_row(columns_of(unit, part)));
+        square += d * d;
+    }
+    return square;
+}
+
+// Past the end the last one again: no branch stands between two loads.
+fn weights_of(unit: u32) -> Values {
+    var values: Values;
+    for (var part = 0u; part < PARTS; part++) {
+        let c = min(columns_of(unit, part), vec4(params.cols - 1u));
+        values.part[part] = vec4(weight[c.x], weight[c.y], weight[c.z], weight[c.w]);
+    }
+    return values;
+}
+
+fn biases_of(unit: u32) -> Values {
+    var values: Values;
+    for (var part = 0u; part < PARTS; part++) {
+        let c = min(columns_of(unit, part), vec4(params.cols - 1u));
+        values.part[part] = vec4(bias[c.x], bias[c.y], bias[c.z], bias[c.w]);
+    }
+    return values;
+}
+
+fn write(row: u32, unit: u32, normed: Values) {
+    for (var part = 0u; part < PARTS; part++) {
+        let columns = columns_of(unit, part);
+        let own = in_row(columns);
+        for (var i = 0u; i < 4u; i++) {
+            if own[i] {
+                y[row + columns[i]] = normed.part[part][i];
+            }
+        }
+    }
+}
+
+fn norm_of(values: Values, mean: f32, scale: f32, weights: Values, biases: Values) -> Values {
+    var normed: Values;
+    for (var part = 0u; part < PARTS; part++) {
+        normed.part[part] = (values.part[part] - mean) * scale * weights.part[part] + biases.part[part];
+    }
+    return normed;
+}
+
+fn scale_for(square: vec4<f32>, at: Invocation) -> f32 {
+    return 1.0 / sqrt(workgroup_add(total(square), at) / f32(params.cols) + params.epsilon);
 }
 
 @compute @workgroup_size(SIZE)
@@ -37,40 +113,60 @@ fn main(at: Invocation) {
     if token >= params.tokens {
         return;
     }
+#repeat i 4
+    let unit_$i = at.thread + SIZE * u32($i);
+    var weights_$i: Values;
+    var biases_$i: Values;
+    if OWN > u32($i) {
+        weights_$i = weights_of(unit_$i);
+        biases_$i = biases_of(unit_$i);
+    }
+#endrepeat
     let id = tokens[token].id;
     if id < params.first_row || id - params.first_row >= params.rows {
         return;
     }
     let row = params.base + id - params.first_row;
-    let count = f32(params.cols);
+    let to = token * params.y_stride;
     var sum = vec4(0.0);
-    for (var unit = at.thread; unit < params.units; unit += SIZE) {
-        let values = weight_unit(row, unit, params.units);
-        for (var part = 0u; part < PARTS; part++) {
-            sum += select(vec4(0.0), values[part], in_row(unit * UNIT + part * 4u));
+    if OWN > 0u {
+#repeat i 4
+        var values_$i: Values;
+        if OWN > u32($i) {
+            values_$i = Values(weight_unit(row, min(unit_$i, params.units - 1u), params.units));
         }
+#endrepeat
+#repeat i 4
+        if OWN > u32($i) {
+            sum += sum_of(unit_$i, values_$i);
+        }
+#endrepeat
+        let mean = workgroup_add(total(sum), at) / f32(params.cols);
+        var square = vec4(0.0);
+#repeat i 4
+        if OWN > u32($i) {
+            square += square_of(unit_$i, values_$i, mean);
+        }
+#endrepeat
+        let scale = scale_for(square, at);
+#repeat i 4
+        if OWN > u32($i) {
+            write(to, unit_$i, norm_of(values_$i, mean, scale, weights_$i, biases_$i));
+        }
+#endrepeat
+        return;
     }
-    let mean = workgroup_add(sum.x + sum.y + sum.z + sum.w, at) / count;
+    for (var unit = at.thread; unit < params.units; unit += SIZE) {
+        sum += sum_of(unit, Values(weight_unit(row, unit, params.units)));
+    }
+    let mean = workgroup_add(total(sum), at) / f32(params.cols);
     var square = vec4(0.0);
     for (var unit = at.thread; unit < params.units; unit += SIZE) {
-        let values = weight_unit(row, unit, params.units);
-        for (var part = 0u; part < PARTS; part++) {
-            let d = select(vec4(0.0), values[part] - mean, in_row(unit * UNIT + part * 4u));
-            square += d * d;
-        }
+        square += square_of(unit, Values(weight_unit(row, unit, params.units)), mean);
     }
-    let variance = workgroup_add(square.x + square.y + square.z + square.w, at) / count;
-    let scale = 1.0 / sqrt(variance + params.epsilon);
+    let scale = scale_for(square, at);
     for (var unit = at.thread; unit < params.units; unit += SIZE) {
-        let values = weight_unit(row, unit, params.units);
-        for (var part = 0u; part < PARTS; part++) {
-            let normed = (values[part] - mean) * scale;
-            for (var i = 0u; i < 4u; i++) {
-                let column = unit * UNIT + part * 4u + i;
-                if column < params.cols {
-                    y[token * params.y_stride + column] = normed[i] * weight[column] + bias[column];
-                }
-            }
-        }
+        let values = Values(weight_unit(row, unit, params.units));
+        write(to, unit, norm_of(values, mean, scale, weights_of(unit), biases_of(unit)));
     }
 }

@@ -160,11 +160,14 @@ fn main(at: Invocation) {
         }
     }
     storageBarrier();
-    for (var i = at.thread; i < seen; i += SIZE) {
-        let entry = base + ENTRIES + i * 3u;
-        if memory[entry] < params.vocabulary {
-            let frequency = product(decayed(entry, accepted), asked.frequency, params.zero);
-            shift_logit(memory[entry], -(asked.presence + frequency));
+    // Without penalties nothing waits for the memory.
+    if asked.presence != 0.0 || asked.frequency != 0.0 {
+        for (var i = at.thread; i < seen; i += SIZE) {
+            let entry = base + ENTRIES + i * 3u;
+            if memory[entry] < params.vocabulary {
+                let frequency = product(decayed(entry, accepted), asked.frequency, params.zero);
+                shift_logit(memory[entry], -(asked.presence + frequency));
+            }
         }
     }
     storageBarrier();

@@ -33,6 +33,12 @@ struct Params {
     base: u32,
 }
 
+/// Threads of a workgroup.
+const SIZE: usize = 256;
+/// Units that a thread holds at most, as in the WGSL, and elements: three registers each.
+const MOST_OWN: usize = 4;
+const MOST_ELEMENTS: usize = 32;
+
 impl Kernels {
     /// The dispatches of `op`: one a part of the table.
     ///
@@ -52,8 +58,11 @@ impl Kernels {
             ));
         }
         let layout = op.table.layout();
-        let constants: Vec<_> = layout.constants().collect();
-        let name = format!("embed_norm/{}/256/{}", layout.shader(), self.lanes());
+        let own = op.table.units().div_ceil(SIZE);
+        let holds = own <= MOST_OWN && own * layout.unit() <= MOST_ELEMENTS;
+        let mut constants: Vec<_> = layout.constants().collect();
+        constants.push(("OWN", if holds { own as f64 } else { 0.0 }));
+        let name = format!("embed_norm/{}/{SIZE}/{}", layout.shader(), self.lanes());
         let pipeline = self.pipeline(&name, &constants)?;
         op.table
             .chunks()

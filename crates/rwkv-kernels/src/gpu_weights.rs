@@ -23,7 +23,9 @@ impl GpuVector {
     /// # Errors
     /// [`Error::Gpu`] when it does not fit.
     pub fn new(gpu: &Gpu, name: &str, values: &[f32], upload: &mut Upload) -> Result<Self> {
-        let buffer = gpu.buffer(BufferKind::Storage, name, size_of_val(values) as u64)?;
+        // Whole fours, as kernels read them.
+        let bytes = values.len().next_multiple_of(4) * size_of::<f32>();
+        let buffer = gpu.buffer(BufferKind::Storage, name, bytes as u64)?;
         upload.write(&buffer, 0, bytemuck::cast_slice(values))?;
         Ok(Self {
             buffer,

@@ -14,7 +14,7 @@ struct Params {
     cols: u32,
     units: u32,
     tokens: u32,
-    // Between rows of y, in elements.
+    // Between rows of y, in fours.
     y_stride: u32,
     epsilon: f32,
     // The row of the buffers that the first one is.
@@ -23,9 +23,9 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<Token>;
-@group(0) @binding(2) var<storage, read> weight: array<f32>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 
 // Units that a thread holds: at most four. 0 where a row has more.
 override OWN: u32 = 0u;
@@ -35,12 +35,18 @@ struct Values {
     part: array<vec4<f32>, PARTS>,
 }
 
-fn columns_of(unit: u32, part: u32) -> vec4<u32> {
-    return vec4(unit * UNIT + part * 4u) + vec4(0u, 1u, 2u, 3u);
+// Which four of a row's columns a part of a unit has.
+fn four_of(unit: u32, part: u32) -> u32 {
+    return unit * PARTS + part;
 }
 
-fn in_row(columns: vec4<u32>) -> vec4<bool> {
-    return columns < vec4(params.cols);
+// Those of a four that are columns of the row.
+fn in_row(four: u32) -> vec4<bool> {
+    return vec4(four * 4u) + vec4(0u, 1u, 2u, 3u) < vec4(params.cols);
+}
+
+fn fours() -> u32 {
+    return (params.cols + 3u) / 4u;
 }
 
 fn total(value: vec4<f32>) -> f32 {
@@ -50,7 +56,7 @@ fn total(value: vec4<f32>) -> f32 {
 fn sum_of(unit: u32, values: Values) -> vec4<f32> {
     var sum = vec4(0.0);
     for (var part = 0u; part < PARTS; part++) {
-        sum += select(vec4(0.0), values.part[part], in_row(columns_of(unit, part)));
+        sum += select(vec4(0.0), values.part[part], in_row(four_of(unit, part)));
     }
     return sum;
 }
@@ -58,18 +64,17 @@ fn sum_of(unit: u32, values: Values) -> vec4<f32> {
 fn square_of(unit: u32, values: Values, mean: f32) -> vec4<f32> {
     var square = vec4(0.0);
     for (var part = 0u; part < PARTS; part++) {
-        let d = select(vec4(0.0), values.part[part] - mean, in_row(columns_of(unit, part)));
+        let d = select(vec4(0.0), values.part[part] - mean, in_row(four_of(unit, part)));
         square += d * d;
     }
     return square;
 }
 
-// Past the end the last one again: no branch stands between two loads.
+// Past the end the last ones again: no branch stands between two loads.
 fn weights_of(unit: u32) -> Values {
     var values: Values;
     for (var part = 0u; part < PARTS; part++) {
-        let c = min(columns_of(unit, part), vec4(params.cols - 1u));
-        values.part[part] = vec4(weight[c.x], weight[c.y], weight[c.z], weight[c.w]);
+        values.part[part] = weight[min(four_of(unit, part), fours() - 1u)];
     }
     return values;
 }
@@ -77,20 +82,17 @@ fn weights_of(unit: u32) -> Values {
 fn biases_of(unit: u32) -> Values {
     var values: Values;
     for (var part = 0u; part < PARTS; part++) {
-        let c = min(columns_of(unit, part), vec4(params.cols - 1u));
-        values.part[part] = vec4(bias[c.x], bias[c.y], bias[c.z], bias[c.w]);
+        values.part[part] = bias[min(four_of(unit, part), fours() - 1u)];
     }
     return values;
 }
 
+// Fours as they are, with what lies past the row: rows of y have room for it.
 fn write(row: u32, unit: u32, normed: Values) {
     for (var part = 0u; part < PARTS; part++) {
-        let columns = columns_of(unit, part);
-        let own = in_row(columns);
-        for (var i = 0u; i < 4u; i++) {
-            if own[i] {
-                y[row + columns[i]] = normed.part[part][i];
-            }
+        let four = four_of(unit, part);
+        if four < fours() {
+            y[row + four] = normed.part[part];
         }
     }
 }

@@ -74,7 +74,7 @@ impl Kernels {
                     cols: u32_of("columns", width)?,
                     units: u32_of("units", op.table.units())?,
                     tokens: u32_of("tokens", op.y.rows)?,
-                    y_stride: u32_of("stride", View::stride(width))?,
+                    y_stride: u32_of("stride", View::stride(width) / 4)?,
                     epsilon: op.epsilon,
                     base: chunk.base,
                 };

@@ -67,7 +67,7 @@ pub struct Capabilities {
     pub limits: Limits,
 }
 
-/// Features to pretend that an adapter lacks: `RWKV_HIDE=subgroup,f16,coop,float-atomics`.
+/// Features to pretend that an adapter lacks: `RWKV_HIDE=subgroup,f16,coop,float-atomics,subnormal-halves`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(
     clippy::struct_excessive_bools,
@@ -82,6 +82,8 @@ pub struct Hidden {
     pub coop: bool,
     /// Hide atomic sums of f32.
     pub float_atomics: bool,
+    /// Hide that subnormal 16-bit floats are kept when they are unpacked.
+    pub subnormal_halves: bool,
 }
 
 impl FromStr for Hidden {
@@ -95,11 +97,14 @@ impl FromStr for Hidden {
                 "f16" => hidden.f16 = true,
                 "coop" => hidden.coop = true,
                 "float-atomics" => hidden.float_atomics = true,
+                "subnormal-halves" => hidden.subnormal_halves = true,
                 _ => {
                     return Err(Error::BadSetting {
                         name: "RWKV_HIDE",
                         value: list.to_owned(),
-                        problem: format!("`{name}` is none of subgroup, f16, coop, float-atomics"),
+                        problem: format!(
+                            "`{name}` is none of subgroup, f16, coop, float-atomics, subnormal-halves"
+                        ),
                     });
                 }
             }
@@ -185,17 +190,23 @@ mod tests {
     #[test]
     fn hide_list() {
         #[track_caller]
-        fn check(list: &str, want: Option<[bool; 4]>) {
-            let got = list
-                .parse::<Hidden>()
-                .ok()
-                .map(|h| [h.subgroup, h.f16, h.coop, h.float_atomics]);
+        fn check(list: &str, want: Option<[bool; 5]>) {
+            let got = list.parse::<Hidden>().ok().map(|h| {
+                [
+                    h.subgroup,
+                    h.f16,
+                    h.coop,
+                    h.float_atomics,
+                    h.subnormal_halves,
+                ]
+            });
             assert_eq!(got, want, "{list}");
         }
-        check("", Some([false; 4]));
-        check("subgroup", Some([true, false, false, false]));
-        check(" f16 , coop,", Some([false, true, true, false]));
-        check("float-atomics", Some([false, false, false, true]));
+        check("", Some([false; 5]));
+        check("subgroup", Some([true, false, false, false, false]));
+        check(" f16 , coop,", Some([false, true, true, false, false]));
+        check("float-atomics", Some([false, false, false, true, false]));
+        check("subnormal-halves", Some([false, false, false, false, true]));
         check("subgroups", None);
     }
 }

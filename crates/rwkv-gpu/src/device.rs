@@ -3,7 +3,7 @@
 use crate::{
     Capabilities, Error, Hidden, Kind, Pipeline, Result, Selector, adapter,
     cache_folder::CacheFolder, counters::Counters, error::one_line, memory::Ledger,
-    pipeline::PipelineKey, pipeline_cache::PipelineCache,
+    pipeline::PipelineKey, pipeline_cache::PipelineCache, subnormal,
 };
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -72,6 +72,7 @@ struct Inner {
     driver: String,
     kind: Kind,
     capabilities: Capabilities,
+    subnormal_halves: bool,
     checks: bool,
     pipelines: DashMap<PipelineKey, Arc<Pipeline>>,
     cache_folder: Option<CacheFolder>,
@@ -143,6 +144,8 @@ impl Gpu {
             "opened"
         );
         let capabilities = Capabilities::of(&candidate.adapter, features);
+        let subnormal_halves =
+            !options.hidden.subnormal_halves && subnormal::halves_kept(&device, &queue);
         let cache_folder = options.cache_dir.as_deref();
         let cache_folder = cache_folder.map(|folder| CacheFolder::new(folder, &candidate.info));
         let pipeline_cache = cache_folder
@@ -164,6 +167,7 @@ impl Gpu {
                 driver: candidate.driver(),
                 kind: candidate.kind,
                 capabilities,
+                subnormal_halves,
                 checks: options.checks,
                 pipelines: DashMap::new(),
                 cache_folder,
@@ -187,6 +191,7 @@ impl Gpu {
             name,
             backend,
             driver,
+            subnormal_halves,
             checks,
             faults,
             ledger,
@@ -202,6 +207,7 @@ impl Gpu {
                 driver: driver.clone(),
                 kind: Kind::Discrete,
                 capabilities,
+                subnormal_halves: *subnormal_halves,
                 checks: *checks,
                 pipelines: DashMap::new(),
                 cache_folder: None,
@@ -244,6 +250,11 @@ impl Gpu {
     /// What it offers to kernels.
     pub fn capabilities(&self) -> &Capabilities {
         &self.inner.capabilities
+    }
+
+    /// Whether `unpack2x16float` keeps subnormal numbers, which drivers may take for zero.
+    pub fn keeps_subnormal_halves(&self) -> bool {
+        self.inner.subnormal_halves
     }
 
     /// Whether shaders check bounds.

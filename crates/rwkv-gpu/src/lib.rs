@@ -22,6 +22,7 @@ mod pipeline_cache;
 mod readback;
 mod record;
 mod shader;
+mod subnormal;
 mod timing;
 
 pub use adapter::{AdapterSummary, Kind, Selector, list_adapters};

@@ -155,7 +155,7 @@ fn options_from_the_environment() {
     check(
         "warp",
         "1",
-        "`warp` in RWKV_HIDE: `warp` is none of subgroup, f16, coop, float-atomics",
+        "`warp` in RWKV_HIDE: `warp` is none of subgroup, f16, coop, float-atomics, subnormal-halves",
     );
     check("", "yes", "`yes` in RWKV_CHECKS: expected 0 or 1");
 }

@@ -32,6 +32,9 @@ pub struct Kernels {
 /// Slices of outputs that can be put together in [`Kernels::partials`], as in `sparse_matvec.wgsl`.
 pub(crate) const PARTIAL_COUNTS: usize = 1024;
 
+/// The override in `wgsl/formats/half.wgsl`; copies of that file have something before it.
+const SUBNORMAL_HALVES: &str = "SUBNORMAL_HALVES";
+
 /// Words of partial sums: 32 ranges of 4,096 outputs for 8 tokens, 4 MiB.
 pub(crate) const PARTIAL_SUMS: usize = 1 << 20;
 
@@ -287,10 +290,15 @@ impl Kernels {
             Some(_) => crate::ops::emulated(shader),
             None => shader,
         };
+        let kept = f64::from(u8::from(self.gpu.keeps_subnormal_halves()));
+        let asks = |name: &&&str| name.ends_with(SUBNORMAL_HALVES);
+        let answers = shader.overrides.iter().filter(asks);
+        let answers = answers.map(|name| (*name, kept));
+        let constants: Vec<_> = constants.iter().copied().chain(answers).collect();
         Ok(if self.declares {
-            self.gpu.declare(shader, constants)?
+            self.gpu.declare(shader, &constants)?
         } else {
-            self.gpu.pipeline(shader, constants)?
+            self.gpu.pipeline(shader, &constants)?
         })
     }
 

@@ -30,7 +30,7 @@ impl Setup {
     }
 }
 
-/// The adapter with and without subgroup operations, with and without checks, opened once.
+/// The adapter with and without subgroup operations, with and without checks and what drivers need not keep, opened once.
 pub(crate) fn setups() -> &'static [Setup] {
     static SETUPS: OnceLock<Vec<Setup>> = OnceLock::new();
     SETUPS.get_or_init(|| {
@@ -43,6 +43,7 @@ pub(crate) fn setups() -> &'static [Setup] {
         ways.map(|(name, subgroup, checks)| {
             let hidden = Hidden {
                 subgroup,
+                subnormal_halves: checks,
                 ..Hidden::default()
             };
             let gpu = Gpu::open(

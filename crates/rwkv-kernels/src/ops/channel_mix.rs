@@ -2,7 +2,7 @@
 
 use super::{
     column_slice::Slice,
-    stream::{Stream, StreamShape, stream_kernel},
+    stream::{LONG, ONE_A_CORE, Stream, StreamShape, stream_kernel},
 };
 use crate::{
     BatchTables, Error, GpuColumns, GpuMatrix, GpuVector, Kernels, Page, Result, View,
@@ -90,9 +90,6 @@ struct Params {
 /// Eights of x that a thread has at most, as in the WGSL.
 const MOST_OWN: usize = 4;
 
-/// Workgroups for the largest GPUs.
-const ONE_A_CORE: u32 = 132;
-
 /// What the slice of a workgroup is a multiple of: a block of x that is rounded together.
 const SLICE_STEP: usize = 32;
 
@@ -153,10 +150,12 @@ impl Kernels {
 
     /// Fewer and larger workgroups than for a product alone: each adds to all of y.
     fn channel_mix_shape(&self, key: &GpuMatrix) -> StreamShape {
+        let long = key.shape().cols.0 >= LONG && !key.layout().codes_are_integers();
+        let (rows, unroll) = if long { (1, 4) } else { (2, 2) };
         let shape = StreamShape {
             threads: 512,
-            rows: 2,
-            unroll: 2,
+            rows,
+            unroll,
             split: 1,
             workgroups: ONE_A_CORE,
             slices: 1,

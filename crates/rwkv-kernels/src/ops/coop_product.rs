@@ -28,9 +28,9 @@ pub(super) const SUM_THREADS: usize = 256;
 const SLICES: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 /// For up to so many tokens the tile of F16 by rows, F16 by columns, and packed weights, and how many workgroups of it
-/// keep a core busy (H200, 2026-11): two of steps of 64 columns, between the layers of a model faster than one of 128.
+/// keep a core busy (H200, 2026-11): as many as its workgroup memory holds, some 60 KiB.
 const DEFAULTS: [(usize, [(&Tile, usize); 3]); 4] = [
-    (16, [(&TINY, 2), (&TINY, 2), (&SMALL_PACKED, 2)]),
+    (16, [(&TINY, 4), (&TINY, 4), (&SMALL_PACKED, 2)]),
     (32, [(&SMALL, 2), (&SMALL, 2), (&SMALL_PACKED, 2)]),
     (64, [(&MEDIUM, 2); 3]),
     (usize::MAX, [(&LARGE, 1); 3]),
@@ -336,6 +336,8 @@ mod tests {
         check(&SMALL, [32, 2048, 8192], 2, 16);
         check(&SMALL, [32, 16384, 4096], 2, 2);
         check(&SMALL, [32, 65536, 4096], 2, 1);
-        check(&TINY, [9, 1, 1], 2, 1);
+        check(&TINY, [9, 1, 1], 4, 1);
+        check(&TINY, [16, 4096, 4096], 4, 8);
+        check(&TINY, [16, 16384, 4096], 4, 2);
     }
 }

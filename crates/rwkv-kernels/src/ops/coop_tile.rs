@@ -52,12 +52,14 @@ pub(super) const SMALL_PACKED: Tile = Tile {
     ..LARGE
 };
 pub(super) const TINY: Tile = Tile {
-    name: "16x128x64-4",
+    name: "16x64x64-4",
     tokens: 16,
+    rows: 64,
     ..SMALL
 };
 pub(super) const TINY_DEEP: Tile = Tile {
     name: "16x128x128-4",
+    rows: 128,
     depth: 128,
     ..TINY
 };

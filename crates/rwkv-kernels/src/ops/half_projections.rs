@@ -31,7 +31,7 @@ pub struct HalfProjections<'a> {
 
 /// For up to so many tokens a tile, and how many workgroups of it keep a core busy.
 const DEFAULTS: [(usize, &Tile, usize); 4] = [
-    (16, &TINY, 2),
+    (16, &TINY, 4),
     (32, &SMALL, 2),
     (64, &MEDIUM, 4),
     (usize::MAX, &LARGE, 1),

@@ -1,7 +1,7 @@
 //! A layer norm, a token shift and the products of its mixes in one dispatch, for one token:
 //! `y_i = f_i(W_i mix_i(norm(x), previous))`.
 
-use super::stream::{Stream, StreamShape};
+use super::stream::{ONE_A_CORE, Stream, StreamShape};
 use crate::{
     BatchTables, Error, Format, GpuMatrix, GpuVector, Kernels, Page, Result, View,
     kernels::u32_of,
@@ -128,18 +128,26 @@ impl Kernels {
     }
 
     /// Beside pairs there are several products, whose rows are to be shared out: where codes are integers, in blocks of
-    /// fewer rows.
+    /// fewer rows. Of small codes a row has few units, of which none is to be asked for twice.
     fn norm_project_shape(&self, weights: &GpuMatrix, pairs: bool) -> StreamShape {
         let shape = self.stream_shape(weights, true);
         let integers = weights.layout().codes_are_integers();
-        if pairs && integers && shape.rows * shape.unroll > 2 {
-            StreamShape {
+        if !pairs || !integers || shape.rows * shape.unroll <= 2 {
+            return shape;
+        }
+        if weights.layout().unit() <= 16 {
+            return StreamShape {
                 rows: 1,
                 unroll: 4,
                 ..shape
-            }
-        } else {
-            shape
+            };
+        }
+        StreamShape {
+            threads: 512,
+            rows: 1,
+            unroll: 2,
+            workgroups: ONE_A_CORE,
+            ..shape
         }
     }
 

@@ -62,12 +62,13 @@ impl Stream {
     }
 }
 
-/// Workgroups that keep the largest GPUs busy: two for each core, or four.
+/// Workgroups that keep the largest GPUs busy: one for each core, two, or four.
+pub(super) const ONE_A_CORE: u32 = 132;
 const TWO_A_CORE: u32 = 264;
 const FOUR_A_CORE: u32 = 528;
 
 /// Columns from which rows are long and very long.
-const LONG: usize = 4096;
+pub(super) const LONG: usize = 4096;
 const VERY_LONG: usize = 8192;
 
 impl StreamShape {
@@ -79,7 +80,7 @@ impl StreamShape {
             (128, FOUR_A_CORE),
             (256, TWO_A_CORE),
             (256, FOUR_A_CORE),
-            (512, TWO_A_CORE / 2),
+            (512, ONE_A_CORE),
             (512, TWO_A_CORE),
         ] {
             for (rows, unroll) in [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)] {
@@ -106,6 +107,7 @@ impl StreamShape {
         let bytes = layout.unit() <= 16;
         let (rows, unroll, workgroups) = match (norm, integers) {
             (true, false) if short => (2, 1, TWO_A_CORE),
+            (true, false) if long => (1, 4, ONE_A_CORE),
             (true, true) if short || (bytes && long) => (2, 2, TWO_A_CORE),
             (true, true) if bytes => (1, 4, TWO_A_CORE),
             (true, _) => (4, 1, TWO_A_CORE),
@@ -114,7 +116,11 @@ impl StreamShape {
             (false, true) if long || (bytes && !short) => (2, 2, TWO_A_CORE),
             (false, true) => (1, 2, TWO_A_CORE),
         };
-        let threads = if workgroups == 0 { 128 } else { 256 };
+        let threads = match workgroups {
+            0 => 128,
+            ONE_A_CORE => 512,
+            _ => 256,
+        };
         let usual = Self {
             threads,
             rows,

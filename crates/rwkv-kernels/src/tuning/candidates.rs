@@ -28,14 +28,14 @@ impl Problem {
 /// Threads, and workgroups of all slices; then rows and units under way.
 fn shapes(slices: &[u32]) -> Vec<Choice> {
     let sizes = [
-        (256, TWO_A_CORE),
         (512, TWO_A_CORE / 2),
+        (256, TWO_A_CORE),
         (256, TWO_A_CORE / 2),
         (128, 2 * TWO_A_CORE),
         (128, 0),
         (256, 2 * TWO_A_CORE),
     ];
-    let loads = [(2, 2), (1, 4), (4, 1), (1, 2), (2, 1)];
+    let loads = [(1, 4), (1, 2), (2, 2), (2, 1), (4, 1)];
     let mut all = Vec::new();
     for (threads, workgroups) in sizes {
         for (rows, unroll) in loads {

@@ -1,6 +1,6 @@
 //! A step's work: a ragged list of spans.
 
-use crate::{Error, Result};
+use crate::{Error, Model, Result, part::Carried};
 use rwkv_kernels::{Span, Token};
 
 /// A token of the vocabulary.
@@ -134,8 +134,13 @@ pub struct Logits {
 }
 
 impl Logits {
-    pub(crate) fn new(vocab: usize, values: Vec<f32>) -> Self {
-        Self { vocab, values }
+    /// Those among what `model`'s graph has made: none where none were wanted.
+    pub(crate) fn of(model: &Model, mut carried: Carried) -> Self {
+        let values = model.graph().logits().and_then(|id| carried.remove(&id));
+        Self {
+            vocab: model.config().vocab,
+            values: values.unwrap_or_default(),
+        }
     }
 
     /// How many rows there are.

@@ -55,6 +55,13 @@ pub enum Error {
         problem: String,
     },
 
+    /// Layers that are not each on one device.
+    #[error("these layers cannot be placed: {problem}")]
+    Placement {
+        /// What is wrong.
+        problem: String,
+    },
+
     /// A token that the vocabulary does not have.
     #[error(
         "token {token} is out of range: the model's vocabulary has {vocab} tokens, numbered from 0"

@@ -2,8 +2,8 @@
 
 use crate::{
     Adapter, Batch, BlendProgress, CpuExecutor, Decoding, Device, ExecutorStats, GpuExecutor,
-    Logits, Model, ModelConfig, OnTokens, Quantization, Result, SlotId, SparseWeights, State,
-    StepTimes, TokenId, WeightReads, decode::on_the_host,
+    Logits, Model, ModelConfig, OnTokens, Placement, Quantization, Result, SlotId, SparseWeights,
+    SplitExecutor, State, StepTimes, TokenId, WeightReads, decode::on_the_host, part::PartExecutor,
 };
 use rwkv_gpu::Timing;
 use rwkv_kernels::Simd;
@@ -221,6 +221,37 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Executor>> {
+    Ok(load_part(model, device, options, usize::MAX, progress)?)
+}
+
+/// An executor of `model` with its layers where `placement` says; `progress` is told of one device after the other.
+///
+/// # Errors
+/// Those of [`load`], and [`crate::Error::Placement`] for a placement of another model.
+pub fn load_placed(
+    model: &Model,
+    placement: &Placement,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn Executor>> {
+    match placement.stages() {
+        [(layers, device)] if layers.len() == model.config().layers => {
+            load(model, device, options, progress)
+        }
+        _ => Ok(Box::new(SplitExecutor::new(
+            model, placement, options, progress,
+        )?)),
+    }
+}
+
+/// An executor of a part of a model, whose prompts are cut into chunks of at most `chunk` tokens.
+pub(crate) fn load_part(
+    model: &Model,
+    device: &Device,
+    options: &LoadOptions,
+    chunk: usize,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn PartExecutor>> {
     Ok(match device {
         Device::Cpu => {
             let executor = match &options.quantization {
@@ -233,6 +264,9 @@ pub fn load(
             let executor = executor.with_blend_bytes(options.blend_bytes);
             Box::new(executor.with_simd(options.simd))
         }
-        Device::Gpu(gpu) => Box::new(GpuExecutor::new(model, gpu, options, progress)?),
+        Device::Gpu(gpu) => {
+            let executor = GpuExecutor::with_chunk(model, gpu, options, chunk, progress)?;
+            Box::new(executor)
+        }
     })
 }

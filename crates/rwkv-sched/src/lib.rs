@@ -2,7 +2,8 @@
 //!
 //! A [`Model`] is a logical [`Graph`] (the equations of one RWKV version) with [`Weights`]. An [`Executor`] keeps the
 //! states of many sequences, one a slot, and advances them by a ragged [`Batch`]: [`CpuExecutor`] interprets the graph
-//! with the plain twins of `rwkv-kernels`; [`GpuExecutor`] fuses it, plans its buffers and replays the dispatches.
+//! with the plain twins of `rwkv-kernels`; [`GpuExecutor`] fuses it, plans its buffers and replays the dispatches;
+//! [`SplitExecutor`] has some layers on one device and some on others, as a [`Placement`] says.
 
 mod adapter;
 mod batch;
@@ -18,8 +19,11 @@ mod gpu;
 mod graph;
 mod layers;
 mod model;
+mod part;
+mod placement;
 mod quantization;
 mod sparse;
+mod split;
 mod state;
 mod stats;
 mod traffic;
@@ -32,16 +36,20 @@ pub use cpu::CpuExecutor;
 pub use decode::{Decoding, OnTokens};
 pub use device::{Device, DeviceOptions, Opened};
 pub use error::Error;
-pub use executor::{Executor, LoadOptions, LoadProgress, LoadStage, WeightsDType, load};
+pub use executor::{
+    Executor, LoadOptions, LoadProgress, LoadStage, WeightsDType, load, load_placed,
+};
 pub use generation::{Generation, prefill};
 pub use gpu::{DeviceMemory, GpuExecutor, Shortfall};
 pub use graph::{Domain, Graph, Node, Op, ShiftHalf, Value, ValueId};
 pub use model::Model;
+pub use placement::Placement;
 pub use quantization::{
     Chosen, Packing, Quantization, QuantizedWeights, WeightType, encode_rows, pack,
 };
 pub use rwkv_kernels::{Simd, sampling};
 pub use sparse::{BREAK_EVEN, PruneRatio, PrunedWeights, SparseWeights, row_offsets, slab_rows};
+pub use split::SplitExecutor;
 pub use state::{State, StateLayout};
 pub use stats::{ExecutorStats, StepTimes};
 pub use traffic::WeightReads;

@@ -3,13 +3,16 @@
 use crate::{
     BlockWeight, Graph, ModelConfig, Result, State, StateLayout, Version, Weight, Weights, layers,
 };
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
-/// A model: its equations and its tensors. Cloning shares the tensors.
+/// A model: its equations and its tensors, or some layers of one. Cloning shares the tensors.
 #[derive(Clone)]
 pub struct Model {
     config: ModelConfig,
+    /// The whole model's equations, and those of its layers.
+    whole: Arc<Graph>,
     graph: Arc<Graph>,
+    layers: Range<usize>,
     weights: Arc<dyn Weights>,
 }
 
@@ -20,12 +23,43 @@ impl Model {
     /// [`crate::Error::Config`] or [`crate::Error::Weight`], which names the tensor.
     pub fn new(config: ModelConfig, weights: Arc<dyn Weights>) -> Result<Self> {
         config.validate()?;
-        let graph = layers::build(&config, weights.as_ref())?;
+        let graph = Arc::new(layers::build(&config, weights.as_ref())?);
         Ok(Self {
+            layers: 0..config.layers,
             config,
-            graph: Arc::new(graph),
+            whole: graph.clone(),
+            graph,
             weights,
         })
+    }
+
+    /// Some of its layers, of which the first brings the embedding and the last the head. The dimensions stay those of the
+    /// whole model, as do the names of tensors.
+    pub(crate) fn part(&self, layers: Range<usize>) -> Self {
+        Self {
+            graph: Arc::new(self.whole.part(layers.clone())),
+            layers,
+            ..self.clone()
+        }
+    }
+
+    /// All of the model that this is a part of.
+    pub(crate) fn whole(&self) -> Self {
+        Self {
+            graph: self.whole.clone(),
+            layers: 0..self.config.layers,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it is no part.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.layers.len() == self.config.layers
+    }
+
+    /// The layers that its graph has: all of them, but for a part.
+    pub(crate) fn layers(&self) -> Range<usize> {
+        self.layers.clone()
     }
 
     /// Its dimensions.
@@ -58,7 +92,10 @@ impl Model {
 
     /// How large a sequence's state is.
     pub fn state_layout(&self) -> StateLayout {
-        StateLayout::of(&self.config)
+        StateLayout {
+            layers: self.layers.len(),
+            ..StateLayout::of(&self.config)
+        }
     }
 
     /// The state before the first token: what a checkpoint's tuned `time_state` says, else zeros; shift vectors are
@@ -72,7 +109,7 @@ impl Model {
         if self.config.version == Version::V4 {
             return Ok(state);
         }
-        for (layer, wkv) in state.wkv.iter_mut().enumerate() {
+        for (layer, wkv) in self.layers().zip(&mut state.wkv) {
             let weight = Weight::Block(layer, BlockWeight::InitialState);
             if self.weights.has(weight) {
                 *wkv = self.weights.vector(weight, layout.wkv)?;

@@ -1,6 +1,7 @@
 //! What a sequence carries from token to token.
 
 use crate::{Error, ModelConfig, Result, Version};
+use std::ops::Range;
 
 /// The size of a sequence's state, all f32: a layer has one WKV block and one shift block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,15 @@ impl State {
         Self {
             wkv: vec![vec![0.0; layout.wkv]; layout.layers],
             shift: vec![vec![0.0; layout.shift]; layout.layers],
+        }
+    }
+
+    /// What some of its layers carry; it has them.
+    pub(crate) fn part(&self, layers: Range<usize>) -> Self {
+        let part = |all: &[Vec<f32>]| all.get(layers.clone()).unwrap_or_default().to_vec();
+        Self {
+            wkv: part(&self.wkv),
+            shift: part(&self.shift),
         }
     }
 

@@ -37,6 +37,30 @@ pub struct ExecutorStats {
 }
 
 impl ExecutorStats {
+    /// What two executors have counted that share every step.
+    pub(crate) fn beside(self, other: Self) -> Self {
+        let sum = |a: CacheCounts, b: CacheCounts| CacheCounts {
+            hits: a.hits + b.hits,
+            misses: a.misses + b.misses,
+        };
+        Self {
+            steps: self.steps.max(other.steps),
+            dispatches: self.dispatches + other.dispatches,
+            record: self.record + other.record,
+            submit: self.submit + other.submit,
+            wait: self.wait + other.wait,
+            warm_up: self.warm_up + other.warm_up,
+            plans: sum(self.plans, other.plans),
+            params: sum(self.params, other.params),
+            pipelines: sum(self.pipelines, other.pipelines),
+            pipelines_kept: self.pipelines_kept + other.pipelines_kept,
+            tuning: self.tuning + other.tuning,
+            tuned: self.tuned + other.tuned,
+            buffers: sum(self.buffers, other.buffers),
+            buffers_made: self.buffers_made + other.buffers_made,
+        }
+    }
+
     /// What was counted after `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
@@ -67,6 +91,19 @@ pub struct StepTimes {
 }
 
 impl StepTimes {
+    /// Adds what followed by another clock, from where this ends.
+    pub(crate) fn append(&mut self, other: Self) {
+        let end = self.spans.iter().map(|s| s.end).reduce(f64::max);
+        let begin = other.spans.iter().map(|s| s.begin).reduce(f64::min);
+        let shift = end.zip(begin).map_or(0.0, |(end, begin)| end - begin);
+        self.spans
+            .extend(other.spans.into_iter().map(|span| TimedSpan {
+                begin: span.begin + shift,
+                end: span.end + shift,
+                ..span
+            }));
+    }
+
     /// Seconds from the first begin to the last end; 0 for a step without kernels.
     pub fn seconds(&self) -> f64 {
         let begin = self.spans.iter().map(|s| s.begin).reduce(f64::min);

@@ -1,7 +1,7 @@
 //! How many bytes of weights a step reads, which is what decoding costs at best.
 
 use crate::{Domain, Graph, Op, Weight};
-use std::collections::HashSet;
+use std::{collections::HashSet, iter::Sum};
 
 /// Bytes of weights that a step reads, each weight once, as they are stored where the model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,5 +56,15 @@ impl WeightReads {
             }
         }
         reads
+    }
+}
+
+impl Sum for WeightReads {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |a, b| Self {
+            step: a.step + b.step,
+            token: a.token + b.token,
+            outputs: a.outputs + b.outputs,
+        })
     }
 }

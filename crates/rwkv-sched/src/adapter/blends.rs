@@ -132,6 +132,14 @@ impl<P: Held, B: Held> Blends<P, B> {
         self.ready.len() < before
     }
 
+    /// Drops what there is of a blend, unless it is in use.
+    pub(crate) fn forget_one(&mut self, recipe: &Recipe) {
+        let key = recipe.key();
+        let active = self.active;
+        self.ready.retain(|r| r.key != key || r.number == active);
+        self.pending.retain(|p| p.key != key);
+    }
+
     /// Computes up to `tensors` tensors of the blend, at least one.
     pub(crate) fn prepare(
         &mut self,

@@ -102,6 +102,7 @@ impl Adapter {
     /// # Errors
     /// [`Error::Adapter`] names the tensor that does not fit.
     pub fn check(&self, model: &Model) -> Result<()> {
+        let model = &model.whole();
         let tensors: HashSet<Weight> = model.tensors().into_iter().collect();
         let matrices = model.matrices();
         let weights = model.weights();

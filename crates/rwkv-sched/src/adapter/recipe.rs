@@ -49,7 +49,7 @@ impl Recipe {
         self.parts.iter().map(key).collect()
     }
 
-    /// The weights of `model` that it changes, in the order of the graph.
+    /// The weights of `model` that it changes, in the order of the graph; of a part of a model, those that this has.
     ///
     /// # Errors
     /// What [`Adapter::check`] says.

@@ -10,6 +10,7 @@ use crate::{
     Adapter, Batch, BlendProgress, Error, Executor, Graph, LoadOptions, Logits, Model, ModelConfig,
     Op, Result, SlotId, State, StateLayout, Weight, WeightReads,
     adapter::{Blends, Recipe},
+    part::{Carried, PartExecutor, carried_value},
     quantization::packed_bytes,
 };
 use blend::{CpuBlend, CpuBlender, PartialBlend};
@@ -34,7 +35,7 @@ pub struct CpuExecutor {
 }
 
 /// Tokens that share the expansion of weights; past this the activations leave the cache.
-const CHUNK: usize = 256;
+pub(crate) const CHUNK: usize = 256;
 
 impl CpuExecutor {
     /// An executor with `slots` empty sequences, which uses the widest vector instructions that the processor has.
@@ -130,10 +131,55 @@ fn last_uses(graph: &Graph) -> Vec<usize> {
             last[id.0] = index;
         }
     }
-    if let Some(logits) = graph.logits() {
-        last[logits.0] = usize::MAX;
+    for id in graph.results() {
+        last[id.0] = usize::MAX;
     }
     last
+}
+
+impl PartExecutor for CpuExecutor {
+    fn run_part(&mut self, batch: &Batch, carried: &mut Carried) -> Result<()> {
+        let tables = batch.tables(self.model.config().vocab, self.states.len())?;
+        let (model, vectors) = match self.blends.active() {
+            Some(blend) => (&blend.model, &blend.vectors),
+            None => (&self.model, &self.vectors),
+        };
+        let graph = model.graph();
+        let mut values = vec![None; graph.value_count()];
+        for id in graph.inputs() {
+            values[id.0] = Some(carried_value(carried, id)?.to_vec());
+        }
+        let mut step = Step {
+            model,
+            tables: &tables,
+            states: &mut self.states,
+            vectors,
+            values,
+            simd: self.simd,
+        };
+        // On one of the threads that share the work: to hand it over from outside costs a switch for each operation.
+        let last_use = &self.last_use;
+        rayon::scope(|_| {
+            for (index, node) in graph.nodes().iter().enumerate() {
+                step.node(&node.op, &node.inputs, &node.outputs)?;
+                for id in node.inputs.iter().chain(&node.outputs) {
+                    if last_use[id.0] <= index {
+                        step.values[id.0] = None;
+                    }
+                }
+            }
+            Ok::<_, Error>(())
+        })?;
+        for id in graph.results() {
+            carried.insert(*id, step.values[id.0].take().unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    fn forget_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        self.blends.forget_one(&Recipe::new(blend)?);
+        Ok(())
+    }
 }
 
 impl Executor for CpuExecutor {
@@ -165,35 +211,9 @@ impl Executor for CpuExecutor {
     }
 
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
-        let tables = batch.tables(self.model.config().vocab, self.states.len())?;
-        let (model, vectors) = match self.blends.active() {
-            Some(blend) => (&blend.model, &blend.vectors),
-            None => (&self.model, &self.vectors),
-        };
-        let graph = model.graph();
-        let mut step = Step {
-            model,
-            tables: &tables,
-            states: &mut self.states,
-            vectors,
-            values: vec![None; graph.value_count()],
-            simd: self.simd,
-        };
-        // On one of the threads that share the work: to hand it over from outside costs a switch for each operation.
-        let last_use = &self.last_use;
-        let values = rayon::scope(|_| {
-            for (index, node) in graph.nodes().iter().enumerate() {
-                step.node(&node.op, &node.inputs, &node.outputs)?;
-                for id in node.inputs.iter().chain(&node.outputs) {
-                    if last_use[id.0] <= index {
-                        step.values[id.0] = None;
-                    }
-                }
-            }
-            let values = graph.logits().and_then(|id| step.values[id.0].take());
-            Ok::<_, Error>(values.unwrap_or_default())
-        })?;
-        Ok(Logits::new(self.model.config().vocab, values))
+        let mut carried = Carried::new();
+        self.run_part(batch, &mut carried)?;
+        Ok(Logits::of(&self.model, carried))
     }
 
     fn reset(&mut self, slot: SlotId) -> Result<()> {

@@ -48,6 +48,8 @@ impl Step<'_> {
         };
         let mut second = None;
         match op {
+            // It is there.
+            Op::Input => return Ok(()),
             Op::Embed { table } => {
                 let ids = self.tables.tokens.iter().map(|t| t.id);
                 ops::embed(ids, &self.model.weights().matrix(*table)?, &mut y)?;

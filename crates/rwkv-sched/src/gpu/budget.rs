@@ -9,13 +9,15 @@ use crate::{
 };
 use rwkv_gpu::Gpu;
 use rwkv_kernels::Kernels;
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, ops::Range};
 
 /// What a model needs of a GPU's memory, what there is, and what would fit instead. Bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortfall {
     /// The GPU.
     pub adapter: String,
+    /// The layers that were to lie there, where they are not all.
+    pub part: Option<Range<usize>>,
     /// The tensors, as they would lie there.
     pub weights: u64,
     /// Sequences that were asked for.
@@ -30,6 +32,8 @@ pub struct Shortfall {
     pub limited: bool,
     /// The most precise weight type whose matrices would fit, and all that the model needs then.
     pub quantization: Option<(WeightType, u64)>,
+    /// How many of the model's first layers would fit, if any; the others could be on the CPU.
+    pub fewer_layers: Option<usize>,
     /// How many sequences would fit, if any.
     pub fewer_slots: Option<usize>,
 }
@@ -87,8 +91,20 @@ pub(super) fn check(model: &Model, gpu: &Gpu, options: &LoadOptions) -> Result<(
             break;
         }
     }
+    let layers = model.layers();
+    let first_fit = |layers: usize| {
+        let part = model.part(0..layers);
+        let need = Need::of(&part, gpu, options);
+        need.is_ok_and(|need| need.total(need.weights, options.slots) <= available)
+    };
+    let fewer_layers = if layers.start == 0 {
+        most(layers.end, first_fit)
+    } else {
+        None
+    };
     Err(Error::DoesNotFit(Box::new(Shortfall {
         adapter: gpu.name().to_owned(),
+        part: (!model.is_whole()).then_some(layers),
         weights: need.weights,
         slots: options.slots,
         states: need.states(options.slots),
@@ -96,6 +112,7 @@ pub(super) fn check(model: &Model, gpu: &Gpu, options: &LoadOptions) -> Result<(
         available,
         limited: memory.is_limited(),
         quantization,
+        fewer_layers,
         fewer_slots: most(options.slots, |slots| fits(need.weights, slots)),
     })))
 }
@@ -128,7 +145,7 @@ struct Need<'a> {
 
 impl<'a> Need<'a> {
     fn of(model: &'a Model, gpu: &Gpu, options: &LoadOptions) -> Result<Self> {
-        let mut layers = (0..model.config().layers).map(|layer| {
+        let mut layers = model.layers().map(|layer| {
             let weight = Weight::Block(layer, BlockWeight::InitialState);
             model.weights().has(weight)
         });
@@ -166,14 +183,19 @@ impl<'a> Need<'a> {
             spans: slots,
             outputs: slots,
         };
-        let plans = [decode, prompt(SMALL)].map(|shape| {
+        let shapes = [decode, prompt(SMALL)];
+        let plans = shapes.map(|shape| {
             let bytes = DeviceMemory::activations_in(self.model, shape, self.rounding);
             // The pool's sizes are a fifth larger at most, and half of that on average.
             let own = bytes - Kernels::MOST_SCRATCH_BYTES;
             own.saturating_add(own / 8)
         });
+        // What another part reads comes back in one buffer; logits count as small.
+        let results = shapes.map(|shape| memory::results(self.model, shape));
+        let results = results.into_iter().max().filter(|bytes| *bytes > 0);
+        let results = results.map_or(0, u64::next_power_of_two);
         plans.into_iter().fold(
-            Kernels::MOST_SCRATCH_BYTES + SMALL_BUFFERS,
+            Kernels::MOST_SCRATCH_BYTES + SMALL_BUFFERS + results,
             u64::saturating_add,
         )
     }
@@ -187,12 +209,17 @@ impl<'a> Need<'a> {
 
 impl fmt::Display for Shortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the model needs {} of GPU memory (weights {}, ",
-            Bytes(self.needed()),
-            Bytes(self.weights)
-        )?;
+        let (needed, weights) = (Bytes(self.needed()), Bytes(self.weights));
+        match &self.part {
+            None => f.write_str("the model needs ")?,
+            Some(part) => write!(
+                f,
+                "layers {}-{} need ",
+                part.start,
+                part.end.saturating_sub(1)
+            )?,
+        }
+        write!(f, "{needed} of GPU memory (weights {weights}, ")?;
         match self.slots {
             1 => write!(f, "one state {}", Bytes(self.states))?,
             slots => write!(f, "{slots} states {}", Bytes(self.states))?,
@@ -210,10 +237,14 @@ impl fmt::Display for Shortfall {
         if let Some((weight_type, needed)) = &self.quantization {
             write!(f, "--quant {weight_type} ({}), ", Bytes(*needed))?;
         }
+        if let Some(layers) = self.fewer_layers {
+            write!(f, "--gpu-layers {layers}, ")?;
+        }
         if let Some(slots) = self.fewer_slots {
             write!(f, "{slots} sequences at a time, ")?;
         }
-        if self.quantization.is_some() || self.fewer_slots.is_some() {
+        let fewer = self.fewer_layers.or(self.fewer_slots);
+        if self.quantization.is_some() || fewer.is_some() {
             f.write_str("or ")?;
         }
         f.write_str("--device cpu")
@@ -273,6 +304,7 @@ mod tests {
     fn said() {
         let shortfall = Shortfall {
             adapter: "A100".to_owned(),
+            part: None,
             weights: 3 << 30,
             slots: 1,
             states: 8 << 20,
@@ -280,6 +312,7 @@ mod tests {
             available: 2 << 30,
             limited: false,
             quantization: None,
+            fewer_layers: None,
             fewer_slots: None,
         };
         assert_eq!(
@@ -291,12 +324,15 @@ mod tests {
             slots: 4,
             limited: true,
             quantization: Some(("q4_k".parse().unwrap(), 1 << 30)),
+            fewer_layers: Some(20),
             fewer_slots: Some(2),
+            part: Some(0..24),
             ..shortfall
         };
         let text = offers.to_string();
-        let end = "what would fit: --quant q4_k (1.00 GiB), 2 sequences at a time, or --device cpu";
+        let end = "what would fit: --quant q4_k (1.00 GiB), --gpu-layers 20, 2 sequences at a time, or --device cpu";
         assert!(text.ends_with(end), "{text}");
+        assert!(text.starts_with("layers 0-23 need 3.12 GiB of"), "{text}");
         assert!(text.contains("4 states 8.00 MiB"), "{text}");
         assert!(text.contains("but --gpu-memory leaves 2.00 GiB,"), "{text}");
     }

@@ -95,7 +95,7 @@ struct Readers<'a> {
     others: bool,
 }
 
-/// The readers of each value, when all groups are taken apart.
+/// The readers of each value, when all groups are taken apart; whoever asked for a result is one.
 fn readers<'a>(context: &Context<'a>) -> HashMap<ValueId, Readers<'a>> {
     let graph = context.model.graph();
     let mut readers: HashMap<ValueId, Readers<'a>> = HashMap::new();
@@ -115,6 +115,9 @@ fn readers<'a>(context: &Context<'a>) -> HashMap<ValueId, Readers<'a>> {
                 _ => all.others = true,
             }
         }
+    }
+    for id in graph.results() {
+        readers.entry(*id).or_default().others = true;
     }
     readers
 }

@@ -71,7 +71,7 @@ impl Samplers {
     ) -> Result<Option<Self>> {
         let (kernels, vocab) = (&executor.kernels, executor.model.config().vocab);
         let gpu = kernels.gpu();
-        let Some((logits, offset)) = plan.logits() else {
+        let Some((logits, offset)) = plan.results().first() else {
             return Ok(None);
         };
         let said = sequences.iter().map(|s| s.sampler.counts().len()).max();

@@ -46,7 +46,7 @@ pub(super) fn last_uses(
             last_use.extend(same.get(&id).map(|whole| (*whole, index)));
         }
     }
-    last_use.extend(graph.logits().map(|logits| (logits, usize::MAX)));
+    last_use.extend(graph.results().iter().map(|result| (*result, usize::MAX)));
     last_use
 }
 
@@ -173,7 +173,7 @@ fn selections(graph: &Graph, shape: BatchShape, steps: &[Step]) -> HashMap<Value
 }
 
 impl BatchShape {
-    fn rows(self, domain: Domain) -> usize {
+    pub(super) fn rows(self, domain: Domain) -> usize {
         match domain {
             Domain::Tokens => self.tokens,
             Domain::Outputs => self.outputs,

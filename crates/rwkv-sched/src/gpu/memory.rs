@@ -7,8 +7,8 @@ use super::{
     resident::{groups, resident_format, vector_groups},
 };
 use crate::{
-    Chosen, Domain, Graph, LoadOptions, Model, Node, Op, Result, SparseWeights, StateLayout, Value,
-    ValueId, Weight, Weights, WeightsDType,
+    Chosen, Domain, Graph, LoadOptions, Model, Node, Op, Result, SparseWeights, Value, ValueId,
+    Weight, Weights, WeightsDType,
     fuse::{Group, Step, fuse, fuse_decode},
 };
 use rwkv_gpu::Kind;
@@ -123,7 +123,7 @@ impl DeviceMemory {
     ) -> Result<Self> {
         Ok(Self {
             weights: weights(model, chosen, weights_dtype)?,
-            state: StateLayout::of(model.config()).bytes(),
+            state: model.state_layout().bytes(),
             activations: Self::activations_of(
                 model,
                 chunk_within(model, FAST_WORK, u64::MAX),
@@ -232,6 +232,9 @@ fn read_by_products(graph: &Graph) -> HashSet<ValueId> {
             values.remove(id);
         }
     }
+    for id in graph.results() {
+        values.remove(id);
+    }
     values
 }
 
@@ -262,6 +265,14 @@ fn rounded(
         alive.retain(|id| last_use.get(id) != Some(&index));
     }
     most.iter().map(|(size, count)| size * *count as u64).sum()
+}
+
+/// Bytes of what other parts of the model read of this one.
+pub(super) fn results(model: &Model, shape: BatchShape) -> u64 {
+    let graph = model.graph();
+    let results = graph.results().iter().map(|id| graph.value(*id));
+    let crossing = results.filter(|value| value.domain == Domain::Tokens);
+    crossing.map(|value| bytes_of(value, shape)).sum()
 }
 
 fn rows_of(value: Value, shape: BatchShape) -> usize {

@@ -8,6 +8,7 @@ mod channel_mixes;
 mod choose;
 mod compress;
 mod decode;
+mod host_values;
 mod layout;
 mod memory;
 mod meter;
@@ -23,12 +24,13 @@ mod tune;
 
 use crate::{
     Adapter, Batch, BlendProgress, Decoding, Error, Executor, ExecutorStats, LoadOptions,
-    LoadProgress, Logits, Model, ModelConfig, OnTokens, Op, Result, SlotId, State, StateLayout,
-    StepTimes, TokenId, Weight, WeightReads, WeightsDType,
+    LoadProgress, Logits, Model, ModelConfig, OnTokens, Op, Result, SlotId, State, StepTimes,
+    TokenId, Weight, WeightReads, WeightsDType,
     adapter::{Blends, Recipe},
     batch::Tables,
     decode::on_the_host,
     fuse::{Step, fuse, fuse_decode},
+    part::{Carried, PartExecutor},
 };
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
 pub use budget::Shortfall;
@@ -110,6 +112,17 @@ fn prompt(tokens: usize) -> BatchShape {
     }
 }
 
+/// Fails where `model` is known not to fit the memory of `gpu`, unless nobody wants to know.
+///
+/// # Errors
+/// [`Error::DoesNotFit`], or a tensor that cannot be described.
+pub(crate) fn check_memory(model: &Model, gpu: &Gpu, options: &LoadOptions) -> Result<()> {
+    if options.check_memory {
+        budget::check(model, gpu, options)?;
+    }
+    Ok(())
+}
+
 impl GpuExecutor {
     /// Uploads `model` to `gpu`, and compiles what its first steps need. When it fails, everything it took is free again.
     ///
@@ -123,15 +136,24 @@ impl GpuExecutor {
         options: &LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
+        Self::with_chunk(model, gpu, options, usize::MAX, progress)
+    }
+
+    /// The same with chunks of prompts of at most `chunk` tokens.
+    pub(crate) fn with_chunk(
+        model: &Model,
+        gpu: &Gpu,
+        options: &LoadOptions,
+        chunk: usize,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
         if options.slots == 0 {
             return Err(Error::Config {
                 problem: "0 slots".to_owned(),
             });
         }
-        if options.check_memory {
-            budget::check(model, gpu, options)?;
-        }
-        Self::load(model, gpu, options, progress).inspect_err(|_| {
+        check_memory(model, gpu, options)?;
+        Self::load(model, gpu, options, chunk, progress).inspect_err(|_| {
             // What was on its way to buffers that are gone keeps their memory till it has arrived. A device that is lost is
             // what the load has failed with.
             let _ = gpu.finish();
@@ -142,6 +164,7 @@ impl GpuExecutor {
         model: &Model,
         gpu: &Gpu,
         options: &LoadOptions,
+        chunk: usize,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         let kernels = Kernels::new(gpu)?;
@@ -153,7 +176,7 @@ impl GpuExecutor {
         };
         let weights = ResidentWeights::upload(model, &kernels, &decode_steps, options, progress)?;
         let states = States::new(gpu, model.state_layout(), options.slots)?;
-        let chunk = memory::chunk(model, &kernels);
+        let chunk = chunk.min(memory::chunk(model, &kernels));
         let mut executor = Self {
             name: gpu.name().to_owned(),
             kernels,
@@ -293,7 +316,12 @@ impl GpuExecutor {
         let gpu = self.kernels.gpu().clone();
         let mut plans = Vec::new();
         // A token, a prompt of a few hundred, and a chunk of a long one: others need many of the same pipelines.
-        let mut shapes = VecDeque::from([prompt(1), prompt(SMALL.min(self.chunk))]);
+        let logits = self.model.graph().logits().is_some();
+        let shapes = [prompt(1), prompt(SMALL.min(self.chunk))];
+        let mut shapes = VecDeque::from(shapes.map(|shape| BatchShape {
+            outputs: if logits { shape.outputs } else { 0 },
+            ..shape
+        }));
         shapes.extend((self.chunk > SMALL).then(|| within_prompt(self.chunk)));
         while let Some(shape) = shapes.pop_front() {
             match self.resolve(shape) {
@@ -311,16 +339,23 @@ impl GpuExecutor {
                 Err(error) => return Err(error),
             }
         }
-        let sample = self.kernels.declaring();
-        let sample = sample.sample_pipeline(self.model.config().vocab)?;
+        // The tokens of a model of parts are chosen on the host.
+        let sample = if self.model.is_whole() {
+            let kernels = self.kernels.declaring();
+            Some(kernels.sample_pipeline(self.model.config().vocab)?)
+        } else {
+            None
+        };
         let pipelines = plans.iter().flat_map(|(_, plan)| plan.pipelines());
-        plan::compile(&gpu, pipelines.chain([&sample]))?;
+        plan::compile(&gpu, pipelines.chain(&sample))?;
+        // What a token or a short prompt hands back.
+        let read = plans.iter().filter(|(shape, _)| shape.tokens <= SMALL);
+        let read = read.map(|(_, plan)| plan.results().bytes()).max();
+        self.readback(read.unwrap_or(0))?;
         for (shape, plan) in plans {
             let key = (shape, self.blends.number());
             self.plans.insert(key, Arc::new(plan));
         }
-        let logits = rwkv_kernels::View::bytes(1, self.model.config().vocab);
-        self.readback(logits)?;
         self.meter.warmed_up(start.elapsed());
         // Now, since a program need not end in an orderly way.
         if let Err(error) = gpu.save_pipelines() {
@@ -376,10 +411,76 @@ impl GpuExecutor {
             Some(readback) => Ok(readback),
             empty => Ok(empty.insert(Readback::new(
                 self.kernels.gpu(),
-                "logits",
+                "results",
                 bytes.next_power_of_two(),
             )?)),
         }
+    }
+}
+
+impl PartExecutor for GpuExecutor {
+    fn run_part(&mut self, batch: &Batch, carried: &mut Carried) -> Result<()> {
+        let mut tables = batch.tables(self.model.config().vocab, self.slots())?;
+        if self.model.graph().logits().is_none() {
+            tables.outputs.clear();
+        }
+        let plan = self.plan(BatchShape::of(&tables))?;
+        let gpu = self.kernels.gpu().clone();
+        let bytes = plan.results().bytes();
+        self.readback(bytes)?;
+        self.meter.begin();
+        let stage = tracing::trace_span!("record").entered();
+        plan.write_tables(&gpu, &tables)?;
+        plan.inputs().write(&gpu, carried)?;
+        let before = self.unread.take();
+        let mut dispatches = plan.dispatches();
+        let busy = before
+            .as_ref()
+            .is_some_and(|(_, tokens)| *tokens > LONG_STEP);
+        if !busy && !self.meter.is_timing() && tables.tokens.len() > LONG_STEP {
+            // The GPU begins while the rest is recorded, which takes the host less time.
+            let mut part = FIRST;
+            while dispatches.len() > 2 * part {
+                let (first, rest) = dispatches.split_at(part);
+                let mut recorder = gpu.recorder("step");
+                self.meter.dispatch(&mut recorder, first, 1)?;
+                recorder.submit()?;
+                (dispatches, part) = (rest, 3 * part);
+            }
+        }
+        let mut recorder = gpu.recorder("step");
+        self.meter.dispatch(&mut recorder, dispatches, 1)?;
+        if let Some(readback) = &self.readback {
+            plan.results().read(&mut recorder, readback);
+        }
+        self.meter.recorded();
+        drop(stage);
+        let stage = tracing::trace_span!("submit").entered();
+        let submission = recorder.submit()?;
+        self.meter.submitted()?;
+        drop(stage);
+        let _stage = tracing::trace_span!("wait").entered();
+        match &self.readback {
+            Some(readback) if bytes > 0 => readback.view(&gpu, &submission, bytes, |raw| {
+                plan.results().take(raw, carried);
+            })?,
+            _ if self.meter.is_timing() => gpu.wait(&submission)?,
+            // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
+            _ => {
+                if let Some((before, _)) = before {
+                    gpu.wait(&before)?;
+                }
+                self.unread = Some((submission, tables.tokens.len()));
+            }
+        }
+        self.meter.finished(tables.tokens.len());
+        Ok(())
+    }
+
+    fn forget_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        self.blends.forget_one(&Recipe::new(blend)?);
+        self.drop_stale_plans();
+        Ok(())
     }
 }
 
@@ -411,68 +512,9 @@ impl Executor for GpuExecutor {
     }
 
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
-        let vocab = self.model.config().vocab;
-        let tables = batch.tables(vocab, self.slots())?;
-        let plan = self.plan(BatchShape::of(&tables))?;
-        let gpu = self.kernels.gpu().clone();
-        let bytes = tables.outputs.len() as u64 * rwkv_kernels::View::bytes(1, vocab);
-        self.readback(bytes)?;
-        self.meter.begin();
-        let stage = tracing::trace_span!("record").entered();
-        plan.write_tables(&gpu, &tables)?;
-        let before = self.unread.take();
-        let mut dispatches = plan.dispatches();
-        let busy = before
-            .as_ref()
-            .is_some_and(|(_, tokens)| *tokens > LONG_STEP);
-        if !busy && !self.meter.is_timing() && tables.tokens.len() > LONG_STEP {
-            // The GPU begins while the rest is recorded, which takes the host less time.
-            let mut part = FIRST;
-            while dispatches.len() > 2 * part {
-                let (first, rest) = dispatches.split_at(part);
-                let mut recorder = gpu.recorder("step");
-                self.meter.dispatch(&mut recorder, first, 1)?;
-                recorder.submit()?;
-                (dispatches, part) = (rest, 3 * part);
-            }
-        }
-        let mut recorder = gpu.recorder("step");
-        self.meter.dispatch(&mut recorder, dispatches, 1)?;
-        if let (Some((buffer, offset)), Some(readback)) = (plan.logits(), &self.readback) {
-            recorder.read(buffer, offset, bytes, readback);
-        }
-        self.meter.recorded();
-        drop(stage);
-        let stage = tracing::trace_span!("submit").entered();
-        let submission = recorder.submit()?;
-        self.meter.submitted()?;
-        drop(stage);
-        let _stage = tracing::trace_span!("wait").entered();
-        let stride = rwkv_kernels::View::stride(vocab);
-        let values = match &self.readback {
-            Some(readback) if bytes > 0 => readback.view(&gpu, &submission, bytes, |raw| {
-                let padded: &[f32] = bytemuck::cast_slice(raw);
-                padded
-                    .chunks_exact(stride)
-                    .flat_map(|row| &row[..vocab])
-                    .copied()
-                    .collect()
-            })?,
-            _ if self.meter.is_timing() => {
-                gpu.wait(&submission)?;
-                Vec::new()
-            }
-            // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
-            _ => {
-                if let Some((before, _)) = before {
-                    gpu.wait(&before)?;
-                }
-                self.unread = Some((submission, tables.tokens.len()));
-                Vec::new()
-            }
-        };
-        self.meter.finished(tables.tokens.len());
-        Ok(Logits::new(vocab, values))
+        let mut carried = Carried::new();
+        self.run_part(batch, &mut carried)?;
+        Ok(Logits::of(&self.model, carried))
     }
 
     fn decode(
@@ -510,7 +552,7 @@ impl Executor for GpuExecutor {
     }
 
     fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
-        state.check(StateLayout::of(self.model.config()))?;
+        state.check(self.model.state_layout())?;
         self.states.write(&mut self.upload, slot, state)
     }
 

@@ -3,6 +3,7 @@
 use super::{
     blend::ActiveWeights,
     choose,
+    host_values::HostValues,
     layout::{BatchShape, Layout, last_uses, skipped},
     resolve::Resolver,
     rounded::Rounded,
@@ -40,7 +41,8 @@ pub(super) struct Plan {
     /// Which of them can be cut in several ways: where their kernels were observed.
     problems: Vec<(Range<usize>, Problem)>,
     tables: TableBuffer,
-    logits: Option<(Buffer, u64)>,
+    inputs: HostValues,
+    results: HostValues,
     /// Activations, and inputs of products rounded to f16: held so that nobody else takes them.
     buffers: [Vec<Pooled>; 2],
 }
@@ -78,18 +80,16 @@ impl Plan {
                 .release(|id| last_use.get(&id) == Some(&index));
         }
         let rounded = resolver.rounded.into_buffers();
-        let logits = match context.model.graph().logits() {
-            Some(id) if shape.outputs > 0 => {
-                let view = activations.view(id)?;
-                Some((view.buffer.clone(), view.offset))
-            }
-            _ => None,
-        };
+        let has_rows = |id| shape.rows(graph.value(id).domain) > 0;
+        let inputs = HostValues::new(&activations, graph.inputs(), has_rows)?;
+        let results = graph.results().iter().copied();
+        let results = HostValues::new(&activations, results, has_rows)?;
         Ok(Self {
             shape,
             dispatches,
             problems,
-            logits,
+            inputs,
+            results,
             buffers: [activations.buffers, rounded],
             tables,
         })
@@ -119,11 +119,14 @@ impl Plan {
         self.tables.bindings(self.shape).tokens
     }
 
-    /// Where the logits come out, if any are wanted.
-    pub(super) fn logits(&self) -> Option<(&Buffer, u64)> {
-        self.logits
-            .as_ref()
-            .map(|(buffer, offset)| (buffer, *offset))
+    /// What the host writes before a step.
+    pub(super) fn inputs(&self) -> &HostValues {
+        &self.inputs
+    }
+
+    /// What the host reads after it: of a whole model the logits, if any are wanted.
+    pub(super) fn results(&self) -> &HostValues {
+        &self.results
     }
 
     /// Writes what differs between steps of one shape.
@@ -132,11 +135,11 @@ impl Plan {
     }
 }
 
-/// How many of `steps` read each value; the logits are read after all of them.
+/// How many of `steps` read each value; the results are read after all of them.
 fn readers(graph: &Graph, steps: &[Step]) -> HashMap<ValueId, usize> {
     let mut readers = HashMap::new();
     let read = steps.iter().flat_map(|step| step.inputs(graph));
-    for id in read.chain(graph.logits()) {
+    for id in read.chain(graph.results().iter().copied()) {
         *readers.entry(id).or_default() += 1;
     }
     readers

@@ -267,6 +267,8 @@ impl<'a> Resolver<'a> {
     fn node(&self, op: &Op, x: &[View<'_>], y: View<'_>, out: &mut Vec<Dispatch>) -> Result<()> {
         let (kernels, batch) = (self.context.kernels, self.batch);
         match op {
+            // Written by the host before the step.
+            Op::Input => {}
             Op::Embed { table } => out.extend(kernels.embed(&Embed {
                 batch,
                 table: self.matrix(*table)?,

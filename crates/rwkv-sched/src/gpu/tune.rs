@@ -6,7 +6,10 @@
 //! default, which stays where nothing is clearly faster, and where whole steps are not.
 
 use super::{BatchShape, GpuExecutor, plan, plan::Plan};
-use crate::{Batch, BatchSpan, Error, Executor, LoadProgress, LoadStage, Result, SlotId, Wanted};
+use crate::{
+    Batch, BatchSpan, Error, Executor, LoadProgress, LoadStage, Result, SlotId, Wanted,
+    part::Carried,
+};
 use rwkv_gpu::{Timer, Timing, read_cache_file, write_cache_file};
 use rwkv_kernels::{
     Kernels,
@@ -373,7 +376,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Writes what a step of `plan` reads: a token for each slot.
+    /// Writes what a step of `plan` reads: a token for each slot, and for a part of a model numbers as large as its
+    /// activations.
     fn feed(&self, plan: &Plan) -> Result<()> {
         let executor = self.executor;
         let spans = (0u32..).take(self.shape.spans).map(|slot| BatchSpan {
@@ -385,7 +389,15 @@ impl Session<'_> {
             spans: spans.collect(),
         };
         let tables = batch.tables(executor.model.config().vocab, executor.slots())?;
-        plan.write_tables(executor.kernels.gpu(), &tables)
+        plan.write_tables(executor.kernels.gpu(), &tables)?;
+        let graph = executor.model.graph();
+        let made_up = |id| {
+            let elements = self.shape.rows(graph.value(id).domain) * graph.value(id).width;
+            let values = (0..elements).map(|i| (i as f32 * 0.7).sin());
+            (id, values.collect())
+        };
+        let carried: Carried = graph.inputs().map(made_up).collect();
+        plan.inputs().write(executor.kernels.gpu(), &carried)
     }
 
     /// Runs `steps` steps and one before them; for each problem the seconds of its kernels in each.

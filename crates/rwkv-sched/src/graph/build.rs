@@ -250,7 +250,12 @@ impl Graph {
         )
     }
 
+    /// What follows is another layer.
+    pub(crate) fn begin_layer(&mut self) {
+        self.layers.push(self.nodes.len());
+    }
+
     pub(crate) fn finish(&mut self, logits: ValueId) {
-        self.logits = Some(logits);
+        self.results = vec![logits];
     }
 }

@@ -2,6 +2,7 @@
 
 mod build;
 mod op;
+mod part;
 
 pub use op::{Op, ShiftHalf};
 
@@ -43,7 +44,9 @@ pub struct Node {
 pub struct Graph {
     nodes: Vec<Node>,
     values: Vec<Value>,
-    logits: Option<ValueId>,
+    /// The first node of each layer.
+    layers: Vec<usize>,
+    results: Vec<ValueId>,
 }
 
 impl Graph {
@@ -62,19 +65,31 @@ impl Graph {
         self.values[id.0]
     }
 
-    /// The result: one row a wanted token, one element a token of the vocabulary.
-    pub fn logits(&self) -> Option<ValueId> {
-        self.logits
+    /// What it reads of other parts of a model: nothing, for a whole one.
+    pub fn inputs(&self) -> impl Iterator<Item = ValueId> {
+        let inputs = self.nodes.iter().filter(|node| node.op == Op::Input);
+        inputs.flat_map(|node| node.outputs.iter().copied())
     }
 
-    /// For each value, how many times it is used; the result counts as used once more.
+    /// What it is computed for: the logits, or what other parts of a model read.
+    pub fn results(&self) -> &[ValueId] {
+        &self.results
+    }
+
+    /// The logits: one row a wanted token, one element a token of the vocabulary. A part without the head has none.
+    pub fn logits(&self) -> Option<ValueId> {
+        let mut results = self.results.iter().copied();
+        results.find(|id| self.value(*id).domain == Domain::Outputs)
+    }
+
+    /// For each value, how many times it is used; a result counts as used once more.
     pub fn uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.values.len()];
         for id in self
             .nodes
             .iter()
             .flat_map(|n| &n.inputs)
-            .chain(&self.logits)
+            .chain(&self.results)
         {
             uses[id.0] += 1;
         }

@@ -12,9 +12,12 @@ pub enum ShiftHalf {
     Ffn,
 }
 
-/// An operation. Its equation stands beside its twin in `rwkv_kernels::ops`.
+/// An operation. Its equation stands beside its twin in `rwkv_kernels::ops`. The layers of states are counted from the
+/// first one that the graph has.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
+    /// () → x: what another part of the graph has made; whoever runs this part brings it.
+    Input,
     /// () → x: the table's rows that the tokens name.
     Embed {
         /// `[V, C]`.
@@ -122,6 +125,18 @@ pub enum Op {
 }
 
 impl Op {
+    /// The layer whose state it reads and changes.
+    pub(super) fn layer_mut(&mut self) -> Option<&mut usize> {
+        match self {
+            Self::TokenShift { layer, .. }
+            | Self::Previous { layer, .. }
+            | Self::Wkv4 { layer, .. }
+            | Self::Wkv6 { layer, .. }
+            | Self::Wkv7 { layer, .. } => Some(layer),
+            _ => None,
+        }
+    }
+
     /// The tensors that it reads.
     pub fn weights(&self) -> Vec<Weight> {
         self.matrix().into_iter().chain(self.vectors()).collect()

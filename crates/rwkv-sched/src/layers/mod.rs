@@ -29,6 +29,7 @@ pub(crate) fn build(config: &ModelConfig, weights: &dyn Weights) -> Result<Graph
             weights,
             layer,
         };
+        g.begin_layer();
         let y = block.norm(g, x, B::AttNorm);
         let y = match config.version {
             Version::V4 => v4::time_mix(g, &block, y),

@@ -64,7 +64,7 @@ impl<'a> Grouping<'a> {
     /// The only step that reads `value`.
     pub(super) fn only_reader(&self, value: ValueId) -> Option<usize> {
         match self.readers.get(&value)?[..] {
-            [reader] if self.graph.logits() != Some(value) => Some(reader),
+            [reader] if !self.graph.results().contains(&value) => Some(reader),
             _ => None,
         }
     }
@@ -102,7 +102,7 @@ impl<'a> Grouping<'a> {
         let escapes = |y: &ValueId| {
             let inside = |reader: &usize| members.contains(reader);
             !self.readers.get(y).is_none_or(|r| r.iter().all(inside))
-                || self.graph.logits() == Some(*y)
+                || self.graph.results().contains(y)
         };
         if made.iter().any(|y| escapes(y) && !outputs.contains(y)) {
             return;

@@ -40,7 +40,7 @@ impl Grouping<'_> {
 
     /// The mixes of a row and the one before it, which the step at `index` finds.
     fn mix6(&self, index: usize) -> Option<Found> {
-        let (Op::Previous { layer, .. }, [x], [previous]) = self.node(index)? else {
+        let (Op::Previous { .. }, [x], [previous]) = self.node(index)? else {
             return None;
         };
         // Steps, pair, bias and result of each.
@@ -49,7 +49,7 @@ impl Grouping<'_> {
                 let (Op::Lerp, [a, b, t], [y]) = self.node(*lerp)? else {
                     return None;
                 };
-                let found = self.pair(*t, *layer, Lora::Mix(mix), Function::Identity)?;
+                let found = self.pair(*t, Lora::Mix(mix), Function::Identity)?;
                 let right = (a, b) == (x, previous);
                 right.then_some((*lerp, found.at, found.pair, found.bias?, *y))
             })

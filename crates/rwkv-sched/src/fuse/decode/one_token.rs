@@ -150,7 +150,7 @@ fn recurrence_output(graph: &Graph, steps: &[Option<Step>], at: usize) -> Option
         inputs: [&group.inputs[..], &[x]].concat(),
         outputs: Vec::new(),
     };
-    (is_mix && !read_later && graph.logits() != Some(x)).then_some(WithOutput {
+    (is_mix && !read_later && !graph.results().contains(&x)).then_some(WithOutput {
         joined,
         output,
         channel_mix,
@@ -224,7 +224,8 @@ fn only_reader(graph: &Graph, steps: &[Option<Step>], values: &[ValueId]) -> Opt
     let (reader, None) = (readers.next()?, readers.next()) else {
         return None;
     };
-    (!graph.logits().is_some_and(|y| values.contains(&y))).then_some(reader)
+    let is_result = graph.results().iter().any(|y| values.contains(y));
+    (!is_result).then_some(reader)
 }
 
 /// `shift` and `parts`, which make `outputs`.

@@ -19,17 +19,11 @@ pub(super) struct FoundPair {
 }
 
 impl Grouping<'_> {
-    /// The pair `lora` of `layer`, if it makes `y = function(up · hidden + bias)`.
-    pub(super) fn pair(
-        &self,
-        y: ValueId,
-        layer: usize,
-        lora: Lora,
-        function: Function,
-    ) -> Option<FoundPair> {
+    /// The pair `lora`, if it makes `y = function(up · hidden + bias)`.
+    pub(super) fn pair(&self, y: ValueId, lora: Lora, function: Function) -> Option<FoundPair> {
         let at = *self.maker.get(&y)?;
         let step = self.linear(at)?;
-        let fits = step.weight == Weight::Block(layer, B::LoraUp(lora))
+        let fits = matches!(step.weight, Weight::Block(_, B::LoraUp(of)) if of == lora)
             && step.function == function
             && step.residual.is_none();
         let pair = Pair {

@@ -45,8 +45,7 @@ impl Grouping<'_> {
         let ([r, k, v], pair, decay) = match (inputs, decay) {
             ([r, k, v], Some(decay)) => ([*r, *k, *v], None, *decay),
             ([r, k, v, w], None) => {
-                let FoundPair { pair, at, bias } =
-                    self.pair(*w, *layer, Lora::Decay, Function::Decay6)?;
+                let FoundPair { pair, at, bias } = self.pair(*w, Lora::Decay, Function::Decay6)?;
                 members.push(at);
                 ([*r, *k, *v], Some(pair), bias?)
             }

@@ -128,7 +128,7 @@ impl Grouping<'_> {
         let [r, w, k, kappa, v, a] = inputs.try_into().ok()?;
         let mut members = vec![index];
         let mut pair = |y: ValueId, lora: Lora, function: Function| {
-            let found = self.pair(y, *layer, lora, function)?;
+            let found = self.pair(y, lora, function)?;
             members.push(found.at);
             Some((found.pair, found.bias))
         };

@@ -1,0 +1,287 @@
+//! A model whose layers are on several devices.
+//!
+//! Each device runs its part of the graph. What passes from one to a later one are the values that this reads: the residual
+//! stream, in RWKV-7 the first layer's value, and in RWKV-7a the normed embedding. A layer's weights and states are only
+//! where it runs.
+
+use crate::{
+    Adapter, Batch, BlendProgress, Device, Error, Executor, ExecutorStats, LoadOptions,
+    LoadProgress, Logits, Model, ModelConfig, Placement, Result, SlotId, State, StepTimes,
+    WeightReads,
+    adapter::Recipe,
+    cpu::CHUNK,
+    executor::load_part,
+    gpu::check_memory,
+    part::{Carried, PartExecutor},
+};
+use rwkv_gpu::Timing;
+use std::sync::Arc;
+
+/// Runs a model on the devices of a [`Placement`], one after the other.
+pub struct SplitExecutor {
+    model: Model,
+    name: String,
+    stages: Vec<Stage>,
+    slots: usize,
+    /// What sequences begin with, where it is not what the model says.
+    initial: Option<State>,
+}
+
+/// Some layers, where they run.
+struct Stage {
+    model: Model,
+    executor: Box<dyn PartExecutor>,
+}
+
+impl Stage {
+    /// What `blend` is to these layers: nothing, if it changes none of their weights.
+    fn blend<'a>(
+        &self,
+        blend: &'a [(Arc<Adapter>, f32)],
+        recipe: &Recipe,
+    ) -> Result<(&'a [(Arc<Adapter>, f32)], usize)> {
+        let changed = recipe.changed(&self.model)?.len();
+        Ok(match changed {
+            0 => (&[], 0),
+            _ => (blend, changed),
+        })
+    }
+}
+
+impl SplitExecutor {
+    /// Loads each device's layers, and no others. `options` are those of every device; blends are bounded on each.
+    ///
+    /// # Errors
+    /// [`Error::Placement`] for a placement of another model, and what loading on one device says. No device has anything
+    /// where it is known that one has too little memory.
+    pub fn new(
+        model: &Model,
+        placement: &Placement,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
+        let layers = model.config().layers;
+        if placement.layers() != layers {
+            let problem = format!("the model has {layers} layers, not {}", placement.layers());
+            return Err(Error::Placement { problem });
+        }
+        let parts = placement.stages().iter();
+        let parts: Vec<_> = parts
+            .map(|(layers, device)| (model.part(layers.clone()), device))
+            .collect();
+        // Longer chunks than the slowest device takes would only hold memory on the others.
+        let mut chunk = usize::MAX;
+        for (part, device) in &parts {
+            match device {
+                Device::Cpu => chunk = CHUNK,
+                Device::Gpu(gpu) => check_memory(part, gpu, options)?,
+            }
+        }
+        let mut stages = Vec::new();
+        let mut names = Vec::new();
+        for (part, device) in parts {
+            let executor = load_part(&part, device, options, chunk, progress)?;
+            let layers = part.layers().len();
+            let what = match (names.is_empty(), layers) {
+                (true, 1) => " layer",
+                (true, _) => " layers",
+                (false, _) => "",
+            };
+            names.push(format!("{layers}{what} on {}", executor.device()));
+            stages.push(Stage {
+                model: part,
+                executor,
+            });
+        }
+        Ok(Self {
+            model: model.clone(),
+            name: names.join(", "),
+            stages,
+            slots: options.slots,
+            initial: None,
+        })
+    }
+
+    fn executors(&self) -> impl Iterator<Item = &dyn PartExecutor> {
+        self.stages.iter().map(|stage| stage.executor.as_ref())
+    }
+
+    fn check_slot(&self, slot: SlotId) -> Result<()> {
+        let slots = self.slots;
+        if (slot.0 as usize) < slots {
+            return Ok(());
+        }
+        Err(Error::SlotRange { slot, slots })
+    }
+
+    /// Sets what sequences begin with on every device.
+    fn begin_with(&mut self, state: Option<&State>) -> Result<()> {
+        for stage in &mut self.stages {
+            let part = state.map(|state| state.part(stage.model.layers()));
+            stage.executor.set_initial_state(part.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Computes up to `tensors` tensors of a blend, device by device.
+    fn prepare(&mut self, blend: &[(Arc<Adapter>, f32)], tensors: usize) -> Result<BlendProgress> {
+        let recipe = Recipe::new(blend)?;
+        let total = recipe.changed(&self.model)?.len();
+        let (mut done, mut left, mut ready) = (0, tensors.max(1), true);
+        for stage in &mut self.stages {
+            let (own, changed) = stage.blend(blend, &recipe)?;
+            let progress = stage.executor.prepare_adapters(own, left)?;
+            if progress.total == 0 {
+                done += changed;
+                continue;
+            }
+            ready = false;
+            done += progress.done;
+            // Those of earlier calls count as well: rather too few than too many.
+            left = left.saturating_sub(progress.done);
+            if left == 0 || !progress.is_done() {
+                break;
+            }
+        }
+        Ok(if ready {
+            BlendProgress { done: 0, total: 0 }
+        } else {
+            BlendProgress { done, total }
+        })
+    }
+}
+
+impl Executor for SplitExecutor {
+    fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    fn device(&self) -> &str {
+        &self.name
+    }
+
+    fn slots(&self) -> usize {
+        self.slots
+    }
+
+    fn chunk(&self) -> usize {
+        let chunks = self.executors().map(|executor| executor.chunk());
+        chunks.min().unwrap_or(1)
+    }
+
+    fn device_bytes(&self) -> u64 {
+        self.executors().map(|e| e.device_bytes()).sum()
+    }
+
+    fn blend_bytes(&self) -> u64 {
+        self.executors().map(|e| e.blend_bytes()).sum()
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<Logits> {
+        // What cannot run is refused before any device has changed a state.
+        batch.tables(self.model.config().vocab, self.slots)?;
+        let mut carried = Carried::new();
+        for stage in &mut self.stages {
+            stage.executor.run_part(batch, &mut carried)?;
+        }
+        Ok(Logits::of(&self.model, carried))
+    }
+
+    fn reset(&mut self, slot: SlotId) -> Result<()> {
+        self.check_slot(slot)?;
+        let mut stages = self.stages.iter_mut();
+        stages.try_for_each(|stage| stage.executor.reset(slot))
+    }
+
+    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
+        if let Some(state) = state {
+            state.check(self.model.state_layout())?;
+        }
+        if let Err(error) = self.begin_with(state) {
+            // The caller is told of the first failure.
+            let before = self.initial.clone();
+            let _ = self.begin_with(before.as_ref());
+            return Err(error);
+        }
+        self.initial = state.cloned();
+        Ok(())
+    }
+
+    fn state(&mut self, slot: SlotId) -> Result<State> {
+        self.check_slot(slot)?;
+        let mut state = State {
+            wkv: Vec::new(),
+            shift: Vec::new(),
+        };
+        for stage in &mut self.stages {
+            let part = stage.executor.state(slot)?;
+            state.wkv.extend(part.wkv);
+            state.shift.extend(part.shift);
+        }
+        Ok(state)
+    }
+
+    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
+        self.check_slot(slot)?;
+        state.check(self.model.state_layout())?;
+        for stage in &mut self.stages {
+            let part = state.part(stage.model.layers());
+            stage.executor.set_state(slot, &part)?;
+        }
+        Ok(())
+    }
+
+    fn prepare_adapters(
+        &mut self,
+        blend: &[(Arc<Adapter>, f32)],
+        tensors: usize,
+    ) -> Result<BlendProgress> {
+        self.prepare(blend, tensors).inspect_err(|_| {
+            // A device that fails has dropped what it had; the others may have theirs. What fails here has failed before.
+            for stage in &mut self.stages {
+                let _ = stage.executor.forget_adapters(blend);
+            }
+        })
+    }
+
+    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        // On all devices before any of them switches.
+        self.prepare_adapters(blend, usize::MAX)?;
+        let recipe = Recipe::new(blend)?;
+        for stage in &mut self.stages {
+            let (own, _) = stage.blend(blend, &recipe)?;
+            stage.executor.set_adapters(own)?;
+        }
+        Ok(())
+    }
+
+    fn weight_reads(&self) -> WeightReads {
+        self.executors().map(|e| e.weight_reads()).sum()
+    }
+
+    fn stats(&self) -> ExecutorStats {
+        let stats = self.executors().map(|e| e.stats());
+        stats.reduce(ExecutorStats::beside).unwrap_or_default()
+    }
+
+    fn set_timing(&mut self, timing: Timing) -> Result<bool> {
+        let mut any = false;
+        for stage in &mut self.stages {
+            any |= stage.executor.set_timing(timing)?;
+        }
+        Ok(any)
+    }
+
+    /// As if one device's clock had gone on where the one before stopped.
+    fn take_times(&mut self) -> Vec<StepTimes> {
+        let times = self.stages.iter_mut().map(|s| s.executor.take_times());
+        let joined = times.reduce(|mut steps, others| {
+            steps.resize(steps.len().max(others.len()), StepTimes::default());
+            for (step, other) in steps.iter_mut().zip(others) {
+                step.append(other);
+            }
+            steps
+        });
+        joined.unwrap_or_default()
+    }
+}

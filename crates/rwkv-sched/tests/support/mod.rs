@@ -14,8 +14,8 @@ use proptest::prelude::*;
 use random_model::Dimensions;
 use rwkv_gpu::{Gpu, Hidden, OpenOptions, Selector};
 use rwkv_sched::{
-    Batch, BatchSpan, CpuExecutor, Executor, GpuExecutor, LoadOptions, Model, Simd, SlotId, State,
-    Version, Wanted, WeightsDType,
+    Batch, BatchSpan, CpuExecutor, Device, Executor, GpuExecutor, LoadOptions, Model, Placement,
+    Simd, SlotId, SplitExecutor, State, Version, Wanted, WeightsDType,
 };
 use std::sync::OnceLock;
 
@@ -85,7 +85,28 @@ pub(crate) fn on_gpu(model: &Model, slots: usize, gpu: &Gpu, dtype: WeightsDType
     GpuExecutor::new(model, gpu, &options, &mut |_| {}).unwrap()
 }
 
-/// Every executor of a model: the CPU's with twins and with its widest vectors, and one a GPU, with F32 kept.
+/// The same model with its layers on several devices, each the layers up to a number.
+pub(crate) fn split(
+    model: &Model,
+    slots: usize,
+    ends: &[(usize, Device)],
+    dtype: WeightsDType,
+) -> SplitExecutor {
+    let starts = [0].into_iter().chain(ends.iter().map(|(end, _)| *end));
+    let stages = starts.zip(ends);
+    let stages = stages.map(|(start, (end, device))| (start..*end, device.clone()));
+    let placement = Placement::new(model.config().layers, stages).unwrap();
+    let options = LoadOptions {
+        slots,
+        weights_dtype: dtype,
+        simd: Simd::Twins,
+        ..LoadOptions::default()
+    };
+    SplitExecutor::new(model, &placement, &options, &mut |_| {}).unwrap()
+}
+
+/// Every executor of a model: the CPU's with twins and with its widest vectors, one a GPU, with F32 kept, and one with
+/// some layers on a GPU and some on the CPU.
 pub(crate) fn everywhere(model: &Model, slots: usize) -> Vec<(String, Box<dyn Executor>)> {
     let mut all: Vec<(String, Box<dyn Executor>)> = Vec::new();
     for level in [Simd::Twins, Simd::detect()] {
@@ -95,6 +116,13 @@ pub(crate) fn everywhere(model: &Model, slots: usize) -> Vec<(String, Box<dyn Ex
     for TestGpu { name, gpu } in gpus() {
         let executor = on_gpu(model, slots, gpu, WeightsDType::F32);
         all.push((name.clone(), Box::new(executor)));
+    }
+    let layers = model.config().layers;
+    if layers > 1 {
+        let gpu = Device::Gpu(gpus()[0].gpu.clone());
+        let ends = [(layers / 2, gpu), (layers, Device::Cpu)];
+        let executor = split(model, slots, &ends, WeightsDType::F32);
+        all.push((executor.device().to_owned(), Box::new(executor)));
     }
     all
 }

@@ -94,6 +94,10 @@ pub(crate) struct DeviceArgs {
     /// A model that does not fit is refused before it is loaded; prompts are cut into shorter chunks where that helps.
     #[arg(long, value_name = "LIMIT", value_parser = memory_size)]
     pub(crate) gpu_memory: Option<u64>,
+    /// Run only the first N layers on the GPU, and the others on the CPU: for models that do not fit. A model that does not
+    /// fit says how many would.
+    #[arg(long, value_name = "N")]
+    pub(crate) gpu_layers: Option<usize>,
     /// Do not time kernels when a GPU first runs a model of these shapes; what was found earlier is used all the same.
     #[arg(long)]
     pub(crate) no_tune: bool,

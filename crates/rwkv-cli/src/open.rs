@@ -11,8 +11,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rwkv_model::{AdapterFile, ModelFile, OpenOptions, StateOrigin, TimeStateOrder};
 use rwkv_sched::{
-    Adapter, Device, DeviceOptions, Executor, LoadOptions, LoadStage, Model, SlotId, SparseWeights,
-    State, WeightsDType, load,
+    Adapter, Device, DeviceOptions, Executor, LoadOptions, LoadStage, Model, Placement, SlotId,
+    SparseWeights, State, WeightsDType, load_placed,
 };
 use std::{io::Read, path::Path, sync::Arc};
 
@@ -71,6 +71,26 @@ pub(crate) fn device(args: &DeviceArgs) -> Result<Device> {
     Ok(opened.device)
 }
 
+/// Where the layers of a model run: on `device`, or as many of them as `--gpu-layers` says.
+fn placement(model: &Model, device: &Device, args: &DeviceArgs) -> Result<Placement> {
+    let layers = model.config().layers;
+    let placement = match (args.gpu_layers, device) {
+        (None, device) => Placement::new(layers, [(0..layers, device.clone())]),
+        (Some(_), Device::Cpu) => {
+            return Err(UsageError::error(
+                "--gpu-layers needs a GPU, and the model would run on the CPU: choose one with --device",
+            ));
+        }
+        (Some(on_gpu), _) if on_gpu > layers => {
+            return Err(UsageError::error(format!(
+                "--gpu-layers {on_gpu} is more than the {layers} layers of the model"
+            )));
+        }
+        (Some(on_gpu), Device::Gpu(gpu)) => Placement::first_on_gpu(layers, on_gpu, gpu.clone()),
+    };
+    Ok(placement?)
+}
+
 /// An executor of a model, which need not be a file's, on a device that is open.
 pub(crate) fn load_model(
     model: &Model,
@@ -94,11 +114,12 @@ pub(crate) fn load_as(
         WeightsDTypeArg::F32 => WeightsDType::F32,
         WeightsDTypeArg::Auto => WeightsDType::Auto,
     };
-    let bar = progress_bar("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
+    let placement = placement(model, device, args)?;
+    let bar = progress_bar(LOADING);
     let mut stage = LoadStage::Tensors;
-    let executor = load(
+    let executor = load_placed(
         model,
-        device,
+        &placement,
         &LoadOptions {
             slots,
             weights_dtype,
@@ -111,7 +132,10 @@ pub(crate) fn load_as(
         &mut |progress| {
             if progress.stage != stage {
                 stage = progress.stage;
-                bar.set_style(bar_style("timing kernels {bar:30} {pos}/{len}"));
+                bar.set_style(bar_style(match stage {
+                    LoadStage::Tuning => "timing kernels {bar:30} {pos}/{len}",
+                    _ => LOADING,
+                }));
             }
             bar.set_length(progress.total);
             bar.set_position(progress.done);
@@ -120,6 +144,9 @@ pub(crate) fn load_as(
     bar.finish_and_clear();
     Ok(executor?)
 }
+
+/// How a bar shows tensors that are loaded.
+const LOADING: &str = "loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}";
 
 /// What [`TuningArgs`] name, read.
 struct Tuning {

@@ -322,3 +322,41 @@ fn mistakes() {
     check(&with(&["--prune", "0.5", "--quant", "q8_0"]), 2, "--quant");
     check(&["--synthetic", "v9:2x64"], 2, "version");
 }
+
+/// Some layers on the GPU: what is read and held is that of both devices, and no copy is compared with it.
+#[test]
+fn layers_on_two_devices() {
+    let gpu = gpu();
+    let measured = |more: &[&str]| -> Value {
+        let args = ["--synthetic", SPEC, "--prefill", "8", "--decode", "3"];
+        let device = ["--repeat", "1", "--device", &gpu, "--json"];
+        let all = stdout(&[&args[..], &device, more].concat());
+        serde_json::from_str(&all).unwrap()
+    };
+    let (whole, split) = (measured(&[]), measured(&["--gpu-layers", "1"]));
+    let name = split["device"]["name"].as_str().unwrap();
+    assert!(
+        name.starts_with("1 layer on ") && name.contains(", 1 on CPU ("),
+        "{name}"
+    );
+    assert_eq!(split["copy"], Value::Null);
+    let bytes = |report: &Value| report["device_memory"]["used_bytes"].as_u64().unwrap();
+    assert!(bytes(&split) > 0 && bytes(&split) < bytes(&whole));
+    for (workload, of_whole) in [0, 1].map(|at| (&split["workloads"][at], &whole["workloads"][at]))
+    {
+        assert_eq!(workload["name"], of_whole["name"]);
+        assert!(
+            workload["tokens_per_second"]["median"].as_f64().unwrap() > 0.0,
+            "{workload}"
+        );
+        assert_eq!(workload["share_of_copy_bandwidth"], Value::Null);
+        let dispatches = |report: &Value| report["launches"]["dispatches"].as_u64().unwrap();
+        assert!(
+            (1..dispatches(of_whole)).contains(&dispatches(workload)),
+            "{workload}"
+        );
+        for same in ["steps", "tokens", "weight_bytes_per_token"] {
+            assert_eq!(workload[same], of_whole[same], "{same}");
+        }
+    }
+}

@@ -146,6 +146,66 @@ fn gpu_memory() {
     assert!(!on_cpu.is_empty());
 }
 
+/// Some layers on the GPU and the others on the CPU: any number makes the same text, more than there are is a mistake, and
+/// what is said to fit does.
+#[test]
+fn gpu_layers() {
+    let device = std::env::var("RWKV_DEVICE").unwrap_or_else(|_| "0".to_owned());
+    let with = |more: &[&str]| {
+        let args = ["generate", "It was", "-n", "8", "--temperature", "0"];
+        let args = args.into_iter().chain(more.iter().copied());
+        args.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let on = |layers: &str| with(&["--device", &device, "--gpu-layers", layers]);
+    let strs = |args: &[String]| {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        stdout(&args)
+    };
+    let want = strs(&with(&["--device", "cpu"]));
+    for layers in ["0", "1", "8"] {
+        assert_eq!(strs(&on(layers)), want, "{layers} layers");
+    }
+    let wrong = |args: &[String], code, part| {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        refused(&args, code, part);
+    };
+    wrong(&on("9"), 2, "--gpu-layers 9 is more than the 8 layers");
+    wrong(&on("1.5"), 2, "--gpu-layers");
+    wrong(&on("few"), 2, "--gpu-layers");
+    let on_cpu = with(&["--device", "cpu", "--gpu-layers", "2"]);
+    wrong(&on_cpu, 2, "--gpu-layers needs a GPU");
+
+    // Too little memory, and as many layers as the message offers.
+    let limited = with(&["--device", &device, "--gpu-memory", "40M"]);
+    let args: Vec<_> = limited.iter().map(String::as_str).collect();
+    let output = program().args(&args).output().unwrap();
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    let offer = message.split("--gpu-layers ").nth(1).unwrap_or_default();
+    let offered = offer.split(',').next().unwrap_or_default();
+    assert!(matches!(offered.parse(), Ok(1..8)), "{message}");
+    let fits = [
+        &limited[..],
+        &["--gpu-layers".to_owned(), offered.to_owned()],
+    ]
+    .concat();
+    assert_eq!(strs(&fits), want, "{offered} layers");
+
+    // A state goes on where its layers are not.
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state.st");
+    let state = state.to_str().unwrap();
+    let mut saving = on("3");
+    saving.extend(["--save-state", state].map(str::to_owned));
+    assert_eq!(strs(&saving), want);
+    let going_on = |place: &[&str]| {
+        let args = ["generate", " and", "-n", "8", "--temperature", "0"];
+        stdout(&[&args[..], &["--state", state], place].concat())
+    };
+    let layers = ["--device", &device, "--gpu-layers", "5"];
+    assert_eq!(going_on(&layers), going_on(&["--device", "cpu"]));
+}
+
 /// Hiding what an adapter has, and switching checks on, must not change the text.
 #[test]
 fn gpu_settings() {

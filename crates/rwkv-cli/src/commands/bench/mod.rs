@@ -157,7 +157,14 @@ fn measure(
             Device::Cpu => None,
         },
     };
-    let copy = copy_bandwidth::measure(device);
+    // Weights that lie on two devices are read at neither's pace.
+    let all = model.config().layers;
+    let split = args.device.gpu_layers.is_some_and(|layers| layers < all);
+    let copy = if split {
+        None
+    } else {
+        copy_bandwidth::measure(device)
+    };
     for report in &mut reports {
         report.relate(copy.as_ref());
     }

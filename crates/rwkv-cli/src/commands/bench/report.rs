@@ -118,7 +118,7 @@ pub(super) struct Launches {
     pub(super) record_microseconds_per_token: f64,
     pub(super) submit_microseconds_per_token: f64,
     pub(super) wait_microseconds_per_token: f64,
-    /// What is left: choosing the next token, checking the batch, copying logits.
+    /// What is left: choosing the next token, checking the batch, copying logits, and layers that run on the CPU.
     pub(super) rest_microseconds_per_token: f64,
     /// In all measured rounds.
     pub(super) buffers_made_after_warm_up: u64,

@@ -71,35 +71,36 @@ impl Placement {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic, reason = "tests")]
+
     use super::*;
 
     #[test]
-    #[allow(clippy::reversed_empty_ranges, reason = "what is refused")]
     fn every_layer_once_and_in_order() {
         #[track_caller]
-        fn check(layers: usize, ranges: &[Range<usize>], wrong: Option<&str>) {
-            let stages = ranges.iter().map(|range| (range.clone(), Device::Cpu));
+        fn check(layers: usize, ranges: &[(usize, usize)], wrong: Option<&str>) {
+            let stages = ranges.iter().map(|&(start, end)| (start..end, Device::Cpu));
             match (Placement::new(layers, stages), wrong) {
                 (Ok(placement), None) => assert_eq!(placement.layers(), layers),
                 (Err(error), Some(part)) => {
                     let text = error.to_string();
                     assert!(text.contains(part) && !text.contains('\n'), "{text}");
                 }
-                (other, _) => assert!(false, "{other:?}"),
+                (other, _) => panic!("{other:?}"),
             }
         }
-        check(3, &[0..3], None);
-        check(3, &[0..1, 1..3], None);
-        check(3, &[0..1, 1..2, 2..3], None);
+        check(3, &[(0, 3)], None);
+        check(3, &[(0, 1), (1, 3)], None);
+        check(3, &[(0, 1), (1, 2), (2, 3)], None);
         check(3, &[], Some("3 layers, not 0"));
-        check(3, &[0..2], Some("3 layers, not 2"));
-        check(3, &[0..4], Some("3 layers, not 4"));
-        check(3, &[1..3], Some("1..3 do not follow the first 0"));
-        check(3, &[0..1, 2..3], Some("2..3 do not follow the first 1"));
-        check(3, &[0..2, 1..3], Some("1..3 do not follow the first 2"));
-        check(3, &[1..3, 0..1], Some("do not follow"));
-        check(3, &[0..0, 0..3], Some("0..0 are none"));
-        check(3, &[0..3, 3..3], Some("3..3 are none"));
-        check(3, &[2..0], Some("2..0 are none"));
+        check(3, &[(0, 2)], Some("3 layers, not 2"));
+        check(3, &[(0, 4)], Some("3 layers, not 4"));
+        check(3, &[(1, 3)], Some("1..3 do not follow the first 0"));
+        check(3, &[(0, 1), (2, 3)], Some("2..3 do not follow the first 1"));
+        check(3, &[(0, 2), (1, 3)], Some("1..3 do not follow the first 2"));
+        check(3, &[(1, 3), (0, 1)], Some("do not follow"));
+        check(3, &[(0, 0), (0, 3)], Some("0..0 are none"));
+        check(3, &[(0, 3), (3, 3)], Some("3..3 are none"));
+        check(3, &[(2, 0)], Some("2..0 are none"));
     }
 }

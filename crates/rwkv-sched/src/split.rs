@@ -33,17 +33,15 @@ struct Stage {
     executor: Box<dyn PartExecutor>,
 }
 
+/// Adapters with their strengths.
+type Blend = [(Arc<Adapter>, f32)];
+
 impl Stage {
-    /// What `blend` is to these layers: nothing, if it changes none of their weights.
-    fn blend<'a>(
-        &self,
-        blend: &'a [(Arc<Adapter>, f32)],
-        recipe: &Recipe,
-    ) -> Result<(&'a [(Arc<Adapter>, f32)], usize)> {
-        let changed = recipe.changed(&self.model)?.len();
-        Ok(match changed {
+    /// What `blend` is to these layers, nothing if it changes none of their weights; and how many it changes.
+    fn own<'a>(&self, blend: &'a Blend, recipe: &Recipe) -> Result<(&'a Blend, usize)> {
+        Ok(match recipe.changed(&self.model)?.len() {
             0 => (&[], 0),
-            _ => (blend, changed),
+            changed => (blend, changed),
         })
     }
 }
@@ -124,12 +122,12 @@ impl SplitExecutor {
     }
 
     /// Computes up to `tensors` tensors of a blend, device by device.
-    fn prepare(&mut self, blend: &[(Arc<Adapter>, f32)], tensors: usize) -> Result<BlendProgress> {
+    fn prepare(&mut self, blend: &Blend, tensors: usize) -> Result<BlendProgress> {
         let recipe = Recipe::new(blend)?;
         let total = recipe.changed(&self.model)?.len();
         let (mut done, mut left, mut ready) = (0, tensors.max(1), true);
         for stage in &mut self.stages {
-            let (own, changed) = stage.blend(blend, &recipe)?;
+            let (own, changed) = stage.own(blend, &recipe)?;
             let progress = stage.executor.prepare_adapters(own, left)?;
             if progress.total == 0 {
                 done += changed;
@@ -165,16 +163,16 @@ impl Executor for SplitExecutor {
     }
 
     fn chunk(&self) -> usize {
-        let chunks = self.executors().map(|executor| executor.chunk());
+        let chunks = self.executors().map(Executor::chunk);
         chunks.min().unwrap_or(1)
     }
 
     fn device_bytes(&self) -> u64 {
-        self.executors().map(|e| e.device_bytes()).sum()
+        self.executors().map(Executor::device_bytes).sum()
     }
 
     fn blend_bytes(&self) -> u64 {
-        self.executors().map(|e| e.blend_bytes()).sum()
+        self.executors().map(Executor::blend_bytes).sum()
     }
 
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
@@ -231,11 +229,7 @@ impl Executor for SplitExecutor {
         Ok(())
     }
 
-    fn prepare_adapters(
-        &mut self,
-        blend: &[(Arc<Adapter>, f32)],
-        tensors: usize,
-    ) -> Result<BlendProgress> {
+    fn prepare_adapters(&mut self, blend: &Blend, tensors: usize) -> Result<BlendProgress> {
         self.prepare(blend, tensors).inspect_err(|_| {
             // A device that fails has dropped what it had; the others may have theirs. What fails here has failed before.
             for stage in &mut self.stages {
@@ -244,23 +238,23 @@ impl Executor for SplitExecutor {
         })
     }
 
-    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+    fn set_adapters(&mut self, blend: &Blend) -> Result<()> {
         // On all devices before any of them switches.
         self.prepare_adapters(blend, usize::MAX)?;
         let recipe = Recipe::new(blend)?;
         for stage in &mut self.stages {
-            let (own, _) = stage.blend(blend, &recipe)?;
+            let (own, _) = stage.own(blend, &recipe)?;
             stage.executor.set_adapters(own)?;
         }
         Ok(())
     }
 
     fn weight_reads(&self) -> WeightReads {
-        self.executors().map(|e| e.weight_reads()).sum()
+        self.executors().map(Executor::weight_reads).sum()
     }
 
     fn stats(&self) -> ExecutorStats {
-        let stats = self.executors().map(|e| e.stats());
+        let stats = self.executors().map(Executor::stats);
         stats.reduce(ExecutorStats::beside).unwrap_or_default()
     }
 

@@ -178,7 +178,11 @@ fn random_cuts(cases: u32, device: fn(u8) -> Device, right: fn([f64; 2]) -> bool
 /// To cut a model changes not a bit of what is computed.
 #[test]
 fn random_cuts_on_the_cpu() {
-    random_cuts(20, |_| Device::Cpu, |errors| errors == [0.0; 2]);
+    random_cuts(
+        20,
+        |_| Device::Cpu,
+        |errors| errors.iter().all(|e| *e <= 0.0),
+    );
 }
 
 #[test]

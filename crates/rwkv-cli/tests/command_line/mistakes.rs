@@ -176,7 +176,7 @@ fn gpu_layers() {
     wrong(&on_cpu, 2, "--gpu-layers needs a GPU");
 
     // Too little memory, and as many layers as the message offers.
-    let limited = with(&["--device", &device, "--gpu-memory", "40M"]);
+    let limited = with(&["--device", &device, "--gpu-memory", "50M"]);
     let args: Vec<_> = limited.iter().map(String::as_str).collect();
     let output = program().args(&args).output().unwrap();
     let message = text(&output.stderr);

@@ -22,6 +22,25 @@ impl Buffer {
     pub fn raw(&self) -> &wgpu::Buffer {
         &self.raw
     }
+
+    /// Fails unless `bytes` bytes from `offset` on, both multiples of 4, lie in it.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`].
+    pub fn check_range(&self, offset: u64, bytes: u64) -> Result<()> {
+        let end = offset.checked_add(bytes);
+        let fits = end.is_some_and(|end| end <= self.size());
+        if fits && offset.is_multiple_of(4) && bytes.is_multiple_of(4) {
+            return Ok(());
+        }
+        Err(Error::Rejected {
+            what: "a buffer write".to_owned(),
+            message: format!(
+                "{bytes} bytes at {offset} do not fit a buffer of {}",
+                self.size()
+            ),
+        })
+    }
 }
 
 /// Two are equal when they share their memory.
@@ -117,20 +136,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Rejected`] when the range does not lie in the buffer.
     pub fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        let end = offset.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > buffer.size())
-            || !offset.is_multiple_of(4)
-            || !bytes.len().is_multiple_of(4)
-        {
-            return Err(Error::Rejected {
-                what: "a buffer write".to_owned(),
-                message: format!(
-                    "{} bytes at {offset} do not fit a buffer of {}",
-                    bytes.len(),
-                    buffer.size()
-                ),
-            });
-        }
+        buffer.check_range(offset, bytes.len() as u64)?;
         self.queue().write_buffer(buffer.raw(), offset, bytes);
         Ok(())
     }

@@ -22,6 +22,7 @@ mod pipeline_cache;
 mod readback;
 mod record;
 mod shader;
+mod staging;
 mod subnormal;
 mod timing;
 
@@ -37,6 +38,7 @@ pub use pipeline::{BindGroup, Binding, Pipeline};
 pub use readback::Readback;
 pub use record::{Dispatch, Recorder, Submission};
 pub use shader::{Access, Requirement, Shader, ShaderBinding};
+pub use staging::{StagedCopy, Staging, StagingPiece};
 pub use timing::{TimedSpan, Timer, Timing};
 
 /// What this crate's functions return.

@@ -8,11 +8,11 @@ use crate::{
 };
 use rayon::prelude::*;
 use rwkv_gpu::{BufferKind, Gpu};
-use rwkv_mem::{Shape, Upload};
-use std::sync::Arc;
+use rwkv_mem::{Shape, Slab, Target, Upload};
+use std::{ops::Range, sync::Arc};
 
-/// Bytes that are repacked on the host at a time.
-const SLAB: usize = 8 << 20;
+/// Bytes that a thread repacks before they go where the GPU copies them from.
+const CACHED: usize = 128 << 10;
 
 /// A matrix on its way to GPU memory: all of it is allocated, and [`push`](Self::push) fills rows from the top.
 /// Dropping it frees everything.
@@ -122,32 +122,36 @@ impl MatrixUpload {
         let packed_row = format.row_bytes(shape.cols.0).unwrap_or(0);
         // As the file has it, row after row, if nothing moves: then no copy is made on this side.
         let verbatim = source.format() == format && self.row_bytes == [packed_row];
-        let rows_per_slab = (SLAB / packed_row.max(1)).clamp(1, rows.max(1));
-        let mut slabs: Vec<Vec<u8>> = self
-            .row_bytes
-            .iter()
-            .map(|bytes| vec![0; if verbatim { 0 } else { bytes * rows_per_slab }])
-            .collect();
+        let slab_row: usize = self.row_bytes.iter().map(|n| n.next_multiple_of(16)).sum();
+        let rows_per_slab = (Upload::MOST / slab_row.max(1)).max(1);
         for chunk in &self.matrix.chunks {
             let start = chunk.first().max(self.filled);
             let end = chunk.end().min(self.filled + rows);
+            if verbatim && start < end {
+                let bytes = source.packed_rows(start - self.filled, end - start);
+                let to = (start - chunk.first()) * packed_row;
+                upload.write(&chunk.parts[0], to as u64, bytes)?;
+                continue;
+            }
             for first in (start..end).step_by(rows_per_slab) {
-                let count = rows_per_slab.min(end - first);
-                let (from, to) = (first - self.filled, first - chunk.first());
-                if verbatim {
-                    let bytes = source.packed_rows(from, count);
-                    upload.write(&chunk.parts[0], (to * packed_row) as u64, bytes)?;
-                    continue;
-                }
-                let slab = Slab {
-                    first: from,
-                    rows: count,
+                let run = Run {
+                    name,
+                    source,
+                    format,
+                    layout: self.matrix.layout,
                     row_bytes: &self.row_bytes,
+                    first: first - self.filled,
+                    rows: rows_per_slab.min(end - first),
                 };
-                slab.pack(name, source, format, self.matrix.layout, &mut slabs)?;
-                for ((part, slab), bytes) in chunk.parts.iter().zip(&slabs).zip(&self.row_bytes) {
-                    upload.write(part, (to * bytes) as u64, &slab[..bytes * count])?;
-                }
+                let parts = chunk.parts.iter().zip(&self.row_bytes);
+                let targets: Vec<_> = parts
+                    .map(|(buffer, bytes)| Target {
+                        buffer,
+                        offset: ((first - chunk.first()) * bytes) as u64,
+                        bytes: (run.rows * bytes) as u64,
+                    })
+                    .collect();
+                upload.fill(&targets, |slab| run.write(slab))?;
             }
         }
         self.filled += rows;
@@ -167,50 +171,64 @@ impl MatrixUpload {
     }
 }
 
-/// Rows of a matrix that are repacked together.
-struct Slab<'a> {
+/// Rows that are repacked together.
+struct Run<'a> {
+    name: &'a str,
+    source: &'a Matrix<'a>,
+    format: Format,
+    layout: &'static GpuLayout,
+    row_bytes: &'a [usize],
     first: usize,
     rows: usize,
-    row_bytes: &'a [usize],
 }
 
-impl Slab<'_> {
-    /// Repacks the rows into the beginning of `slabs`, one a part, on all processors. Padding stays as it is.
-    fn pack(
-        &self,
-        name: &str,
-        matrix: &Matrix<'_>,
-        format: Format,
-        layout: &GpuLayout,
-        slabs: &mut [Vec<u8>],
-    ) -> Result<()> {
-        // A few runs of rows a thread, and their pieces of each part.
-        let run = self.rows.div_ceil(4 * rayon::current_num_threads()).max(1);
-        let mut runs: Vec<Vec<&mut [u8]>> =
-            (0..self.rows.div_ceil(run)).map(|_| Vec::new()).collect();
-        for (slab, bytes) in slabs.iter_mut().zip(self.row_bytes) {
-            let used = &mut slab[..bytes * self.rows];
-            for (pieces, piece) in runs.iter_mut().zip(used.chunks_mut((bytes * run).max(1))) {
-                pieces.push(piece);
-            }
-        }
-        let pack_run = |(number, pieces): (usize, Vec<&mut [u8]>)| -> Result<()> {
-            let mut rows_of: Vec<_> = pieces
-                .into_iter()
-                .zip(self.row_bytes)
-                .map(|(piece, bytes)| piece.chunks_exact_mut((*bytes).max(1)))
-                .collect();
-            let mut converter = Converter::new(name, matrix, format);
-            let start = number * run;
-            for row in start..(start + run).min(self.rows) {
-                let source = converter.row(self.first + row)?;
-                let mut targets: Vec<&mut [u8]> =
-                    rows_of.iter_mut().filter_map(Iterator::next).collect();
-                layout.pack_row(source, &mut targets);
+impl Run<'_> {
+    /// Repacks them into `slab`, a target a part, on all processors.
+    fn write(&self, slab: &Slab<'_>) -> Result<()> {
+        let row: usize = self.row_bytes.iter().sum();
+        // Several tasks a thread, and what one of them repacks stays in its processor's cache.
+        let fair = self.rows.div_ceil(8 * rayon::current_num_threads());
+        let rows = fair.min(CACHED / row.max(1)).max(1);
+        let tasks = (0..self.rows.div_ceil(rows)).into_par_iter();
+        let packer = || Packer {
+            converter: Converter::new(self.name, self.source, self.format),
+            parts: self.row_bytes.iter().map(|n| vec![0; n * rows]).collect(),
+        };
+        tasks.try_for_each_init(packer, |packer, task| {
+            let start = task * rows;
+            let end = (start + rows).min(self.rows);
+            packer.pack(self, start..end)?;
+            let parts = packer.parts.iter().zip(self.row_bytes).enumerate();
+            for (index, (part, bytes)) in parts.filter(|(_, (_, bytes))| **bytes > 0) {
+                let mut piece = slab.piece(index, start * bytes..end * bytes)?;
+                piece.write(&part[..(end - start) * bytes])?;
             }
             Ok(())
-        };
-        runs.into_par_iter().enumerate().try_for_each(pack_run)
+        })
+    }
+}
+
+/// What a thread repacks with. Mapped memory is written from the first byte to the last, so rows meet here before.
+struct Packer<'a> {
+    converter: Converter<'a>,
+    /// Rows of each part.
+    parts: Vec<Vec<u8>>,
+}
+
+impl Packer<'_> {
+    /// Repacks these rows of `run` into the beginning of each part. Padding stays as it is.
+    fn pack(&mut self, run: &Run<'_>, rows: Range<usize>) -> Result<()> {
+        let parts = self.parts.iter_mut().zip(run.row_bytes);
+        let mut rows_of: Vec<_> = parts
+            .map(|(part, bytes)| part.chunks_exact_mut((*bytes).max(1)))
+            .collect();
+        for row in rows {
+            let source = self.converter.row(run.first + row)?;
+            let mut targets: Vec<&mut [u8]> =
+                rows_of.iter_mut().filter_map(Iterator::next).collect();
+            run.layout.pack_row(source, &mut targets);
+        }
+        Ok(())
     }
 }
 

@@ -1,23 +1,86 @@
 //! Filling GPU buffers from the host piece by piece.
 
-use rwkv_gpu::{Buffer, Gpu, Result};
+use rayon::prelude::*;
+use rwkv_gpu::{Buffer, Error, Gpu, Result, StagedCopy, Staging, StagingPiece};
+use std::{collections::VecDeque, ops::Range};
 
-/// Bytes on their way before the host waits for the GPU: host memory stays flat however large a model is.
-const IN_FLIGHT: u64 = 64 << 20;
+/// Bytes that are written, and then copied by the GPU, at a time: as long as a fork and join of all threads takes, they
+/// should write many times.
+const SLAB: u64 = 16 << 20;
 
-/// Writes to buffers, bounding what is in flight.
+/// Slabs: one is written while the GPU copies the others, and host memory stays flat however large a model is.
+const SLABS: usize = 4;
+
+/// The least that a slab has. Small models have small ones.
+const LEAST: u64 = 1 << 20;
+
+/// What is not larger goes through the queue, which gathers it for the next submission.
+const SMALL: u64 = 1 << 20;
+
+/// Bytes that the queue may have before the host waits for the GPU.
+const MOST_QUEUED: u64 = 64 << 20;
+
+/// Bytes that one thread copies at a time.
+const RUN: usize = 256 << 10;
+
+/// Writes to buffers, bounding what is in flight. What was written is there for all that is submitted later.
 pub struct Upload {
     gpu: Gpu,
-    in_flight: u64,
+    /// Bytes that the queue has.
+    queued: u64,
+    /// Those that the GPU copies from, the oldest first. Made as they are needed, as large as is needed.
+    slabs: VecDeque<Staging>,
     total: u64,
 }
 
+/// Bytes of a buffer to be written; offset and size are multiples of 4.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The buffer.
+    pub buffer: &'a Buffer,
+    /// At which byte.
+    pub offset: u64,
+    /// How many.
+    pub bytes: u64,
+}
+
+/// Memory for the bytes of some [`Target`]s, which any threads write.
+pub struct Slab<'a> {
+    staging: &'a Staging,
+    /// Of each target.
+    copies: &'a [StagedCopy<'a>],
+}
+
+impl Slab<'_> {
+    /// The bytes `range` of target `index`, which no other piece has. It begins at a multiple of 16 and has a multiple of
+    /// 4 bytes.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] for any other range.
+    pub fn piece(&self, index: usize, range: Range<usize>) -> Result<StagingPiece<'_>> {
+        let (start, end) = (range.start as u64, range.end as u64);
+        match self.copies.get(index) {
+            Some(copy) if end <= copy.bytes => {
+                self.staging.piece(copy.from + start..copy.from + end)
+            }
+            _ => Err(Error::Rejected {
+                what: "an upload".to_owned(),
+                message: format!("bytes {start} to {end} of target {index} are no piece"),
+            }),
+        }
+    }
+}
+
 impl Upload {
+    /// The most that the targets of one [`fill`](Self::fill) may have, each rounded up to 16 bytes.
+    pub const MOST: usize = SLAB as usize;
+
     /// A new upload.
     pub fn new(gpu: &Gpu) -> Self {
         Self {
             gpu: gpu.clone(),
-            in_flight: 0,
+            queued: 0,
+            slabs: VecDeque::new(),
             total: 0,
         }
     }
@@ -25,30 +88,116 @@ impl Upload {
     /// Writes `bytes` (a multiple of 4) at `offset` of `buffer`.
     ///
     /// # Errors
-    /// [`rwkv_gpu::Error::Rejected`] when the range does not fit, [`rwkv_gpu::Error::Lost`] when the device is gone.
+    /// [`Error::Rejected`] when the range does not fit, [`Error::OutOfMemory`] where there is none for the way,
+    /// [`Error::Lost`] when the device is gone.
     pub fn write(&mut self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.gpu.write(buffer, offset, bytes)?;
-        self.in_flight += bytes.len() as u64;
-        self.total += bytes.len() as u64;
-        if self.in_flight >= IN_FLIGHT {
-            self.flush()
-        } else {
-            Ok(())
+        if bytes.len() as u64 <= SMALL {
+            return self.queue(buffer, offset, bytes);
         }
+        buffer.check_range(offset, bytes.len() as u64)?;
+        for (slab, bytes) in (0u64..).zip(bytes.chunks(Self::MOST)) {
+            let target = Target {
+                buffer,
+                offset: offset + slab * SLAB,
+                bytes: bytes.len() as u64,
+            };
+            self.fill(&[target], |slab| {
+                let runs = bytes.par_chunks(RUN).enumerate();
+                runs.try_for_each(|(run, bytes)| {
+                    let start = run * RUN;
+                    slab.piece(0, start..start + bytes.len())?.write(bytes)
+                })
+            })?;
+        }
+        Ok(())
     }
 
-    /// Waits until everything written so far has arrived.
+    /// Has `fill` write all bytes of `targets`, together no more than [`MOST`](Self::MOST), while the GPU copies what was
+    /// written before. What `fill` leaves out is undefined; when it fails, nothing is written.
     ///
     /// # Errors
-    /// [`rwkv_gpu::Error::Lost`] when the device is gone.
+    /// Those of `fill` and of [`write`](Self::write).
+    pub fn fill<E: From<Error>>(
+        &mut self,
+        targets: &[Target<'_>],
+        fill: impl FnOnce(&Slab<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut end = 0u64;
+        let mut copies = Vec::with_capacity(targets.len());
+        for target in targets {
+            target.buffer.check_range(target.offset, target.bytes)?;
+            copies.push(StagedCopy {
+                from: end,
+                to: target.buffer,
+                offset: target.offset,
+                bytes: target.bytes,
+            });
+            end = end.saturating_add(target.bytes.saturating_add(15) / 16 * 16);
+        }
+        if end > SLAB {
+            let message = format!("{end} bytes at a time, where {SLAB} fit");
+            let what = "an upload".to_owned();
+            return Err(Error::Rejected { what, message }.into());
+        }
+        if end == 0 {
+            return Ok(());
+        }
+        let mut staging = self.next_slab(end)?;
+        let slab = Slab {
+            staging: &staging,
+            copies: &copies,
+        };
+        if let Err(error) = fill(&slab) {
+            // As ready as it was.
+            self.slabs.push_front(staging);
+            return Err(error);
+        }
+        staging.submit(&self.gpu, &copies)?;
+        self.slabs.push_back(staging);
+        self.total += copies.iter().map(|copy| copy.bytes).sum::<u64>();
+        Ok(())
+    }
+
+    /// Waits until everything written so far has arrived, and gives back the memory that was for the way.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when the device is gone.
     pub fn flush(&mut self) -> Result<()> {
-        self.in_flight = 0;
-        let submission = self.gpu.recorder("upload").submit()?;
-        self.gpu.wait(&submission)
+        self.queued = 0;
+        self.slabs.clear();
+        self.gpu.finish()
     }
 
     /// Bytes written so far.
     pub fn total(&self) -> u64 {
         self.total
+    }
+
+    /// `bytes` that can be written: another slab while there are few, else the oldest, once it is copied.
+    fn next_slab(&mut self, bytes: u64) -> Result<Staging> {
+        let size = bytes.next_power_of_two().max(LEAST);
+        if self.slabs.len() < SLABS {
+            match Staging::new(&self.gpu, size) {
+                Err(Error::OutOfMemory { .. }) if !self.slabs.is_empty() => {}
+                made => return made,
+            }
+        }
+        let oldest = self.slabs.pop_front();
+        if let Some(mut oldest) = oldest.filter(|oldest| oldest.size() >= bytes) {
+            oldest.ready(&self.gpu)?;
+            return Ok(oldest);
+        }
+        Staging::new(&self.gpu, size)
+    }
+
+    fn queue(&mut self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.gpu.write(buffer, offset, bytes)?;
+        self.queued += bytes.len() as u64;
+        self.total += bytes.len() as u64;
+        if self.queued < MOST_QUEUED {
+            return Ok(());
+        }
+        self.queued = 0;
+        self.gpu.finish()
     }
 }

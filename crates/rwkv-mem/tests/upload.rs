@@ -9,8 +9,10 @@
 
 mod support;
 
+use proptest::prelude::*;
 use rwkv_gpu::BufferKind;
-use rwkv_mem::{Error, Upload};
+use rwkv_mem::{Error, Target, Upload};
+use std::ops::Range;
 use support::{contents, gpu};
 
 /// More than an upload keeps in flight, in pieces of odd sizes.
@@ -44,4 +46,124 @@ fn past_the_end() {
     upload.write(&buffer, 12, &[9; 4]).unwrap();
     upload.flush().unwrap();
     assert_eq!(contents(gpu(), &buffer, 12, 4), [9; 4]);
+}
+
+/// A target, and whether the bytes that `fill` made are there afterwards.
+type Wanted = (u64, Vec<u8>);
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 24, ..ProptestConfig::default() })]
+
+    /// Targets of any sizes, written piece by piece in any order, many times over, arrive where they belong, and what is
+    /// written through the queue in between keeps its place in that order.
+    #[test]
+    fn targets_arrive(
+        rounds in prop::collection::vec(prop::collection::vec((0..3000u64, 1..700usize), 1..4), 1..12),
+        seed in any::<u8>(),
+    ) {
+        let mut upload = Upload::new(gpu());
+        let size = 4 * 4096 * 4;
+        let buffer = gpu().buffer(BufferKind::Storage, "target", size).unwrap();
+        let mut want = vec![0; usize::try_from(size).unwrap()];
+        for (round, targets) in (0u8..).zip(rounds) {
+            let byte = |i: usize| seed.wrapping_add(round).wrapping_mul(31).wrapping_add(i as u8);
+            let made: Vec<Wanted> = targets
+                .into_iter()
+                .map(|(at, units)| (at * 4, (0..units * 16).map(byte).collect()))
+                .collect();
+            let targets: Vec<_> = made
+                .iter()
+                .map(|(offset, bytes)| Target { buffer: &buffer, offset: *offset, bytes: bytes.len() as u64 })
+                .collect();
+            upload.fill(&targets, |slab| {
+                for (index, (_, bytes)) in made.iter().enumerate().rev() {
+                    for start in (0..bytes.len()).step_by(48).rev() {
+                        let end = bytes.len().min(start + 48);
+                        let mut piece = slab.piece(index, start..end)?;
+                        // In two parts.
+                        piece.write(&bytes[start..start + 8])?;
+                        piece.write(&bytes[start + 8..end])?;
+                    }
+                }
+                Ok::<(), Error>(())
+            }).unwrap();
+            for (offset, bytes) in &made {
+                let offset = usize::try_from(*offset).unwrap();
+                want[offset..offset + bytes.len()].copy_from_slice(bytes);
+            }
+            upload.write(&buffer, u64::from(round) * 64, &[round; 4]).unwrap();
+            let at = usize::from(round) * 64;
+            want[at..at + 4].fill(round);
+        }
+        upload.flush().unwrap();
+        prop_assert!(contents(gpu(), &buffer, 0, size) == want);
+    }
+}
+
+/// What is refused while a slab is filled, and that the upload goes on afterwards as if nothing had been.
+#[test]
+fn failed_fills() {
+    let mut upload = Upload::new(gpu());
+    let buffer = gpu().buffer(BufferKind::Storage, "target", 64).unwrap();
+    let target = |offset, bytes| Target {
+        buffer: &buffer,
+        offset,
+        bytes,
+    };
+    let refused =
+        |upload: &mut Upload, targets: &[Target<'_>], pieces: &[(usize, Range<usize>)]| {
+            let mut held = Vec::new();
+            let error = upload.fill(targets, |slab| {
+                for (index, range) in pieces {
+                    held.push(slab.piece(*index, range.clone())?.write(&[7; 16]));
+                }
+                Err(Error::Rejected {
+                    what: "by the caller".to_owned(),
+                    message: String::new(),
+                })
+            });
+            (error.unwrap_err().to_string(), held)
+        };
+    // Past the end, crooked, too much at a time.
+    for bad in [
+        target(64, 16),
+        target(2, 4),
+        target(0, 6),
+        target(u64::MAX - 3, 8),
+    ] {
+        let (error, _) = refused(&mut upload, &[bad], &[]);
+        assert!(error.contains("do not fit a buffer of 64"), "{error}");
+    }
+    let large = gpu().buffer(BufferKind::Storage, "large", Upload::MOST as u64 + 16);
+    let large = large.unwrap();
+    let whole = Target {
+        buffer: &large,
+        offset: 0,
+        bytes: large.size(),
+    };
+    let (error, _) = refused(&mut upload, &[whole], &[]);
+    assert!(error.contains("at a time"), "{error}");
+    // Pieces that are none, or the caller's own failure.
+    for (pieces, part) in [
+        (vec![(1, 0..16)], "no piece"),
+        (vec![(0, 16..16)], "no piece"),
+        (vec![(0, 16..48)], "no piece"),
+        (vec![(0, 4..20)], "staging memory"),
+        (vec![(0, 0..16)], "by the caller"),
+    ] {
+        let (error, _) = refused(&mut upload, &[target(0, 32)], &pieces);
+        assert!(error.contains(part) && !error.contains('\n'), "{error}");
+    }
+    let (_, written) = refused(&mut upload, &[target(0, 32)], &[(0, 0..8)]);
+    assert!(written[0].is_err(), "16 bytes for a piece of 8");
+    assert_eq!(upload.total(), 0);
+    upload
+        .fill(&[target(16, 16)], |slab| {
+            slab.piece(0, 0..16)?.write(&[5; 16])
+        })
+        .unwrap();
+    upload.flush().unwrap();
+    let got = contents(gpu(), &buffer, 0, 64);
+    assert_eq!(got, [[0; 16], [5; 16], [0; 16], [0; 16]].concat());
+    assert_eq!(upload.total(), 16);
 }

@@ -203,6 +203,11 @@ impl Kernels {
         self.params.counts()
     }
 
+    /// Blocks of kernel parameters that are kept: a bounded number.
+    pub fn params_kept(&self) -> usize {
+        self.params.len()
+    }
+
     /// The value of the axis LANES.
     pub(crate) fn lanes(&self) -> &'static str {
         if self.gpu.capabilities().subgroups.is_some() {

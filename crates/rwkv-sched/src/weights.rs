@@ -145,6 +145,13 @@ pub trait Weights: Send + Sync {
         Ok((matrix.format(), matrix.shape()))
     }
 
+    /// A hint that a tensor will be read soon: what is not in memory of it may be on its way by then.
+    fn will_need(&self, _weight: Weight) {}
+
+    /// A hint that a tensor has been read, and will not be soon: what the system has in memory of it may go. It can still
+    /// be read.
+    fn wont_need(&self, _weight: Weight) {}
+
     /// How many elements of a matrix are kept, where it lies as compressed sparse rows; `None` for all others. Nothing
     /// but a header is read for that. To those who do not ask, such a matrix is one of F16.
     fn entries(&self, _weight: Weight) -> Option<u64> {

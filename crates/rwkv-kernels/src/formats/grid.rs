@@ -1,5 +1,10 @@
 //! Grids of numbers that codes stand for, and the nearest of them, many at a time.
 
+#![allow(
+    clippy::inline_always,
+    reason = "searches are compiled for several sets of instructions, with all that is in them"
+)]
+
 /// What is worked on at a time: loops over arrays of this length become vector instructions.
 pub(super) const LANES: usize = 8;
 
@@ -17,7 +22,7 @@ pub(super) trait Grid {
 pub(super) struct Integers(pub(super) f32, pub(super) f32);
 
 impl Grid for Integers {
-    #[inline]
+    #[inline(always)]
     fn nearest(&self, y: [f32; LANES]) -> [f32; LANES] {
         let mut q = [0.0; LANES];
         for i in 0..LANES {
@@ -80,7 +85,7 @@ impl Table {
     }
 
     /// The cell that `y` is in, or the first or last.
-    #[inline]
+    #[inline(always)]
     fn cell(&self, y: f32) -> f32 {
         within((y - self.first) * self.cells_per_one, 0.0, 255.0)
     }
@@ -94,7 +99,7 @@ impl Table {
 }
 
 impl Grid for Table {
-    #[inline]
+    #[inline(always)]
     fn nearest(&self, y: [f32; LANES]) -> [f32; LANES] {
         let mut cells = [0.0; LANES];
         for i in 0..LANES {
@@ -117,20 +122,20 @@ impl Grid for Table {
 const SHIFT: f32 = 12_582_912.0;
 
 /// The nearest integer of |x| < 2²².
-#[inline]
+#[inline(always)]
 pub(super) fn round(x: f32) -> f32 {
     x + SHIFT - SHIFT
 }
 
 /// The nearest integer of −128 ≤ x ≤ 255 as a byte, in two's complement.
-#[inline]
+#[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the lowest byte is meant")]
 pub(super) fn byte(x: f32) -> u8 {
     (x + SHIFT).to_bits() as u8
 }
 
 /// `x` cut to `low ..= high`; one instruction each, as NaN does not occur.
-#[inline]
+#[inline(always)]
 pub(super) fn within(x: f32, low: f32, high: f32) -> f32 {
     let x = if x < high { x } else { high };
     if x > low { x } else { low }

@@ -130,13 +130,31 @@ impl<'a> Group<'a> {
         self.sum::<false>(grid, scale, 0.0)
     }
 
-    // One operation a loop: so each becomes two vector instructions.
-    #[inline]
-    #[allow(
-        clippy::needless_range_loop,
-        reason = "that is how the compiler sees vectors"
-    )]
+    /// All that encoders do is here, almost; so it has the vectors that the processor has. Each sum has the same order,
+    /// and so the same bits, on all of them.
     fn sum<const OFFSET: bool>(&self, grid: &impl Grid, scale: f32, offset: f32) -> Sums {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            return unsafe { self.sum_with_avx2::<OFFSET>(grid, scale, offset) };
+        }
+        self.sum_lanes::<OFFSET>(grid, scale, offset)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn sum_with_avx2<const OFFSET: bool>(&self, grid: &impl Grid, scale: f32, offset: f32) -> Sums {
+        self.sum_lanes::<OFFSET>(grid, scale, offset)
+    }
+
+    // One operation a loop: so each becomes a vector instruction, or two of half the width.
+    #[inline(always)]
+    #[allow(
+        clippy::inline_always,
+        clippy::needless_range_loop,
+        reason = "with the instructions of whoever calls; that is how the compiler sees vectors"
+    )]
+    fn sum_lanes<const OFFSET: bool>(&self, grid: &impl Grid, scale: f32, offset: f32) -> Sums {
         let inverse = inverse(scale);
         let [mut weights, mut q, mut qq, mut r, mut rq, mut rr] = [[0.0f32; LANES]; 6];
         for x in self.values.as_chunks::<LANES>().0 {

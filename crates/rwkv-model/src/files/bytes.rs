@@ -1,7 +1,7 @@
 //! Where a checkpoint's bytes are: mapped from a file, compiled in, or in memory.
 
 use std::fs::{self, File};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,7 +20,51 @@ pub(super) enum Bytes {
     Owned(Arc<Vec<u8>>),
 }
 
+/// How bytes will be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// They will be read soon.
+    Soon,
+    /// They have been read, and are of no more use.
+    Done,
+}
+
+/// Bytes for which the system is asked at a time: Linux looks at no more than a device reads at once.
+#[cfg(unix)]
+const ASKED: usize = 512 << 10;
+
 impl Bytes {
+    /// Tells the system how `range` will be used, from another thread, as it may take its time. What it makes of that is no
+    /// concern of anybody who reads.
+    #[cfg(unix)]
+    pub(super) fn advise(&self, range: Range<usize>, access: Access) {
+        use memmap2::{Advice, UncheckedAdvice};
+        let Bytes::Mapped(map) = self else { return };
+        if range.is_empty() || range.end > map.len() {
+            return;
+        }
+        let map = map.clone();
+        rayon::spawn(move || {
+            if access == Access::Done {
+                // SAFETY: the mapping is of a file and never written, so pages that go come back with what the file has.
+                let _ = unsafe {
+                    map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+                };
+                return;
+            }
+            for start in range.clone().step_by(ASKED) {
+                let len = ASKED.min(range.end - start);
+                if map.advise_range(Advice::WillNeed, start, len).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Systems that cannot be told.
+    #[cfg(not(unix))]
+    pub(super) fn advise(&self, _: Range<usize>, _: Access) {}
+
     /// Maps the file at `path`, which messages call `file`.
     pub(super) fn map(path: &Path, file: &str) -> Result<Self, FileError> {
         let error = |source| FileError::from_io(file, source);

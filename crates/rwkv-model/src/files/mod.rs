@@ -48,6 +48,7 @@ use std::sync::Arc;
 
 use rwkv_kernels::Format;
 
+pub(crate) use bytes::Access;
 use bytes::Bytes;
 use folder::Part;
 use metadata::Entry;
@@ -337,6 +338,24 @@ impl Checkpoint {
             file: self.inner.source.clone(),
             tensor: name.to_owned(),
         })
+    }
+
+    /// Tells the system how the bytes `part` of the tensor called `name` will be used, all of them if it ends later. It
+    /// returns at once, and nothing that is read depends on it.
+    pub(crate) fn advise(&self, name: &str, part: Range<usize>, access: Access) {
+        let Some(tensor) = self.inner.tensors.get(name) else {
+            return;
+        };
+        let Some(region) = self.inner.regions.get(tensor.region) else {
+            return;
+        };
+        let Range { start, end } = tensor.range;
+        let values =
+            start.saturating_add(part.start).min(end)..start.saturating_add(part.end).min(end);
+        region.advise(values, access);
+        if let Some(csr) = &tensor.csr {
+            region.advise(csr.columns.clone(), access);
+        }
     }
 
     /// What the file says about itself.

@@ -1,7 +1,7 @@
 //! Where each logical tensor's rows are: in the file as they are, or made of the file's bytes as they are asked for.
 
 use super::{rescaled, sparse, turned};
-use crate::files::{Checkpoint, TensorView};
+use crate::files::{Access, Checkpoint, TensorView};
 use rwkv_kernels::{Csr, Format, Matrix};
 use rwkv_mem::{Cols, Rows, Shape};
 use rwkv_sched::{Error, Weight, Weights};
@@ -339,6 +339,23 @@ impl BoundWeights {
 }
 
 impl BoundWeights {
+    /// Tells the system about the bytes that `weight` is made of. Small ones share their pages with others.
+    fn advise(&self, weight: Weight, access: Access) {
+        let Some(source) = self.sources.get(&weight) else {
+            return;
+        };
+        let row_bytes = source.row_bytes().unwrap_or(0);
+        let rows = match source.place {
+            Place::Rows | Place::Divided { .. } => {
+                let start = source.first_row.saturating_mul(row_bytes);
+                start..start.saturating_add(source.rows.saturating_mul(row_bytes))
+            }
+            Place::Turned { .. } | Place::Sparse => 0..usize::MAX,
+            Place::Computed => return,
+        };
+        self.checkpoint.advise(&source.name, rows, access);
+    }
+
     /// The entries of `source`, which is sparse.
     fn csr<'a>(&'a self, source: &'a Source) -> Result<Csr<'a>, Error> {
         let parts = self.find(&source.name)?.csr;
@@ -404,6 +421,14 @@ impl Weights for BoundWeights {
         let source = self.source(weight)?;
         source.row_bytes()?;
         Ok((source.format, Shape::new(source.rows, source.cols)))
+    }
+
+    fn will_need(&self, weight: Weight) {
+        self.advise(weight, Access::Soon);
+    }
+
+    fn wont_need(&self, weight: Weight) {
+        self.advise(weight, Access::Done);
     }
 
     fn entries(&self, weight: Weight) -> Option<u64> {

@@ -222,6 +222,12 @@ impl GpuExecutor {
         self.weights.bytes()
     }
 
+    /// How many plans and blocks of kernel parameters are kept. For tests.
+    #[doc(hidden)]
+    pub fn kept(&self) -> [usize; 2] {
+        [self.plans.len(), self.kernels.params_kept()]
+    }
+
     /// The kernels that a batch of `tokens` tokens in `spans` spans, each with one row of logits, launches with the
     /// capabilities of `gpu`, a [pretending](Gpu::pretending) copy of the executor's; and the bytes of its activations. For
     /// tests.

@@ -79,8 +79,10 @@ impl ResidentWeights {
             },
         };
         let stacks = stacks(steps);
+        let mut ahead = Ahead::new(weights, model.tensors())?;
         let mut done = 0;
         for node in model.graph().nodes() {
+            ahead.ask(done);
             if let Some(weight) = node.op.matrix()
                 && !loader.has(weight)
             {
@@ -100,6 +102,7 @@ impl ResidentWeights {
                 }
                 for member in members {
                     done += packed_bytes(weights.describe(member)?);
+                    weights.wont_need(member);
                 }
             }
             for weight in node.op.vectors() {
@@ -179,6 +182,41 @@ impl ResidentWeights {
         let pairs: u64 = self.pairs.values().map(LoraUp::bytes).sum();
         let vectors: u64 = self.vectors.values().map(GpuVector::bytes).sum();
         matrices + stacks + columns + sparse + pairs + vectors
+    }
+}
+
+/// Asks for tensors before they are read, so that a file that is not in memory is read while others are repacked.
+struct Ahead<'a> {
+    weights: &'a dyn Weights,
+    /// Those that were not asked for, and where each begins when all lie one after the other.
+    later: std::vec::IntoIter<(Weight, u64)>,
+}
+
+impl<'a> Ahead<'a> {
+    /// Bytes that are asked for before they are read.
+    const BYTES: u64 = 256 << 20;
+
+    fn new(weights: &'a dyn Weights, tensors: Vec<Weight>) -> Result<Self> {
+        let mut start = 0;
+        let mut later = Vec::with_capacity(tensors.len());
+        for weight in tensors {
+            later.push((weight, start));
+            start += packed_bytes(weights.describe(weight)?);
+        }
+        Ok(Self {
+            weights,
+            later: later.into_iter(),
+        })
+    }
+
+    /// Asks for what is near, when `done` bytes have been read.
+    fn ask(&mut self, done: u64) {
+        while let Some(&(weight, start)) = self.later.as_slice().first()
+            && start <= done + Self::BYTES
+        {
+            self.weights.will_need(weight);
+            self.later.next();
+        }
     }
 }
 

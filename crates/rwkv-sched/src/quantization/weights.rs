@@ -101,6 +101,14 @@ impl Weights for QuantizedWeights {
         }
     }
 
+    fn will_need(&self, weight: Weight) {
+        self.source.will_need(weight);
+    }
+
+    fn wont_need(&self, weight: Weight) {
+        self.source.wont_need(weight);
+    }
+
     fn entries(&self, weight: Weight) -> Option<u64> {
         let changed = self.matrices.contains_key(&weight);
         self.source.entries(weight).filter(|_| !changed)

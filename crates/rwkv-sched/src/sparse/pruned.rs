@@ -181,6 +181,14 @@ impl Weights for PrunedWeights {
         read(&Matrix::new(format, rows, shape.cols, &bytes)?)
     }
 
+    fn will_need(&self, weight: Weight) {
+        self.source.will_need(weight);
+    }
+
+    fn wont_need(&self, weight: Weight) {
+        self.source.wont_need(weight);
+    }
+
     fn entries(&self, weight: Weight) -> Option<u64> {
         let pruned = self.matrices.contains_key(&weight);
         self.source.entries(weight).filter(|_| !pruned)

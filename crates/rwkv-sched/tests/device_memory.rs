@@ -12,7 +12,7 @@ use rwkv_sched::{
 use std::{
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -199,5 +199,88 @@ fn memory_stays_flat() {
             let ratio = taken as f64 / estimate(tokens.len()) as f64;
             assert!((0.6..1.4).contains(&ratio), "{version}: {ratio}");
         }
+    }
+}
+
+/// What is said of a tensor, and when it is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Event {
+    WillNeed,
+    Read,
+    WontNeed,
+}
+
+/// Notes what happens to tensors.
+struct Noted {
+    model: Model,
+    events: Arc<Mutex<Vec<(Weight, Event)>>>,
+}
+
+impl Noted {
+    fn note(&self, weight: Weight, event: Event) {
+        self.events.lock().unwrap().push((weight, event));
+    }
+}
+
+impl Weights for Noted {
+    fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
+        self.note(weight, Event::Read);
+        self.model.weights().matrix(weight)
+    }
+
+    fn name(&self, weight: Weight) -> String {
+        self.model.weights().name(weight)
+    }
+
+    fn describe(&self, weight: Weight) -> Result<(Format, Shape)> {
+        self.model.weights().describe(weight)
+    }
+
+    fn will_need(&self, weight: Weight) {
+        self.note(weight, Event::WillNeed);
+    }
+
+    fn wont_need(&self, weight: Weight) {
+        self.note(weight, Event::WontNeed);
+    }
+}
+
+/// Every tensor is asked for once and before it is read, and a matrix is let go once and after it was.
+#[test]
+fn tensors_are_announced() {
+    let dimensions = Dimensions {
+        version: Version::V7,
+        layers: 2,
+        heads: 2,
+        head_size: 32,
+        ffn: 128,
+        vocab: 70,
+        ranks: [5, 6, 7, 8],
+    };
+    let model = dimensions.model(Packing::F32, 1);
+    let events = Arc::new(Mutex::default());
+    let noted = Noted {
+        model: model.clone(),
+        events: events.clone(),
+    };
+    let model = Model::new(model.config().clone(), Arc::new(noted)).unwrap();
+    events.lock().unwrap().clear();
+    let options = LoadOptions {
+        check_memory: false,
+        ..LoadOptions::default()
+    };
+    drop(GpuExecutor::new(&model, &gpus()[0].gpu, &options, &mut |_| {}).unwrap());
+    let events = events.lock().unwrap();
+    for weight in model.tensors() {
+        let of = events.iter().filter(|(of, _)| *of == weight);
+        let mut of: Vec<Event> = of.map(|(_, event)| *event).collect();
+        of.dedup();
+        let is_matrix = model.weights().describe(weight).unwrap().1.rows.0 > 1;
+        let want: &[Event] = if is_matrix {
+            &[Event::WillNeed, Event::Read, Event::WontNeed]
+        } else {
+            &[Event::WillNeed, Event::Read]
+        };
+        assert_eq!(of, want, "{weight:?}");
     }
 }

@@ -62,7 +62,7 @@ impl Traffic {
 
     /// Something happens: mostly, those that are there are decoded for a while.
     fn go_on(&mut self) {
-        match self.random.below(25) {
+        match self.random.below(10) {
             0 => self.join(),
             1 => self.leave(),
             2 => self.prompts(),
@@ -123,7 +123,7 @@ impl Traffic {
         self.steps += 1;
     }
 
-    /// Those that are there, or some of them, for up to 64 steps, which may break off.
+    /// Those that are there, or some of them, for up to 24 steps, which may break off.
     fn decode(&mut self) {
         let all = self.random.below(4) > 0;
         let mut chosen: Vec<usize> = (0..SLOTS)
@@ -139,7 +139,7 @@ impl Traffic {
         if some.is_empty() {
             return self.join();
         }
-        let steps = 1 + self.random.below(64);
+        let steps = 1 + self.random.below(24);
         let until = self.random.below(2 * steps);
         let mut taken = 0;
         let take = &mut |_: &[u32]| {
@@ -196,13 +196,13 @@ fn private_bytes() -> Option<u64> {
     Some(kibibytes << 10)
 }
 
-/// `steps` steps, of which a fifth warms up. From then on the most memory that is in use stays what it was, but for
-/// `slack` bytes of the host's: shapes of batches are drawn at random, so that the largest may come late.
+/// `steps` steps: the second half takes no more memory than the first did, but for a quarter and for `slack` bytes of the
+/// host's, since shapes of batches are drawn at random and the largest may come late.
 fn endure(steps: u64, slack: u64) {
     // Steps are fast where shaders do not check.
     let gpu = open(&OpenOptions::default());
     let mut traffic = Traffic::new(&gpu);
-    let (start, warm, mut next) = (Instant::now(), steps / 5, 0);
+    let (start, half, mut next) = (Instant::now(), steps / 2, 0);
     let [mut before, mut after] = [Memory::default(); 2];
     let mut largest_kept = [0, 0];
     while traffic.steps < steps {
@@ -212,7 +212,7 @@ fn endure(steps: u64, slack: u64) {
         }
         next = traffic.steps + steps / 200;
         let now = Memory::now(&gpu);
-        if traffic.steps <= warm {
+        if traffic.steps <= half {
             before = before.max(now);
         } else {
             after = after.max(now);

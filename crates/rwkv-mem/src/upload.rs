@@ -6,7 +6,7 @@ use std::{collections::VecDeque, ops::Range};
 
 /// Bytes that are written, and then copied by the GPU, at a time: as long as a fork and join of all threads takes, they
 /// should write many times.
-const SLAB: u64 = 16 << 20;
+const SLAB: usize = 16 << 20;
 
 /// Slabs: one is written while the GPU copies the others, and host memory stays flat however large a model is.
 const SLABS: usize = 4;
@@ -73,7 +73,7 @@ impl Slab<'_> {
 
 impl Upload {
     /// The most that the targets of one [`fill`](Self::fill) may have, each rounded up to 16 bytes.
-    pub const MOST: usize = SLAB as usize;
+    pub const MOST: usize = SLAB;
 
     /// A new upload.
     pub fn new(gpu: &Gpu) -> Self {
@@ -98,7 +98,7 @@ impl Upload {
         for (slab, bytes) in (0u64..).zip(bytes.chunks(Self::MOST)) {
             let target = Target {
                 buffer,
-                offset: offset + slab * SLAB,
+                offset: offset + slab * SLAB as u64,
                 bytes: bytes.len() as u64,
             };
             self.fill(&[target], |slab| {
@@ -134,7 +134,7 @@ impl Upload {
             });
             end = end.saturating_add(target.bytes.saturating_add(15) / 16 * 16);
         }
-        if end > SLAB {
+        if end > SLAB as u64 {
             let message = format!("{end} bytes at a time, where {SLAB} fit");
             let what = "an upload".to_owned();
             return Err(Error::Rejected { what, message }.into());

@@ -66,7 +66,7 @@ proptest! {
         let buffer = gpu().buffer(BufferKind::Storage, "target", size).unwrap();
         let mut want = vec![0; usize::try_from(size).unwrap()];
         for (round, targets) in (0u8..).zip(rounds) {
-            let byte = |i: usize| seed.wrapping_add(round).wrapping_mul(31).wrapping_add(i as u8);
+            let byte = |i: usize| seed.wrapping_add(round).wrapping_mul(31).wrapping_add(i.to_le_bytes()[0]);
             let made: Vec<Wanted> = targets
                 .into_iter()
                 .map(|(at, units)| (at * 4, (0..units * 16).map(byte).collect()))

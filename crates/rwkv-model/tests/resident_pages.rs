@@ -1,10 +1,11 @@
 //! What of a mapped file is in memory: the system is told what has been read and is of no more use.
 #![allow(
     clippy::unwrap_used,
-    reason = "tests fail by panicking; the file is small"
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking; sizes are small"
 )]
 
-#[allow(dead_code, reason = "each test file uses its part")]
 #[path = "support/checkpoint.rs"]
 mod checkpoint;
 

@@ -255,9 +255,9 @@ fn a_few_thousand_steps() {
     endure(4_000, 24 << 20);
 }
 
-/// A day's worth, or `STEPS` steps: on a software adapter a million take an hour or more.
+/// A day's worth, or `STEPS` steps: a million take hours on a software adapter.
 #[test]
-#[ignore = "an hour"]
+#[ignore = "hours on a software adapter"]
 fn a_million_steps() {
     let steps = std::env::var("STEPS").ok();
     endure(

@@ -48,7 +48,7 @@ pub use quantization::{
     Chosen, Packing, Quantization, QuantizedWeights, WeightType, encode_rows, pack,
 };
 pub use rwkv_kernels::{Simd, sampling};
-pub use sparse::{BREAK_EVEN, PruneRatio, PrunedWeights, SparseWeights, row_offsets, slab_rows};
+pub use sparse::{PruneRatio, PrunedWeights, STORED_BELOW, SparseWeights, row_offsets, slab_rows};
 pub use split::SplitExecutor;
 pub use state::{State, StateLayout};
 pub use stats::{ExecutorStats, StepTimes};

@@ -182,7 +182,7 @@ fn density_decides() {
     };
     let whole = bytes(&dense, SparseWeights::ByDensity);
     let mut last = whole;
-    for (share, smaller) in [(0.3, false), (0.55, false), (0.7, true), (0.9, true)] {
+    for (share, smaller) in [(0.55, false), (0.85, false), (0.93, true), (0.97, true)] {
         let model = dense.pruned(PruneRatio::new(share).unwrap());
         let chosen = bytes(&model, SparseWeights::ByDensity);
         assert_eq!(chosen < last, smaller, "{share}: {chosen} after {last}");
@@ -212,7 +212,7 @@ fn one_of_a_group() {
         B::FfnKey,
         B::FfnValue,
     ] {
-        let ratio = PruneRatio::new(0.9).unwrap();
+        let ratio = PruneRatio::new(0.95).unwrap();
         let source = Arc::new(stored(&dense, None));
         let one = PrunedWeights::new(
             Arc::new(Delegate(source)),
@@ -252,7 +252,7 @@ fn adapters() {
     let dimensions = seven();
     let model = dimensions
         .model(Packing::F16, 3)
-        .pruned(PruneRatio::new(0.85).unwrap());
+        .pruned(PruneRatio::new(0.93).unwrap());
     let mut random = Random::new(4);
     let mut adapter = Adapter::new("test");
     for block in [B::AttKey, B::AttOutput, B::FfnKey, B::FfnValue] {

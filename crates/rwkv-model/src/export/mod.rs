@@ -108,7 +108,7 @@ pub fn quantize(
 /// As [`quantize`], with what the caller knows better than the file, and perhaps pruned first.
 ///
 /// `prune` is the share of elements that become zero in each matrix that the quantization changes, the smallest by
-/// magnitude, but for the embedding and the head. In a safetensors file a matrix of which less than [`rwkv_sched::BREAK_EVEN`] is
+/// magnitude, but for the embedding and the head. In a safetensors file a matrix of which less than [`rwkv_sched::STORED_BELOW`] is
 /// left is written as compressed sparse rows of F16, where that takes fewer bytes than its type would; other matrices,
 /// and all of a GGUF file, have their type, with zeros.
 ///

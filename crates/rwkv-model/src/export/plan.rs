@@ -10,7 +10,7 @@ use crate::{
 };
 use rwkv_kernels::{Csr, Format};
 use rwkv_mem::Shape;
-use rwkv_sched::{BREAK_EVEN, BlockWeight, Quantization, Result, Weight, row_offsets};
+use rwkv_sched::{BlockWeight, Quantization, Result, STORED_BELOW, Weight, row_offsets};
 
 /// A tensor of the file.
 #[derive(Clone, Debug)]
@@ -155,7 +155,7 @@ impl Export<'_> {
         let pruned = self.prunes && weight.is_prunable() && self.quantization.is_some_and(changes);
         let most = match (stored, pruned) {
             (true, _) => f64::INFINITY,
-            (false, true) => BREAK_EVEN * rows as f64 * cols as f64,
+            (false, true) => STORED_BELOW * rows as f64 * cols as f64,
             (false, false) => return Ok(()),
         };
         let Some(offsets) = row_offsets(self.weights, weight, most)? else {

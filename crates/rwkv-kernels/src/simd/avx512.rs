@@ -30,7 +30,7 @@ impl Avx512 {
     }
 
     #[inline(always)]
-    fn narrow(self) -> Avx2 {
+    pub(super) fn narrow(self) -> Avx2 {
         // SAFETY: `new` asked for it.
         unsafe { Avx2::assume() }
     }

@@ -24,6 +24,8 @@ mod avx2;
 mod avx512;
 mod functions;
 mod heads;
+#[cfg(target_arch = "x86_64")]
+mod integers;
 mod kernel;
 mod level;
 #[cfg(target_arch = "aarch64")]
@@ -31,6 +33,7 @@ mod neon;
 mod packed;
 mod product;
 mod recurrence;
+mod shares;
 mod vectors;
 
 pub use functions::apply;

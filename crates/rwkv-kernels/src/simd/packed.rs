@@ -42,7 +42,7 @@ pub(super) trait Packed<V: Vectors>: 'static {
 
 /// The `N` bytes at `at`, which lie in the unit.
 #[inline(always)]
-fn bytes<const N: usize>(unit: &[u8], at: usize) -> &[u8; N] {
+pub(super) fn bytes<const N: usize>(unit: &[u8], at: usize) -> &[u8; N] {
     let found = unit.get(at..).and_then(|rest| rest.first_chunk());
     debug_assert!(found.is_some(), "a format reads past its unit");
     found.unwrap_or(&[0; N])
@@ -282,7 +282,7 @@ pub(super) struct Q6K;
 
 /// The scales and the minima of 8 groups, as `formats/q4_k.rs` has them, four at a time.
 #[inline(always)]
-fn group_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+pub(super) fn group_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let a = u32::from_le_bytes(*bytes(packed, 0));
     let b = u32::from_le_bytes(*bytes(packed, 4));
     let c = u32::from_le_bytes(*bytes(packed, 8));

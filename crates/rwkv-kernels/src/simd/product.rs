@@ -1,10 +1,13 @@
 //! Matrix products, cut into segments of columns, groups of rows and threads.
 
+#[cfg(target_arch = "x86_64")]
+use super::integers;
 use super::{
     Simd,
     kernel::{self, ROWS},
     level::at_level,
     packed::{self, Packed},
+    shares::{AHEAD, Outputs, PANEL, by_share},
     vectors::{BLOCK, Vectors, Work},
 };
 use crate::{
@@ -13,41 +16,51 @@ use crate::{
     ops::{self, matmul::matmul_tokens},
 };
 use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
 use std::{marker::PhantomData, ops::Range};
 
 /// Blocks of a segment: 1024 columns, of which four rows and six tokens fit a cache of 48 KiB.
 const SEGMENT: usize = 32;
 
-/// Rows that are expanded for many tokens: with a segment's columns 128 KiB, which stay in the second cache.
-const PANEL: usize = 32;
-
-/// Bytes of the next rows that are asked for in advance: rows of small models end before the processor's own prefetching
-/// has found out that they are read in order.
-const AHEAD: usize = 8 << 10;
-
-/// Products that make a thread's share worth its handing over: a few microseconds' work.
-const SHARE: usize = 1 << 16;
-
 /// `y[t] = W x[t]` for `x` of `tokens · cols`, into `y` of `tokens · rows`, as [`ops::matmul`] has it, with the
 /// instructions of `level`; where the processor lacks them it is that twin.
 ///
 /// Weights are expanded to the same f32 as there and x is not rounded, so that only the order of a sum's terms differs.
-/// That order depends on the level and the number of columns alone.
+/// The K formats on x86 are the exception: there codes meet x as integers, x rounded to 16 bits in blocks of 256. The
+/// block's largest |x| is 16,319 to 32,639 steps, so that its part of a sum is off by up to 1 / 32,638 of that times
+/// Σ |w|, and by f32's rounding of what codes and minima add. A token with an x of 2⁶⁴ or more, or that is no number,
+/// has floats there too.
+///
+/// What a token becomes depends on the level and the number of columns, not on the other tokens or on threads.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) when the sizes do not fit.
 pub fn matmul(level: Simd, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
-    at_level!(level, v => with_level(v, x, weight, y));
-    ops::matmul(x, weight, y)
-}
-
-fn with_level<V: Vectors>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Result<()> {
-    let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
     let tokens = matmul_tokens(x, weight, y)?;
+    let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
     if tokens == 0 || rows == 0 {
         return Ok(());
     }
+    #[cfg(target_arch = "x86_64")]
+    if integers::has(level, weight.format()) {
+        if integers::can_round(x) {
+            integers::matmul(level, x, weight, y);
+            return Ok(());
+        }
+        if tokens > 1 {
+            let mut each = x.chunks_exact(cols).zip(y.chunks_exact_mut(rows));
+            return each.try_for_each(|(x, y)| matmul(level, x, weight, y));
+        }
+    }
+    at_level!(level, v => {
+        with_level(v, x, weight, y);
+        Ok(())
+    });
+    ops::matmul(x, weight, y)
+}
+
+fn with_level<V: Vectors>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+    let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
+    let tokens = x.len() / cols.max(1);
     let x = Inputs::new(x, cols, tokens, rows);
     let spec = weight.format().spec();
     let product = Product {
@@ -85,7 +98,6 @@ fn with_level<V: Vectors>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -
         Format::Sf4(Block::B128) => product.run::<V, packed::Codebook<4, true>>(v),
         Format::Sf4(Block::B256) => product.run::<V, packed::Codebook<8, true>>(v),
     }
-    Ok(())
 }
 
 /// A block that lies in cache lines of its own: a load of a whole register that crosses lines takes twice as long.
@@ -134,45 +146,6 @@ struct Product<'a> {
     y: Outputs<'a>,
 }
 
-/// Tokens × rows of results, of which each thread writes its own rows.
-struct Outputs<'a> {
-    first: *mut f32,
-    len: usize,
-    rows: usize,
-    lives: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: it stands for a `&mut [f32]`, and threads write different rows.
-unsafe impl Sync for Outputs<'_> {}
-
-impl<'a> Outputs<'a> {
-    fn new(y: &'a mut [f32], rows: usize) -> Self {
-        Self {
-            first: y.as_mut_ptr(),
-            len: y.len(),
-            rows,
-            lives: PhantomData,
-        }
-    }
-
-    /// Writes `sums` to as many rows as are left from `row` on, or adds them.
-    ///
-    /// # Safety
-    /// No other thread writes these rows.
-    #[inline(always)]
-    unsafe fn put(&self, token: usize, row: usize, sums: [f32; ROWS], add: bool) {
-        for (row, sum) in (row..self.rows).zip(sums) {
-            let at = token * self.rows + row;
-            debug_assert!(at < self.len, "a result outside of y");
-            // SAFETY: y has tokens · rows elements, and these are this thread's.
-            unsafe {
-                let y = self.first.add(at);
-                *y = if add { *y + sum } else { sum };
-            }
-        }
-    }
-}
-
 /// The share of one thread.
 struct Share<'a, F> {
     product: &'a Product<'a>,
@@ -182,30 +155,15 @@ struct Share<'a, F> {
 
 impl Product<'_> {
     fn run<V: Vectors, F: Packed<V>>(&self, v: V) {
-        let rows = self.weight.shape().rows.0;
-        let work = |rows: usize| rows * self.blocks * BLOCK * self.tokens;
-        let share = |rows| {
+        let group = if self.few(V::TOKENS) { ROWS } else { PANEL };
+        let work = self.blocks * BLOCK * self.tokens;
+        by_share(self.weight.shape().rows.0, group, work, |rows| {
             v.run(Share {
                 product: self,
                 rows,
                 format: PhantomData::<F>,
             });
-        };
-        let threads = rayon::current_num_threads();
-        if threads == 1 || work(rows) < 4 * SHARE {
-            return share(0..rows);
-        }
-        // A few shares a thread, so that one that is late finds less to do.
-        let group = if self.few(V::TOKENS) { ROWS } else { PANEL };
-        let most = rows
-            .div_ceil(group)
-            .min(4 * threads)
-            .min(work(rows) / SHARE);
-        let rows_each = rows.div_ceil(most.max(1)).next_multiple_of(group);
-        (0..rows.div_ceil(rows_each))
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|i| share(i * rows_each..rows.min((i + 1) * rows_each)));
+        });
     }
 
     /// Whether x stays in the first cache, so that four rows at a time can meet it.

@@ -1,0 +1,293 @@
+//! Matrix products, cut into segments of columns, groups of rows and threads.
+
+use super::{
+    avx512::Wide,
+    coded::{self, Coded},
+    instructions::{BLOCK, Integers},
+    kernel::{self, Expanded},
+    rounded::{Halves, Round, Rounded, Wholes},
+};
+use crate::{
+    Format, Matrix,
+    simd::{
+        Simd,
+        avx2::Avx2,
+        avx512::Avx512,
+        kernel::ROWS,
+        shares::{AHEAD, Outputs, PANEL, by_share},
+        vectors::Work,
+    },
+};
+use bytemuck::Zeroable;
+use rayon::prelude::*;
+use std::{marker::PhantomData, ops::Range};
+
+/// Blocks of a segment: 1024 columns, of which four rows and three tokens fit a cache of 32 KiB.
+const SEGMENT: usize = 4;
+
+/// Tokens that are rounded by threads side by side.
+const SIDE_BY_SIDE: usize = 32;
+
+/// Whether the level has products in integers of the format.
+pub(in crate::simd) fn has(level: Simd, format: Format) -> bool {
+    let coded = matches!(
+        format,
+        Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K
+    );
+    coded && matches!(level, Simd::Avx2 | Simd::Avx512) && level.is_available()
+}
+
+/// As [`matmul`](crate::simd::matmul) for what [`has`] products in integers, of sizes that fit and an x that
+/// [`can_round`](super::can_round).
+pub(in crate::simd) fn matmul(level: Simd, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+    if level == Simd::Avx2 {
+        if let Some(v) = Avx2::new() {
+            with_level(v, x, weight, y);
+        }
+    } else if let Some(v) = Avx512::new() {
+        match Wide::<true>::new(v) {
+            Some(v) => with_level(v, x, weight, y),
+            None => with_level(Wide::<false>::new(v), x, weight, y),
+        }
+    }
+}
+
+pub(super) fn with_level<V: Integers>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+    match weight.format() {
+        Format::Q2K => run::<V, coded::Q2K>(v, x, weight, y),
+        Format::Q3K => run::<V, coded::Q3K>(v, x, weight, y),
+        Format::Q4K => run::<V, coded::Q4K>(v, x, weight, y),
+        Format::Q5K => run::<V, coded::Q5K>(v, x, weight, y),
+        Format::Q6K => run::<V, coded::Q6K>(v, x, weight, y),
+        _ => {}
+    }
+}
+
+fn run<V: Integers, F: Coded<V>>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+    let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
+    let (tokens, blocks) = (x.len() / cols.max(1), cols / BLOCK);
+    let y = Outputs::new(y, rows);
+    if tokens == 1 {
+        let x = round::<V, F, Halves>(v, x, cols);
+        let product = Product {
+            x: &x,
+            blocks,
+            tokens,
+            weight,
+            y,
+        };
+        by_share(rows, ROWS, cols, |rows| {
+            v.run(One::<F>(Share::new(&product, rows)));
+        });
+    } else {
+        let x = round::<V, F, Wholes>(v, x, cols);
+        let product = Product {
+            x: &x,
+            blocks,
+            tokens,
+            weight,
+            y,
+        };
+        // While x stays in the first cache four rows at a time can meet it.
+        let height = if tokens <= 4 * V::TOKENS { ROWS } else { PANEL };
+        by_share(rows, height, tokens * cols, |rows| {
+            v.run(Many::<F> {
+                share: Share::new(&product, rows),
+                height,
+            });
+        });
+    }
+}
+
+/// x as products read it.
+fn round<V: Integers, F: Coded<V>, R: Rounded>(v: V, x: &[f32], cols: usize) -> Vec<R> {
+    let mut out = vec![R::zeroed(); x.len() / BLOCK];
+    let round = |(x, out): (&[f32], &mut [R])| {
+        v.run(Round {
+            x,
+            centre: F::CENTRE,
+            groups: F::MINIMA,
+            out,
+        });
+    };
+    let (tokens, blocks) = (SIDE_BY_SIDE * cols, SIDE_BY_SIDE * cols / BLOCK);
+    if x.len() <= tokens {
+        round((x, &mut out));
+    } else {
+        x.par_chunks(tokens)
+            .zip(out.par_chunks_mut(blocks))
+            .for_each(round);
+    }
+    out
+}
+
+/// One product.
+struct Product<'a, R> {
+    /// Tokens × blocks.
+    x: &'a [R],
+    blocks: usize,
+    tokens: usize,
+    weight: &'a Matrix<'a>,
+    y: Outputs<'a>,
+}
+
+impl<R> Product<'_, R> {
+    /// A segment of a token.
+    #[inline(always)]
+    fn x(&self, token: usize, segment: usize) -> &[R] {
+        let x = &self.x[token * self.blocks..(token + 1) * self.blocks];
+        &x[segment * SEGMENT..self.blocks.min((segment + 1) * SEGMENT)]
+    }
+
+    /// The packed segments of four rows, blocks of `bytes`; the last row as often as there are too few.
+    #[inline(always)]
+    fn segments(&self, row: usize, segment: usize, bytes: usize) -> [&[u8]; ROWS] {
+        let last = self.weight.shape().rows.0.saturating_sub(1);
+        let mut segments = [&[][..]; ROWS];
+        for (i, part) in segments.iter_mut().enumerate() {
+            let packed = self.weight.packed_rows((row + i).min(last), 1);
+            let start = (segment * SEGMENT * bytes).min(packed.len());
+            let end = (start + SEGMENT * bytes).min(packed.len());
+            *part = &packed[start..end];
+        }
+        segments
+    }
+}
+
+/// The share of one thread.
+struct Share<'a, R, F> {
+    product: &'a Product<'a, R>,
+    rows: Range<usize>,
+    format: PhantomData<F>,
+}
+
+impl<'a, R, F> Share<'a, R, F> {
+    fn new(product: &'a Product<'a, R>, rows: Range<usize>) -> Self {
+        Self {
+            product,
+            rows,
+            format: PhantomData,
+        }
+    }
+}
+
+/// Its products with one token.
+struct One<'a, F>(Share<'a, Halves, F>);
+
+impl<V: Integers, F: Coded<V>> Work<V> for One<'_, F> {
+    #[inline(always)]
+    fn run(self, v: V) {
+        let Share { product, rows, .. } = self.0;
+        for row in rows.step_by(ROWS) {
+            let next = product.weight.packed_rows(row + ROWS, ROWS);
+            v.prefetch(&next[..next.len().min(AHEAD)]);
+            for segment in 0..product.blocks.div_ceil(SEGMENT) {
+                let w = product.segments(row, segment, F::BYTES);
+                let sums = kernel::dot::<V, F>(v, w, product.x(0, segment));
+                // SAFETY: shares have different rows, of whole groups but for the last.
+                unsafe { product.y.put(0, row, sums, segment > 0) };
+            }
+        }
+    }
+}
+
+/// Its products with some tokens, `height` rows at a time.
+struct Many<'a, F> {
+    share: Share<'a, Wholes, F>,
+    height: usize,
+}
+
+impl<V: Integers, F: Coded<V>> Work<V> for Many<'_, F> {
+    #[inline(always)]
+    fn run(self, v: V) {
+        let Share { product, rows, .. } = self.share;
+        let mut panel = vec![Expanded::zeroed(); self.height * product.blocks.min(SEGMENT)];
+        for first in rows.clone().step_by(self.height) {
+            let last = rows.end.min(first + self.height);
+            for segment in 0..product.blocks.div_ceil(SEGMENT) {
+                let length = product.x(0, segment).len();
+                let groups = panel.chunks_exact_mut(ROWS * length);
+                for (row, out) in (first..last).step_by(ROWS).zip(groups) {
+                    let packed = product.segments(row, segment, F::BYTES);
+                    for (packed, out) in packed.into_iter().zip(out.chunks_exact_mut(length)) {
+                        kernel::expand::<V, F>(v, packed, out);
+                    }
+                }
+                let values = &panel[..(last - first).next_multiple_of(ROWS) * length];
+                let panel = Panel {
+                    product,
+                    values,
+                    row: first,
+                    segment,
+                };
+                // A function of its own: it is the same for every format with minima, and without.
+                if F::MINIMA > 0 {
+                    v.run(Tiles::<true>(panel));
+                } else {
+                    v.run(Tiles::<false>(panel));
+                }
+            }
+        }
+    }
+}
+
+/// A segment of some rows, expanded, that meets all tokens.
+struct Panel<'a> {
+    product: &'a Product<'a, Wholes>,
+    /// Rows × blocks.
+    values: &'a [Expanded],
+    /// The first.
+    row: usize,
+    segment: usize,
+}
+
+/// Its products, with or without minima.
+struct Tiles<'a, const MINIMA: bool>(Panel<'a>);
+
+impl<V: Integers, const MINIMA: bool> Work<V> for Tiles<'_, MINIMA> {
+    #[inline(always)]
+    fn run(self, v: V) {
+        let tokens = self.0.product.tokens;
+        let mut token = 0;
+        while token < tokens {
+            token += match (tokens - token).min(V::TOKENS) {
+                1 => self.0.tiles(v, token, kernel::tile1::<V, MINIMA>),
+                2 => self.0.tiles(v, token, kernel::tile2::<V, MINIMA>),
+                _ => self.0.tiles(v, token, kernel::tile3::<V, MINIMA>),
+            };
+        }
+    }
+}
+
+impl Panel<'_> {
+    /// Products of `T` tokens from `token` on, as `tile` makes them. Returns `T`.
+    #[inline(always)]
+    fn tiles<V: Integers, const T: usize>(
+        &self,
+        v: V,
+        token: usize,
+        tile: impl Fn(V, [&[Expanded]; ROWS], [&[Wholes]; T]) -> [[f32; ROWS]; T],
+    ) -> usize {
+        let (product, segment) = (self.product, self.segment);
+        let mut x = [product.x(token, segment); T];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = product.x(token + i, segment);
+        }
+        let length = x[0].len();
+        for (group, w) in self.values.chunks_exact(ROWS * length).enumerate() {
+            let w = [
+                &w[..length],
+                &w[length..2 * length],
+                &w[2 * length..3 * length],
+                &w[3 * length..],
+            ];
+            let sums = tile(v, w, x);
+            for (i, sums) in sums.into_iter().enumerate() {
+                let row = self.row + ROWS * group;
+                // SAFETY: shares have different rows, of whole groups but for the last.
+                unsafe { product.y.put(token + i, row, sums, segment > 0) };
+            }
+        }
+        T
+    }
+}

@@ -212,9 +212,21 @@ impl<F> Share<'_, F> {
     {
         let product = self.product;
         for row in self.rows.clone().step_by(ROWS) {
-            let next = product.weight.packed_rows(row + ROWS, ROWS);
-            v.prefetch(&next[..next.len().min(AHEAD)]);
-            for segment in 0..product.blocks.div_ceil(SEGMENT) {
+            let segments = product.blocks.div_ceil(SEGMENT);
+            for segment in 0..segments {
+                if segments == 1 {
+                    let next = product.weight.packed_rows(row + ROWS, ROWS);
+                    v.prefetch(&next[..next.len().min(AHEAD)]);
+                } else {
+                    let (row, segment) = if segment + 1 < segments {
+                        (row, segment + 1)
+                    } else {
+                        (row + ROWS, 0)
+                    };
+                    for bytes in product.segments(row, segment) {
+                        v.prefetch(bytes);
+                    }
+                }
                 let x = product.x(0, segment);
                 let sums = kernel::dot::<V, F>(v, product.segments(row, segment), x);
                 // SAFETY: shares have different rows, of whole groups but for the last.

@@ -8,7 +8,7 @@ use std::{marker::PhantomData, ops::Range};
 pub(super) const PANEL: usize = 32;
 
 /// Bytes of the next rows that are asked for in advance: rows of small models end before the processor's own prefetching
-/// has found out that they are read in order.
+/// has found out that they are read in order, and so do the segments of longer ones, which are asked for whole.
 pub(super) const AHEAD: usize = 8 << 10;
 
 /// Products that make a thread's share worth its handing over: a few microseconds' work.

@@ -55,7 +55,7 @@ impl<const VNNI: bool> Integers for Wide<VNNI> {
     type Lanes = __m512;
     type Scales = __m128i;
 
-    const TOKENS: usize = 3;
+    const TOKENS: usize = 6;
 
     fn run<W: Work<Self>>(self, work: W) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]

@@ -27,7 +27,7 @@ pub(super) trait Integers: Copy + Send + Sync + 'static {
     /// Scales of 8 groups.
     type Scales: Copy;
 
-    /// Tokens whose sums with 4 rows fit the registers: 1 to 3.
+    /// Tokens whose sums with 4 rows fit the registers while integers are added: 1 to 6.
     const TOKENS: usize;
 
     /// Does `work` in a function that has the level's instructions.

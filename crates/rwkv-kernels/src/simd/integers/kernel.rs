@@ -134,3 +134,6 @@ macro_rules! tile {
 tile!(tile1, 1, 0);
 tile!(tile2, 2, 0 1);
 tile!(tile3, 3, 0 1 2);
+tile!(tile4, 4, 0 1 2 3);
+tile!(tile5, 5, 0 1 2 3 4);
+tile!(tile6, 6, 0 1 2 3 4 5);

@@ -22,7 +22,7 @@ use bytemuck::Zeroable;
 use rayon::prelude::*;
 use std::{marker::PhantomData, ops::Range};
 
-/// Blocks of a segment: 1024 columns, of which four rows and three tokens fit a cache of 32 KiB.
+/// Blocks of a segment: 1024 columns, of which four rows and six tokens fit a cache of 32 KiB.
 const SEGMENT: usize = 4;
 
 /// Tokens that are rounded by threads side by side.
@@ -89,7 +89,7 @@ fn run<V: Integers, F: Coded<V>>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [
             y,
         };
         // While x stays in the first cache four rows at a time can meet it.
-        let height = if tokens <= 4 * V::TOKENS { ROWS } else { PANEL };
+        let height = if tokens <= 2 * V::TOKENS { ROWS } else { PANEL };
         by_share(rows, height, tokens * cols, |rows| {
             v.run(Many::<F> {
                 share: Share::new(&product, rows),
@@ -179,10 +179,22 @@ impl<V: Integers, F: Coded<V>> Work<V> for One<'_, F> {
     fn run(self, v: V) {
         let Share { product, rows, .. } = self.0;
         for row in rows.step_by(ROWS) {
-            let next = product.weight.packed_rows(row + ROWS, ROWS);
-            v.prefetch(&next[..next.len().min(AHEAD)]);
-            for segment in 0..product.blocks.div_ceil(SEGMENT) {
+            let segments = product.blocks.div_ceil(SEGMENT);
+            for segment in 0..segments {
                 let w = product.segments(row, segment, F::BYTES);
+                if segments == 1 {
+                    let next = product.weight.packed_rows(row + ROWS, ROWS);
+                    v.prefetch(&next[..next.len().min(AHEAD)]);
+                } else {
+                    let (row, segment) = if segment + 1 < segments {
+                        (row, segment + 1)
+                    } else {
+                        (row + ROWS, 0)
+                    };
+                    for bytes in product.segments(row, segment, F::BYTES) {
+                        v.prefetch(bytes);
+                    }
+                }
                 let sums = kernel::dot::<V, F>(v, w, product.x(0, segment));
                 // SAFETY: shares have different rows, of whole groups but for the last.
                 unsafe { product.y.put(0, row, sums, segment > 0) };
@@ -244,50 +256,49 @@ struct Panel<'a> {
 /// Its products, with or without minima.
 struct Tiles<'a, const MINIMA: bool>(Panel<'a>);
 
-impl<V: Integers, const MINIMA: bool> Work<V> for Tiles<'_, MINIMA> {
-    #[inline(always)]
-    fn run(self, v: V) {
-        let tokens = self.0.product.tokens;
-        let mut token = 0;
-        while token < tokens {
-            token += match (tokens - token).min(V::TOKENS) {
-                1 => self.0.tiles(v, token, kernel::tile1::<V, MINIMA>),
-                2 => self.0.tiles(v, token, kernel::tile2::<V, MINIMA>),
-                _ => self.0.tiles(v, token, kernel::tile3::<V, MINIMA>),
-            };
-        }
-    }
-}
-
-impl Panel<'_> {
-    /// Products of `T` tokens from `token` on, as `tile` makes them. Returns `T`.
-    #[inline(always)]
-    fn tiles<V: Integers, const T: usize>(
-        &self,
-        v: V,
-        token: usize,
-        tile: impl Fn(V, [&[Expanded]; ROWS], [&[Wholes]; T]) -> [[f32; ROWS]; T],
-    ) -> usize {
-        let (product, segment) = (self.product, self.segment);
-        let mut x = [product.x(token, segment); T];
+/// Products of `$n` tokens of `$panel` from `$token` on, as `$tile` makes them. Written out: a function that gets another
+/// one might not be inlined, and would lack the level's instructions.
+macro_rules! tiles {
+    ($v:ident, $panel:ident, $token:ident, $n:literal, $tile:path) => {{
+        let (product, segment) = ($panel.product, $panel.segment);
+        let mut x = [product.x($token, segment); $n];
         for (i, x) in x.iter_mut().enumerate() {
-            *x = product.x(token + i, segment);
+            *x = product.x($token + i, segment);
         }
         let length = x[0].len();
-        for (group, w) in self.values.chunks_exact(ROWS * length).enumerate() {
+        for (group, w) in $panel.values.chunks_exact(ROWS * length).enumerate() {
             let w = [
                 &w[..length],
                 &w[length..2 * length],
                 &w[2 * length..3 * length],
                 &w[3 * length..],
             ];
-            let sums = tile(v, w, x);
+            let sums = $tile($v, w, x);
             for (i, sums) in sums.into_iter().enumerate() {
-                let row = self.row + ROWS * group;
+                let row = $panel.row + ROWS * group;
                 // SAFETY: shares have different rows, of whole groups but for the last.
-                unsafe { product.y.put(token + i, row, sums, segment > 0) };
+                unsafe { product.y.put($token + i, row, sums, segment > 0) };
             }
         }
-        T
+        $n
+    }};
+}
+
+impl<V: Integers, const MINIMA: bool> Work<V> for Tiles<'_, MINIMA> {
+    #[inline(always)]
+    fn run(self, v: V) {
+        let panel = self.0;
+        let tokens = panel.product.tokens;
+        let mut token = 0;
+        while token < tokens {
+            token += match (tokens - token).min(V::TOKENS) {
+                1 => tiles!(v, panel, token, 1, kernel::tile1::<V, MINIMA>),
+                2 => tiles!(v, panel, token, 2, kernel::tile2::<V, MINIMA>),
+                3 => tiles!(v, panel, token, 3, kernel::tile3::<V, MINIMA>),
+                4 => tiles!(v, panel, token, 4, kernel::tile4::<V, MINIMA>),
+                5 => tiles!(v, panel, token, 5, kernel::tile5::<V, MINIMA>),
+                _ => tiles!(v, panel, token, 6, kernel::tile6::<V, MINIMA>),
+            };
+        }
     }
 }

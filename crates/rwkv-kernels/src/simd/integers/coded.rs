@@ -205,12 +205,11 @@ fn nibbles(sixteen: u128) -> [u8; 16] {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "below 4"
+)]
 fn signed(step: usize) -> i32 {
-    #![expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        reason = "below 4"
-    )]
-    let step = step as i32;
-    step
+    step as i32
 }

@@ -53,11 +53,10 @@ fn count(x: f32, inverse: f32) -> i16 {
 #[inline(always)]
 fn sums(counts: &[i16; BLOCK], groups: usize, step: f32) -> [f32; SUMS] {
     let mut sums = [0.0; SUMS];
-    if groups > 0 {
-        for (sum, counts) in sums.iter_mut().zip(counts.chunks_exact(BLOCK / groups)) {
-            let total: i32 = counts.iter().map(|x| i32::from(*x)).sum();
-            *sum = total as f32 * step;
-        }
+    let columns = BLOCK.checked_div(groups).unwrap_or(BLOCK);
+    for (sum, counts) in sums[..groups].iter_mut().zip(counts.chunks_exact(columns)) {
+        let total: i32 = counts.iter().map(|x| i32::from(*x)).sum();
+        *sum = total as f32 * step;
     }
     sums
 }

@@ -1,5 +1,7 @@
 //! The same bits with and without instructions that do two steps in one.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use super::{
     avx512::Wide,
     product::{has, matmul, with_level},
@@ -30,9 +32,7 @@ fn vnni_changes_no_bits() {
         let (rows, cols) = (37, 1280);
         let mut bytes = vec![0; rows * format.row_bytes(cols).unwrap_or(0)];
         format.spec().quantize(&noise(rows * cols), &mut bytes);
-        let Ok(matrix) = Matrix::new(format, Rows(rows), Cols(cols), &bytes) else {
-            panic!("{format}: sizes");
-        };
+        let matrix = Matrix::new(format, Rows(rows), Cols(cols), &bytes).unwrap();
         for tokens in [1, 2, 3, 17] {
             let x = noise(tokens * cols);
             let (mut plain, mut found) = (vec![0.0; tokens * rows], vec![0.0; tokens * rows]);

@@ -21,8 +21,8 @@ use support::{
 /// Both compute in f32 with the same weights; sums are in other orders.
 const BOUND: f64 = 2e-5;
 
-/// K formats, whose products round x to 16 bits on x86: 4e-5 of a product's result, over the products of three layers.
-const ROUNDED: f64 = 5e-4;
+/// K formats, whose products round x to 16 bits on x86: about 4e-5 of a result, over the products of three layers.
+const ROUNDED: f64 = 3e-4;
 
 /// Random batches on a random model, at every level.
 fn check(dimensions: &Dimensions, packing: Packing, seed: u64, bound: f64) {

@@ -7,7 +7,7 @@ use super::{
     kernel::{self, ROWS},
     level::at_level,
     packed::{self, Packed},
-    shares::{AHEAD, Outputs, PANEL, by_share},
+    shares::{Outputs, PANEL, by_share, rows_ahead},
     vectors::{BLOCK, Vectors, Work},
 };
 use crate::{
@@ -211,12 +211,12 @@ impl<F> Share<'_, F> {
         F: Packed<V>,
     {
         let product = self.product;
+        let ahead = rows_ahead(product.weight);
         for row in self.rows.clone().step_by(ROWS) {
             let segments = product.blocks.div_ceil(SEGMENT);
             for segment in 0..segments {
                 if segments == 1 {
-                    let next = product.weight.packed_rows(row + ROWS, ROWS);
-                    v.prefetch(&next[..next.len().min(AHEAD)]);
+                    v.prefetch(product.weight.packed_rows(row + ahead, ROWS));
                 } else {
                     let (row, segment) = if segment + 1 < segments {
                         (row, segment + 1)

@@ -1,15 +1,20 @@
 //! How a product's rows are shared out over threads.
 
 use super::kernel::ROWS;
+use crate::Matrix;
 use rayon::prelude::*;
 use std::{marker::PhantomData, ops::Range};
 
 /// Rows that are expanded for many tokens: with a segment's columns 128 KiB at most, which stay in the second cache.
 pub(super) const PANEL: usize = 32;
 
-/// Bytes of the next rows that are asked for in advance: rows of small models end before the processor's own prefetching
-/// has found out that they are read in order, and so do the segments of longer ones, which are asked for whole.
-pub(super) const AHEAD: usize = 8 << 10;
+/// How far ahead of the row at work those are that one token's products ask for, a multiple of [`ROWS`] of about so many
+/// bytes: rows of small models end before the processor's own prefetching has found out that they are read in order.
+pub(super) fn rows_ahead(weight: &Matrix<'_>) -> usize {
+    const BYTES: usize = 8 << 10;
+    let group = weight.packed_rows(0, ROWS).len().max(1);
+    ROWS * (BYTES / group).max(1)
+}
 
 /// Products that make a thread's share worth its handing over: a few microseconds' work.
 const SHARE: usize = 1 << 16;

@@ -14,7 +14,7 @@ use crate::{
         avx2::Avx2,
         avx512::Avx512,
         kernel::ROWS,
-        shares::{AHEAD, Outputs, PANEL, by_share},
+        shares::{Outputs, PANEL, by_share, rows_ahead},
         vectors::Work,
     },
 };
@@ -178,13 +178,13 @@ impl<V: Integers, F: Coded<V>> Work<V> for One<'_, F> {
     #[inline(always)]
     fn run(self, v: V) {
         let Share { product, rows, .. } = self.0;
+        let ahead = rows_ahead(product.weight);
         for row in rows.step_by(ROWS) {
             let segments = product.blocks.div_ceil(SEGMENT);
             for segment in 0..segments {
                 let w = product.segments(row, segment, F::BYTES);
                 if segments == 1 {
-                    let next = product.weight.packed_rows(row + ROWS, ROWS);
-                    v.prefetch(&next[..next.len().min(AHEAD)]);
+                    v.prefetch(product.weight.packed_rows(row + ahead, ROWS));
                 } else {
                     let (row, segment) = if segment + 1 < segments {
                         (row, segment + 1)

@@ -144,8 +144,11 @@ impl Gpu {
             "opened"
         );
         let capabilities = Capabilities::of(&candidate.adapter, features);
-        let subnormal_halves =
-            !options.hidden.subnormal_halves && subnormal::halves_kept(&device, &queue);
+        let what = || "unpacking subnormal halves".to_owned();
+        let kept = |device: &wgpu::Device| subnormal::halves_kept(device, &queue);
+        // An adapter that fails at it is taken for one that does not keep them.
+        let subnormal_halves = !options.hidden.subnormal_halves
+            && scoped(&device, &faults, &ledger, &what, kept).unwrap_or(false);
         let cache_folder = options.cache_dir.as_deref();
         let cache_folder = cache_folder.map(|folder| CacheFolder::new(folder, &candidate.info));
         let pipeline_cache = cache_folder

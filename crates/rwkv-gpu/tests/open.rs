@@ -130,6 +130,17 @@ fn hidden_features_are_absent() {
         whole.capabilities().subgroups
     );
     assert!(only.checks());
+    let mended = open(&OpenOptions {
+        hidden: "subnormal-halves".parse().unwrap(),
+        ..OpenOptions::default()
+    });
+    assert!(!mended.keeps_subnormal_halves());
+}
+
+/// Where the tests run they are: a probe that finds nothing would leave every scale to be mended.
+#[test]
+fn subnormal_halves_are_kept() {
+    assert!(open(&OpenOptions::default()).keeps_subnormal_halves());
 }
 
 /// The environment is read by a process of its own: this file's `print_options`, run with it set.

@@ -173,7 +173,7 @@ impl Upload {
         self.total
     }
 
-    /// `bytes` that can be written: another slab while there are few, else the oldest, once it is copied.
+    /// `bytes` that can be written: another slab while there are few, else the oldest that is as large, once it is copied.
     fn next_slab(&mut self, bytes: u64) -> Result<Staging> {
         let size = bytes.next_power_of_two().max(LEAST);
         if self.slabs.len() < SLABS {
@@ -182,11 +182,19 @@ impl Upload {
                 made => return made,
             }
         }
-        let oldest = self.slabs.pop_front();
-        if let Some(mut oldest) = oldest.filter(|oldest| oldest.size() >= bytes) {
-            oldest.ready(&self.gpu)?;
-            return Ok(oldest);
+        let fits = |slab: &Staging| slab.size() >= bytes;
+        if let Some(mut slab) = self
+            .slabs
+            .iter()
+            .position(fits)
+            .and_then(|at| self.slabs.remove(at))
+        {
+            slab.ready(&self.gpu)?;
+            return Ok(slab);
         }
+        // Their place is free once they are copied.
+        self.slabs.clear();
+        self.gpu.finish()?;
         Staging::new(&self.gpu, size)
     }
 

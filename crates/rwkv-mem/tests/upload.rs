@@ -33,6 +33,23 @@ fn pieces() {
     assert!(got == [&piece[..], &piece[..]].concat());
 }
 
+/// More than one slab holds, after as many small ones as there may be, all of which are on their way.
+#[test]
+fn large_writes() {
+    let mut upload = Upload::new(gpu());
+    let small: Vec<u8> = (0..=252u8).cycle().take(1_500_000).collect();
+    let large: Vec<u8> = (0..=250u8).cycle().take(40_000_004).collect();
+    let size = (small.len() + large.len()) as u64;
+    let buffer = gpu().buffer(BufferKind::Storage, "target", size).unwrap();
+    for _ in 0..6 {
+        upload.write(&buffer, 0, &small).unwrap();
+    }
+    upload.write(&buffer, small.len() as u64, &large).unwrap();
+    upload.write(&buffer, 0, &small).unwrap();
+    upload.flush().unwrap();
+    assert!(contents(gpu(), &buffer, 0, size) == [small, large].concat());
+}
+
 /// A write that does not fit is refused and not counted.
 #[test]
 fn past_the_end() {

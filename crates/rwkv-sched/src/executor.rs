@@ -166,7 +166,8 @@ pub struct LoadOptions {
     /// our estimate ([`crate::Error::DoesNotFit`]). Without it, loading goes on until an allocation fails.
     pub check_memory: bool,
     /// What the CPU computes with: the widest instructions that it has by default; with [`Simd::Twins`] it is the oracle
-    /// that everything else is compared with. Logits of different levels differ by the rounding of f32.
+    /// that everything else is compared with. Logits of different levels differ by the rounding of f32, with K formats by that
+    /// of x to 16 bits.
     pub simd: Simd,
 }
 

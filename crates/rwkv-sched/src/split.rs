@@ -51,7 +51,7 @@ impl SplitExecutor {
     ///
     /// # Errors
     /// [`Error::Placement`] for a placement of another model, and what loading on one device says. No device has anything
-    /// where it is known that one has too little memory.
+    /// where it is known that one has too little memory for one of its parts.
     pub fn new(
         model: &Model,
         placement: &Placement,
@@ -67,7 +67,7 @@ impl SplitExecutor {
         let parts: Vec<_> = parts
             .map(|(layers, device)| (model.part(layers.clone()), device))
             .collect();
-        // Longer chunks than the slowest device takes would only hold memory on the others.
+        // Longer chunks than the CPU takes would only hold memory on the others.
         let mut chunk = usize::MAX;
         for (part, device) in &parts {
             match device {
@@ -78,7 +78,19 @@ impl SplitExecutor {
         let mut stages = Vec::new();
         let mut names = Vec::new();
         for (part, device) in parts {
-            let executor = load_part(&part, device, options, chunk, progress)?;
+            let executor = match load_part(&part, device, options, chunk, progress) {
+                Ok(executor) => executor,
+                Err(error) => {
+                    // What the others have taken is free once their GPUs are done.
+                    drop(stages);
+                    for (_, device) in placement.stages() {
+                        if let Device::Gpu(gpu) = device {
+                            let _ = gpu.finish();
+                        }
+                    }
+                    return Err(error);
+                }
+            };
             let layers = part.layers().len();
             let what = match (names.is_empty(), layers) {
                 (true, 1) => " layer",

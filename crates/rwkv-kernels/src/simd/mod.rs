@@ -2,8 +2,9 @@
 //!
 //! Each function does what its namesake of [`ops`](crate::ops) does, within f32's rounding: weights expand to the same
 //! numbers, activations stay f32, and only the order of sums differs (and whether a product is rounded before it is
-//! added). The K formats on x86 are the exception (`integers/`): there x is rounded to 16 bits. For one level that order is the same whatever else is computed with it: the result of a token does not
-//! depend on the others, nor on the number of threads.
+//! added). The K formats on x86 are the exception (`integers/`): there x is rounded to 16 bits. For one level the order of
+//! sums is the same whatever else is computed with them: the result of a token does not depend on the others, nor on the
+//! number of threads.
 
 #![allow(
     clippy::inline_always,

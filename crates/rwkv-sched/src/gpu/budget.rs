@@ -212,6 +212,7 @@ impl fmt::Display for Shortfall {
         let (needed, weights) = (Bytes(self.needed()), Bytes(self.weights));
         match &self.part {
             None => f.write_str("the model needs ")?,
+            Some(part) if part.len() == 1 => write!(f, "layer {} needs ", part.start)?,
             Some(part) => write!(
                 f,
                 "layers {}-{} need ",

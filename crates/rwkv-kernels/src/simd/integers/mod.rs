@@ -5,8 +5,8 @@
 //! token meets codes as bytes, x in two halves; many tokens meet codes times scales, in 16 bits. Both add the same
 //! integers to the same sums, so that a token's bits depend on the level and the number of columns alone.
 //!
-//! x counts in steps that are powers of two, of which the block's largest magnitude has 16,319 to 32,639: a term is off by
-//! no more than half a step times its weight.
+//! x counts in steps that are powers of two, of which the block's largest magnitude has 16,319 to 32,639 (fewer below 2^-86,
+//! since steps end at 2^-100): a term is off by no more than half a step times its weight.
 
 mod avx2;
 mod avx512;

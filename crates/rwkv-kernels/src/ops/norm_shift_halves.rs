@@ -15,7 +15,7 @@ use rwkv_gpu::{Binding, Buffer, Dispatch};
 /// A layer norm, its token shift with the mixes rounded to f16, and each span's last normed row kept in the state, on the
 /// GPU.
 pub struct NormShiftHalves<'a> {
-    /// The batch, of spans of any length.
+    /// The batch, of spans of any length but 0: as many spans as tokens have one each.
     pub batch: BatchTables<'a>,
     /// Tokens × channels, before the norm; channels are a multiple of 4. With `added` what a product is to be added to.
     pub x: View<'a>,

@@ -63,8 +63,7 @@ impl Weights for Counted {
     }
 }
 
-#[test]
-fn matrices_are_looked_at_once() {
+fn two_layers() -> Model {
     let dimensions = Dimensions {
         version: Version::V7,
         layers: 2,
@@ -74,7 +73,12 @@ fn matrices_are_looked_at_once() {
         vocab: 70,
         ranks: [5, 6, 7, 8],
     };
-    let model = dimensions.model(Packing::F32, 1);
+    dimensions.model(Packing::F32, 1)
+}
+
+#[test]
+fn matrices_are_looked_at_once() {
+    let model = two_layers();
     let looks = Arc::new(AtomicUsize::new(0));
     let weights = Arc::new(Counted {
         model: model.clone(),
@@ -248,16 +252,7 @@ impl Weights for Noted {
 /// Every tensor is asked for once and before it is read, and a matrix is let go once and after it was.
 #[test]
 fn tensors_are_announced() {
-    let dimensions = Dimensions {
-        version: Version::V7,
-        layers: 2,
-        heads: 2,
-        head_size: 32,
-        ffn: 128,
-        vocab: 70,
-        ranks: [5, 6, 7, 8],
-    };
-    let model = dimensions.model(Packing::F32, 1);
+    let model = two_layers();
     let events = Arc::new(Mutex::default());
     let noted = Noted {
         model: model.clone(),

@@ -3,29 +3,11 @@
 // pairs are: what waits for memory does so once. A thread has 4 channels × 4 tokens of every other unit, and reads 12
 // vectors for 128 multiplications.
 #import dot_onto
+#import lora_up/pairs
 
 // As in a LoraUp: rows of units of eight F16, padded.
 @group(1) @binding(0) var<storage, read> weights: array<vec4<u32>>;
 
-struct Pair {
-    // The first vec4 of its hidden vectors, elements of one, the first unit of its matrix, and units of a row.
-    hidden: u32,
-    rank: u32,
-    first: u32,
-    units: u32,
-}
-
-struct Params {
-    tokens: u32,
-    channels: u32,
-    // Elements from one token's results to the next, and from one pair's to the next.
-    stride: u32,
-    block: u32,
-    pairs: array<Pair, 4>,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> projected: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
 // Tokens of a thread, eight apart: fewer where a batch has fewer.
@@ -35,9 +17,6 @@ const THREADS: u32 = 256u;
 // Threads that have all results; the others have sums of the other units of the same.
 const HALF: u32 = 128u;
 const CHANNELS: u32 = 64u;
-const TOKENS: u32 = 32u;
-// Units of a row that a step has.
-const UNITS: u32 = 16u;
 
 // A row's units are in other places than the row's above, so that 16 rows meet in no bank.
 var<workgroup> w_tile: array<vec4<u32>, CHANNELS * UNITS>;
@@ -53,15 +32,6 @@ fn eight_onto(sum: f32, w: vec4<u32>, near: vec4<f32>, far: vec4<f32>) -> f32 {
 fn fetch_w(pair: Pair, first_channel: u32, unit: u32, item: u32) -> vec4<u32> {
     let channel = min(first_channel + item / UNITS, params.channels - 1u);
     return weights[pair.first + channel * pair.units + min(unit + item % UNITS, pair.units - 1u)];
-}
-
-// The same of hidden vectors, which are zero past the rank: what lies there is not a number of ours.
-fn fetch_x(pair: Pair, first_token: u32, unit: u32, item: u32) -> vec4<f32> {
-    let token = min(first_token + item / (2u * UNITS), params.tokens - 1u);
-    let quad = unit * 2u + item % (2u * UNITS);
-    let stride = (pair.rank + 7u) / 8u * 2u;
-    let value = projected[pair.hidden + token * stride + min(quad, stride - 1u)];
-    return select(vec4(0.0), value, vec4(quad * 4u) + vec4(0u, 1u, 2u, 3u) < vec4(pair.rank));
 }
 
 @compute @workgroup_size(THREADS)

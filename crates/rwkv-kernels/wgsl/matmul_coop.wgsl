@@ -12,6 +12,11 @@
 // Workgroups that follow each other have one tile of W and go through all tokens, so that x stays in the nearest large
 // cache and W is read once.
 //
+// A tile whose subgroups are few (coop/tiles, FEW) has no other subgroup to work while one waits: it loads the matrices of
+// the next columns before it multiplies these, and its loop has a number of turns that is known when the pipeline compiles.
+// Workgroups take the steps of a window in different orders then, so that they do not ask for the same x at the same time,
+// but all of them go through W and x side by side.
+//
 // All of W is for one x (coop/one.wgsl), or its rows are in segments for several (coop/stack.wgsl).
 //
 // W lies by rows (coop/rows.wgsl) or by columns (coop/weights_columns.wgsl), and so do its tiles.
@@ -54,6 +59,12 @@ const PITCH: u32 = DEPTH / 4u + 2u;
 // Of a row of x, and rows that the threads load at once.
 const X_PARTS: u32 = DEPTH / 4u;
 const X_ROWS: u32 = THREADS / X_PARTS;
+
+#ifdef FEW
+// Steps of each slice, if all have as many, else 0; and of a window, a power of two that divides them.
+override TURNS: u32 = 0u;
+override WINDOW: u32 = 1u;
+#endif
 
 const_assert 128u % DEPTH == 0u;
 const_assert $X_LOADS * X_ROWS == TOKENS;
@@ -122,30 +133,86 @@ fn main(
 #endrepeat
 #endrepeat
 
+#ifdef FEW
+    let turns = select((end - begin + DEPTH - 1u) / DEPTH, TURNS, TURNS > 0u);
+    let turned = (workgroup.x + workgroup.y * 3u) % WINDOW;
+    var column = begin + turned * DEPTH;
+#else
+    var column = begin;
+#endif
     {
 #repeat i $X_LOADS
-        let x_$i = x[x_from + begin / 4u + $i * X_ROWS * X_STRIDE];
+        let x_$i = x[x_from + column / 4u + $i * X_ROWS * X_STRIDE];
 #endrepeat
 #repeat i $W_LOADS
-        let w_$i = load_w(w_from$i, begin, thread, $i);
+        let w_$i = load_w(w_from$i, column, thread, $i);
 #endrepeat
 #repeat i $X_LOADS
         put_x(x_to + $i * X_ROWS * PITCH, x_$i);
 #endrepeat
 #repeat i $W_LOADS
-        store_w(w_$i, begin, thread, $i);
+        store_w(w_$i, column, thread, $i);
 #endrepeat
     }
     workgroupBarrier();
-    for (var column = begin; column < end; column += DEPTH) {
+#ifdef FEW
+    for (var turn = 0u; turn < turns; turn++) {
+        // At the end the last step's are loaded again.
+        let next = begin + (min(turn + 1u, turns - 1u) ^ turned) * DEPTH;
+#else
+    for (; column < end; column += DEPTH) {
         // At the end the last step's are loaded again.
         let next = min(column + DEPTH, last);
+#endif
 #repeat i $X_LOADS
         let x_$i = x[x_from + next / 4u + $i * X_ROWS * X_STRIDE];
 #endrepeat
 #repeat i $W_LOADS
         let w_$i = load_w(w_from$i, next, thread, $i);
 #endrepeat
+#ifdef FEW
+#repeat i $HIGH
+        var a$i = coopLoadT<$MATRIX<f16, A>>(
+            &x_tile[((token + $i * SIDE) * PITCH) * STEP],
+            PITCH * STEP,
+        );
+#endrepeat
+#repeat j $WIDE
+        var b$j = $LOAD_B<$MATRIX<f16, B>>(
+            &w_tile[w_place(row + $j * SIDE, 0u) * STEP],
+            W_PITCH * STEP,
+        );
+#endrepeat
+#repeat k $STEPS
+        {
+            // Past the last one nobody uses what is loaded.
+            let after = min($k + 1u, $STEPS - 1u);
+#repeat i $HIGH
+            let next_a$i = coopLoadT<$MATRIX<f16, A>>(
+                &x_tile[((token + $i * SIDE) * PITCH + after * (SIDE / 4u)) * STEP],
+                PITCH * STEP,
+            );
+#endrepeat
+#repeat j $WIDE
+            let next_b$j = $LOAD_B<$MATRIX<f16, B>>(
+                &w_tile[w_place(row + $j * SIDE, after * SIDE) * STEP],
+                W_PITCH * STEP,
+            );
+#endrepeat
+#repeat j $WIDE
+#repeat i $HIGH
+            sum_$i$j = coopMultiplyAdd(a$i, b$j, sum_$i$j);
+#endrepeat
+#endrepeat
+#repeat i $HIGH
+            a$i = next_a$i;
+#endrepeat
+#repeat j $WIDE
+            b$j = next_b$j;
+#endrepeat
+        }
+#endrepeat
+#else
 #repeat k $STEPS
         {
 #repeat i $HIGH
@@ -165,6 +232,7 @@ fn main(
 #endrepeat
         }
 #endrepeat
+#endif
         workgroupBarrier();
 #repeat i $X_LOADS
         put_x(x_to + $i * X_ROWS * PITCH, x_$i);
@@ -173,6 +241,9 @@ fn main(
         store_w(w_$i, next, thread, $i);
 #endrepeat
         workgroupBarrier();
+#ifdef FEW
+        column = next;
+#endif
     }
 
     // Here naga 30 needs what is stored, and where, by a name of its own: expressions come after the store that uses them.
@@ -189,16 +260,18 @@ fn main(
 #else
     let staged = subgroup * SIDE * STAGE_PITCH;
     let whole = first_token + TOKENS <= params.tokens && part.moved == 0u && first_row + ROWS <= part.rows;
+    var onto_this = onto_matrix(part, first_token + token, first_row + row, lane, 0u);
+    var onto_next = onto_matrix(part, first_token + token, first_row + row, lane, 1u);
 #repeat i $HIGH
 #repeat j $WIDE
-    let onto_$i$j = onto_matrix(part, first_token + token + $i * SIDE, first_row + row + $j * SIDE, lane);
-#endrepeat
-#repeat j $WIDE
+    let onto_after_$i$j = onto_matrix(part, first_token + token, first_row + row, lane, $i * $WIDE + $j + 2u);
     let total_$i$j = sum_$i$j;
     workgroupBarrier();
     coopStoreT(total_$i$j, &stage[staged], STAGE_PITCH);
     workgroupBarrier();
-    finish_matrix(part, onto_$i$j, first_token + token + $i * SIDE, first_row + row + $j * SIDE, subgroup, lane, whole);
+    finish_matrix(part, onto_this, first_token + token + $i * SIDE, first_row + row + $j * SIDE, subgroup, lane, whole);
+    onto_this = onto_next;
+    onto_next = onto_after_$i$j;
 #endrepeat
 #endrepeat
 #endif

@@ -125,10 +125,15 @@ fn rewritten(source: &str) -> String {
     }
     let main = out.find("fn main(").unwrap();
     let body = main + out[main..].find(") {").unwrap() + 3;
-    out.insert_str(
-        body,
-        "\n    let subgroup = thread / LANES;\n    let lane = thread % LANES;\n    own = lane;\n    side = min(SIDE, params.x_stride);",
+    let stride = if source.contains("x_stride") {
+        "x_stride"
+    } else {
+        "stride"
+    };
+    let begin = format!(
+        "\n    let subgroup = thread / LANES;\n    let lane = thread % LANES;\n    own = lane;\n    side = min(SIDE, params.{stride});"
     );
+    out.insert_str(body, &begin);
     let scalar = source.contains("var<workgroup> x_tile: array<f16");
     let (unit, within) = if scalar {
         ("1u", ["", ""])

@@ -2,7 +2,7 @@
 //! default, and the dispatches of one part of a matrix (`wgsl/matmul_coop.wgsl`).
 
 use super::coop_tile::{
-    CoopShape, CoopTile, EIGHTS, LARGE, MEDIUM, SMALL, SMALL_PACKED, TINY, Tile,
+    CoopShape, CoopTile, EIGHTS, LARGE, LARGE_OF_FOUR, MEDIUM, SMALL, SMALL_PACKED, TINY, Tile,
 };
 use crate::{
     Error, GpuVector, Kernels, Result, View,
@@ -29,11 +29,15 @@ const SLICES: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 /// For up to so many tokens the tile of F16 by rows, F16 by columns, and packed weights, and how many workgroups of it
 /// keep a core busy (H200, 2026-11): as many as its workgroup memory holds, some 60 KiB.
-const DEFAULTS: [(usize, [(&Tile, usize); 3]); 4] = [
+const DEFAULTS: [(usize, [(&Tile, usize); 3]); 5] = [
     (16, [(&TINY, 4), (&TINY, 4), (&SMALL_PACKED, 2)]),
     (32, [(&SMALL, 2), (&SMALL, 2), (&SMALL_PACKED, 2)]),
     (64, [(&MEDIUM, 2); 3]),
-    (usize::MAX, [(&LARGE, 1); 3]),
+    (1023, [(&LARGE, 1); 3]),
+    (
+        usize::MAX,
+        [(&LARGE_OF_FOUR, 1), (&LARGE_OF_FOUR, 1), (&LARGE, 1)],
+    ),
 ];
 
 /// A product as far as shapes depend on it.
@@ -98,7 +102,7 @@ impl Kernels {
     }
 
     /// The sides of matrices that the adapter multiplies, 16 before 8; none where its subgroups have not 32 lanes.
-    fn coop_side(&self) -> Option<u32> {
+    pub(super) fn coop_side(&self) -> Option<u32> {
         #[cfg(test)]
         if self.emulates.is_some() {
             return self.emulates;
@@ -186,9 +190,10 @@ impl Kernels {
         let Some(chosen) = of_tile((tile, busy)) else {
             return of_tile((&MEDIUM, 2));
         };
-        // Short slices of large tiles: the next smaller ones need fewer.
-        let short = chosen.slices > 1 && of.cols / chosen.slices < 2 * SLICE;
-        if *tile == LARGE && short {
+        // Short slices of large tiles: the next smaller ones need fewer. And of few columns little is to be gained beside
+        // the way in and out, which smaller tiles go side by side.
+        let short = of.cols / chosen.slices < 2 * SLICE;
+        if (tile.tokens, tile.rows) == (LARGE.tokens, LARGE.rows) && short {
             return of_tile((&MEDIUM, 2));
         }
         Some(chosen)
@@ -207,6 +212,7 @@ impl Kernels {
             ..op.params
         };
         let mut constants = op.constants(tile);
+        constants.extend(tile.turns(op.params.cols as usize, slice));
         let end = if slices == 1 {
             constants.extend(&op.epilogue);
             "finish"

@@ -16,6 +16,8 @@ pub(super) struct Tile {
     /// Whether it is there for F16, and for packed formats.
     pub(super) halves: bool,
     pub(super) packed: bool,
+    /// Whether so few subgroups make it that its loop knows the number of its turns.
+    pub(super) few: bool,
 }
 
 pub(super) const LARGE: Tile = Tile {
@@ -26,6 +28,13 @@ pub(super) const LARGE: Tile = Tile {
     depth: 64,
     halves: true,
     packed: true,
+    few: false,
+};
+pub(super) const LARGE_OF_FOUR: Tile = Tile {
+    name: "128x128x64-4",
+    packed: false,
+    few: true,
+    ..LARGE
 };
 pub(super) const MEDIUM: Tile = Tile {
     name: "64x64x64-4",
@@ -70,8 +79,12 @@ pub(super) const EIGHTS: Tile = Tile {
     ..MEDIUM
 };
 
-static TILES: [Tile; 8] = [
+/// Steps that workgroups take in orders of their own: in more, they would not find in a cache what others have read.
+const MOST_IN_A_WINDOW: usize = 8;
+
+static TILES: [Tile; 9] = [
     LARGE,
+    LARGE_OF_FOUR,
     MEDIUM,
     SMALL,
     SMALL_DEEP,
@@ -85,6 +98,17 @@ impl Tile {
     /// Tiles of a product.
     pub(super) fn count(&self, tokens: usize, rows: usize) -> usize {
         tokens.div_ceil(self.tokens) * rows.div_ceil(self.rows)
+    }
+
+    /// What its kernel knows of slices of `slice` columns of `cols`: their steps if all have as many, and of those how many
+    /// workgroups take in orders of their own.
+    pub(super) fn turns(&self, cols: usize, slice: usize) -> Vec<(&'static str, f64)> {
+        if !self.few || !cols.is_multiple_of(slice) {
+            return Vec::new();
+        }
+        let turns = slice.div_ceil(self.depth);
+        let window = 1usize << turns.trailing_zeros().min(MOST_IN_A_WINDOW.ilog2());
+        vec![("TURNS", turns as f64), ("WINDOW", window as f64)]
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{
     coop_product::{CoopOperands, SUM_THREADS, WORKGROUPS, kernel_name, slice_of},
-    coop_tile::{EIGHTS, LARGE, MEDIUM, SMALL, TINY, Tile},
+    coop_tile::{EIGHTS, LARGE, LARGE_OF_FOUR, MEDIUM, SMALL, TINY, Tile},
 };
 use crate::{
     Error, Format, GpuMatrix, Kernels, Result, View,
@@ -30,11 +30,12 @@ pub struct HalfProjections<'a> {
 }
 
 /// For up to so many tokens a tile, and how many workgroups of it keep a core busy.
-const DEFAULTS: [(usize, &Tile, usize); 4] = [
+const DEFAULTS: [(usize, &Tile, usize); 5] = [
     (16, &TINY, 4),
     (32, &SMALL, 2),
     (64, &MEDIUM, 4),
-    (usize::MAX, &LARGE, 1),
+    (1023, &LARGE, 1),
+    (usize::MAX, &LARGE_OF_FOUR, 1),
 ];
 
 /// Columns that a slice has at least.
@@ -177,11 +178,12 @@ impl Kernels {
             padding: [0; 2],
             segments,
         };
-        let constants = [
+        let mut constants = vec![
             ("CLIPPED", f64::from(u8::from(clipped))),
             ("X_STRIDE", stride as f64),
             ("UNITS", op.weights.units() as f64),
         ];
+        constants.extend(tile.turns(cols, slice));
         let end = if slices == 1 { "finish" } else { "sums" };
         let pipeline = self.pipeline(&kernel_name("f16", tile, end, "stack"), &constants)?;
         let x = op.x.blocks_binding(op.blocks);

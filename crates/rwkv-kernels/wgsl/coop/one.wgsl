@@ -26,6 +26,11 @@ fn onto_part(part: Part, row: u32, token: u32) -> f32 {
     return onto(row, token);
 }
 
+// Whether nothing is to be done to values but what finish_part does.
+fn is_plain(part: Part) -> bool {
+    return true;
+}
+
 fn finish_part(part: Part, value: f32, added: f32, row: u32, token: u32) {
     finish_onto(value, added, row, token);
 }

@@ -40,7 +40,16 @@ fn onto_part(part: Part, row: u32, token: u32) -> f32 {
     return 0.0;
 }
 
+// Whether values are the results as they are.
+fn is_plain(part: Part) -> bool {
+    return part.function_code == 0u;
+}
+
 fn finish_part(part: Part, value: f32, added: f32, row: u32, token: u32) {
+    y[part.y + token * part.y_stride + row] = value;
+}
+
+fn finish_any(part: Part, value: f32, row: u32, token: u32) {
     y[part.y + token * part.y_stride + row] = apply_function(part.function_code, value);
 }
 #endif

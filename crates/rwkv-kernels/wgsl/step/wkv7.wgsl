@@ -59,11 +59,34 @@ override HAS_FIRST: bool = false;
 override STORES_SHIFT: bool = false;
 // Whether there is only one slot in a page, so that where its state lies need not be looked up.
 override ONE_SLOT: bool = false;
+// Whether the factors of a row's change are read again when it is stored, instead of waiting in registers: then a core has
+// room for more workgroups. For one span a workgroup, since the next one's would be there else.
+override READS_AGAIN: bool = false;
 
 // By channel_place: receptance, decay, replacement key and removal key before it is normalised; the latter times the rate,
 // and the term of the bonus.
 var<workgroup> channels: array<vec4<f32>, HEAD>;
 var<workgroup> more_channels: array<vec2<f32>, HEAD>;
+
+// Columns: receptance, decay, key, removal key of four channels.
+fn channel_quads(i: u32) -> mat4x4<f32> {
+    return transpose(mat4x4(
+        channels[i],
+        channels[i + HEAD / 4u],
+        channels[i + HEAD / 2u],
+        channels[i + HEAD / 4u * 3u],
+    ));
+}
+
+// Columns: their rated removal key, the bonus.
+fn more_quads(i: u32) -> mat2x4<f32> {
+    return transpose(mat4x2(
+        more_channels[i],
+        more_channels[i + HEAD / 4u],
+        more_channels[i + HEAD / 2u],
+        more_channels[i + HEAD / 4u * 3u],
+    ));
+}
 
 fn hidden_quad(index: u32) -> vec4<f32> {
     return projected[index];
@@ -187,19 +210,8 @@ fn time_mix(thread: u32, head: u32, first: u32) {
         var rated: Row;
         for (var j = 0u; j < QUADS; j++) {
             let i = place.part + j * SHARE;
-            // Columns: receptance, decay, key, removal key; and the rated removal key, the bonus.
-            let c = transpose(mat4x4(
-                channels[i],
-                channels[i + HEAD / 4u],
-                channels[i + HEAD / 2u],
-                channels[i + HEAD / 4u * 3u],
-            ));
-            let m = transpose(mat4x2(
-                more_channels[i],
-                more_channels[i + HEAD / 4u],
-                more_channels[i + HEAD / 2u],
-                more_channels[i + HEAD / 4u * 3u],
-            ));
+            let c = channel_quads(i);
+            let m = more_quads(i);
             decays[j] = c[1];
             keys[j] = c[2];
             rated[j] = m[0];
@@ -223,6 +235,12 @@ fn time_mix(thread: u32, head: u32, first: u32) {
             for (var j = 0u; j < QUADS; j++) {
                 let quad = place.part + j * SHARE;
                 if quad < HEAD_SIZE / 4u {
+                    if READS_AGAIN {
+                        let c = channel_quads(quad);
+                        decays[j] = c[1];
+                        keys[j] = c[2];
+                        rated[j] = more_quads(quad)[0];
+                    }
                     state[base + quad] = s[j] * decays[j] + removed * (rated[j] * scale) + row_value * keys[j];
                 }
             }

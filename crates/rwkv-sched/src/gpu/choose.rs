@@ -140,9 +140,8 @@ fn projected(context: &Context<'_>, shape: BatchShape) -> HashSet<Weight> {
                 .kernels
                 .half_projections_round(&first.matrix, shape.tokens)
     };
-    let single = shape.tokens == shape.spans;
-    let groups = groups(context.decode_steps).filter(|group| single && suits(group));
-    groups
+    groups(context.decode_steps)
+        .filter(suits)
         .flat_map(|group| group.products().map(|p| p.weight).collect::<Vec<_>>())
         .collect()
 }
@@ -237,6 +236,7 @@ impl Choice<'_> {
         match &group.kernel {
             Kernel::EmbedNorm | Kernel::MultiplyAdd(_) => true,
             Kernel::NormShift if self.halves_suit(group) => true,
+            Kernel::Project if self.rounded(group) => true,
             // The others have one row of each sequence.
             _ if !self.single => false,
             Kernel::Recurrence4(_) => true,
@@ -249,7 +249,6 @@ impl Choice<'_> {
             | Kernel::ChannelMix { .. }
             | Kernel::RecurrenceOutput7 { .. } => false,
             Kernel::GatedHeads(_) => self.halves_suit(group),
-            Kernel::Project if self.rounded(group) => true,
             // In f16, inputs meet all matrices in one stack or each product alone.
             Kernel::Project => {
                 !group.products().any(|p| self.chosen.halves.contains(&p.x))

@@ -7,7 +7,7 @@ use super::{
     kernel::{self, ROWS},
     level::at_level,
     packed::{self, Packed},
-    shares::{Outputs, PANEL, by_share, rows_ahead},
+    shares::{Outputs, PANEL, Segments, by_share},
     vectors::{BLOCK, Vectors, Work},
 };
 use crate::{
@@ -42,8 +42,7 @@ pub fn matmul(level: Simd, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> Res
     }
     #[cfg(target_arch = "x86_64")]
     if integers::has(level, weight.format()) {
-        if integers::can_round(x) {
-            integers::matmul(level, x, weight, y);
+        if integers::matmul(level, x, weight, y) {
             return Ok(());
         }
         if tokens > 1 {
@@ -67,8 +66,7 @@ fn with_level<V: Vectors>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
         x: x.blocks(),
         blocks: cols.div_ceil(BLOCK),
         tokens,
-        weight,
-        segment_bytes: SEGMENT * BLOCK / spec.block() * spec.block_bytes(),
+        segments: Segments::new(weight, SEGMENT * BLOCK / spec.block() * spec.block_bytes()),
         y: Outputs::new(y, rows),
     };
     match weight.format() {
@@ -141,8 +139,7 @@ struct Product<'a> {
     x: &'a [[f32; BLOCK]],
     blocks: usize,
     tokens: usize,
-    weight: &'a Matrix<'a>,
-    segment_bytes: usize,
+    segments: Segments<'a>,
     y: Outputs<'a>,
 }
 
@@ -157,7 +154,7 @@ impl Product<'_> {
     fn run<V: Vectors, F: Packed<V>>(&self, v: V) {
         let group = if self.few(V::TOKENS) { ROWS } else { PANEL };
         let work = self.blocks * BLOCK * self.tokens;
-        by_share(self.weight.shape().rows.0, group, work, |rows| {
+        by_share(self.y.rows(), group, work, |rows| {
             v.run(Share {
                 product: self,
                 rows,
@@ -169,20 +166,6 @@ impl Product<'_> {
     /// Whether x stays in the first cache, so that four rows at a time can meet it.
     fn few(&self, tile: usize) -> bool {
         self.tokens <= 2 * tile
-    }
-
-    /// The packed segments of four rows, the last row as often as there are too few.
-    #[inline(always)]
-    fn segments(&self, row: usize, segment: usize) -> [&[u8]; ROWS] {
-        let last = self.weight.shape().rows.0.saturating_sub(1);
-        let mut segments = [&[][..]; ROWS];
-        for (i, bytes) in segments.iter_mut().enumerate() {
-            let packed = self.weight.packed_rows((row + i).min(last), 1);
-            let start = (segment * self.segment_bytes).min(packed.len());
-            let end = (start + self.segment_bytes).min(packed.len());
-            *bytes = &packed[start..end];
-        }
-        segments
     }
 
     /// A segment of a token.
@@ -211,24 +194,13 @@ impl<F> Share<'_, F> {
         F: Packed<V>,
     {
         let product = self.product;
-        let ahead = rows_ahead(product.weight);
         for row in self.rows.clone().step_by(ROWS) {
-            let segments = product.blocks.div_ceil(SEGMENT);
-            for segment in 0..segments {
-                if segments == 1 {
-                    v.prefetch(product.weight.packed_rows(row + ahead, ROWS));
-                } else {
-                    let (row, segment) = if segment + 1 < segments {
-                        (row, segment + 1)
-                    } else {
-                        (row + ROWS, 0)
-                    };
-                    for bytes in product.segments(row, segment) {
-                        v.prefetch(bytes);
-                    }
+            for segment in 0..product.segments.count() {
+                for bytes in product.segments.ahead(row, segment) {
+                    v.prefetch(bytes);
                 }
                 let x = product.x(0, segment);
-                let sums = kernel::dot::<V, F>(v, product.segments(row, segment), x);
+                let sums = kernel::dot::<V, F>(v, product.segments.of(row, segment), x);
                 // SAFETY: shares have different rows, of whole groups but for the last.
                 unsafe { product.y.put(0, row, sums, segment > 0) };
             }
@@ -247,14 +219,15 @@ impl<F> Share<'_, F> {
         let panel: &mut [[f32; BLOCK]] = bytemuck::cast_slice_mut(&mut panel);
         for first in self.rows.clone().step_by(height) {
             let last = self.rows.end.min(first + height);
-            for segment in 0..product.blocks.div_ceil(SEGMENT) {
+            for segment in 0..product.segments.count() {
                 let length = product.x(0, segment).len();
                 for (row, out) in (first..last)
                     .step_by(ROWS)
                     .zip(panel.chunks_exact_mut(ROWS * length))
                 {
                     for (bytes, out) in product
-                        .segments(row, segment)
+                        .segments
+                        .of(row, segment)
                         .into_iter()
                         .zip(out.chunks_exact_mut(length))
                     {

@@ -98,12 +98,20 @@ fn by_head(
 ) {
     let width = state.len() / n;
     let tokens = y.len() / width;
+    let alone = tokens * width * n < SHARE || rayon::current_num_threads() == 1;
+    if tokens == 1 && alone {
+        let heads = state.chunks_exact_mut(n * n).zip(y.chunks_exact_mut(n));
+        for (head, (state, y)) in heads.enumerate() {
+            advance(head, state, y, width);
+        }
+        return;
+    }
     let one = |(head, state): (usize, &mut [f32])| {
         let mut results = vec![0.0; tokens * n];
         advance(head, state, &mut results, width);
         results
     };
-    let heads: Vec<Vec<f32>> = if tokens * width * n < SHARE {
+    let heads: Vec<Vec<f32>> = if alone {
         state.chunks_exact_mut(n * n).enumerate().map(one).collect()
     } else {
         let heads = state.par_chunks_exact_mut(n * n).enumerate();

@@ -8,12 +8,64 @@ use std::{marker::PhantomData, ops::Range};
 /// Rows that are expanded for many tokens: with a segment's columns 128 KiB at most, which stay in the second cache.
 pub(super) const PANEL: usize = 32;
 
-/// How far ahead of the row at work those are that one token's products ask for, a multiple of [`ROWS`] of about so many
-/// bytes: rows of small models end before the processor's own prefetching has found out that they are read in order.
-pub(super) fn rows_ahead(weight: &Matrix<'_>) -> usize {
-    const BYTES: usize = 8 << 10;
-    let group = weight.packed_rows(0, ROWS).len().max(1);
-    ROWS * (BYTES / group).max(1)
+/// A product's packed rows, in segments of columns.
+pub(super) struct Segments<'a> {
+    weight: &'a Matrix<'a>,
+    row_bytes: usize,
+    /// Of a segment that is not the last.
+    bytes: usize,
+    count: usize,
+    /// How far ahead of the row at work those are that one token's products ask for: a multiple of [`ROWS`].
+    ahead: usize,
+}
+
+impl<'a> Segments<'a> {
+    /// Segments of `bytes` of each row.
+    pub(super) fn new(weight: &'a Matrix<'a>, bytes: usize) -> Self {
+        /// Rows of small models end before the processor's own prefetching has found out that they are read in order.
+        const AHEAD: usize = 8 << 10;
+        let row_bytes = weight.packed_rows(0, 1).len();
+        Self {
+            weight,
+            row_bytes,
+            bytes,
+            count: row_bytes.div_ceil(bytes.max(1)),
+            ahead: ROWS * (AHEAD / (ROWS * row_bytes).max(1)).max(1),
+        }
+    }
+
+    /// How many a row has.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The given segment of four rows, the last row as often as there are too few.
+    #[inline(always)]
+    pub(super) fn of(&self, row: usize, segment: usize) -> [&'a [u8]; ROWS] {
+        let last = self.weight.shape().rows.0.saturating_sub(1);
+        let start = segment * self.bytes;
+        let length = self.bytes.min(self.row_bytes.saturating_sub(start));
+        let mut segments = [&[][..]; ROWS];
+        for (i, bytes) in segments.iter_mut().enumerate() {
+            let at = (row + i).min(last) * self.row_bytes + start;
+            *bytes = self.weight.bytes().get(at..at + length).unwrap_or(&[]);
+        }
+        segments
+    }
+
+    /// What one token's products ask for before they come to the given segment of four rows: rows that are a little
+    /// ahead, of longer rows the segment that is next.
+    #[inline(always)]
+    pub(super) fn ahead(&self, row: usize, segment: usize) -> [&'a [u8]; ROWS] {
+        if self.count == 1 {
+            let rows = self.weight.packed_rows(row + self.ahead, ROWS);
+            [rows, &[], &[], &[]]
+        } else if segment + 1 < self.count {
+            self.of(row, segment + 1)
+        } else {
+            self.of(row + ROWS, 0)
+        }
+    }
 }
 
 /// Products that make a thread's share worth its handing over: a few microseconds' work.
@@ -64,18 +116,33 @@ impl<'a> Outputs<'a> {
         }
     }
 
+    /// Rows of a token's results.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Writes `sums` to as many rows as are left from `row` on, or adds them.
     ///
     /// # Safety
     /// No other thread writes these rows.
     #[inline(always)]
     pub(super) unsafe fn put(&self, token: usize, row: usize, sums: [f32; ROWS], add: bool) {
-        for (row, sum) in (row..self.rows).zip(sums) {
-            let at = token * self.rows + row;
-            debug_assert!(at < self.len, "a result outside of y");
+        let at = token * self.rows + row;
+        if row + ROWS <= self.rows {
+            debug_assert!(at + ROWS <= self.len, "results outside of y");
             // SAFETY: y has tokens · rows elements, and these are this thread's.
             unsafe {
-                let y = self.first.add(at);
+                let y = self.first.add(at).cast::<[f32; ROWS]>();
+                let [a, b, c, d] = if add { *y } else { [0.0; ROWS] };
+                *y = [a + sums[0], b + sums[1], c + sums[2], d + sums[3]];
+            }
+            return;
+        }
+        for (i, sum) in sums.into_iter().enumerate().take(self.rows - row) {
+            debug_assert!(at + i < self.len, "a result outside of y");
+            // SAFETY: as above.
+            unsafe {
+                let y = self.first.add(at + i);
                 *y = if add { *y + sum } else { sum };
             }
         }

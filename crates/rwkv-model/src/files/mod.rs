@@ -146,6 +146,13 @@ struct Tensor {
     csr: Option<Box<CsrRanges>>,
 }
 
+/// Where a tensor's bytes are, for whoever reads them often: finding a name takes its time.
+#[derive(Default)]
+pub(crate) struct Location {
+    region: usize,
+    range: Range<usize>,
+}
+
 /// Where the parts of compressed sparse rows are that are not their values, in the same region. Their lengths agree with
 /// each other, with the values' and with the shape.
 struct CsrRanges {
@@ -338,6 +345,21 @@ impl Checkpoint {
             file: self.inner.source.clone(),
             tensor: name.to_owned(),
         })
+    }
+
+    /// Where the bytes of the tensor called `name` are.
+    pub(crate) fn locate(&self, name: &str) -> Option<Location> {
+        let tensor = self.inner.tensors.get(name)?;
+        Some(Location {
+            region: tensor.region,
+            range: tensor.range.clone(),
+        })
+    }
+
+    /// The bytes that lie there.
+    pub(crate) fn bytes_at(&self, location: &Location) -> Option<&[u8]> {
+        let region = self.inner.regions.get(location.region)?;
+        region.get(location.range.clone())
     }
 
     /// Tells the system how the bytes `part` of the tensor called `name` will be used, all of them if it ends later. It

@@ -1,11 +1,12 @@
 //! Where each logical tensor's rows are: in the file as they are, or made of the file's bytes as they are asked for.
 
 use super::{rescaled, sparse, turned};
-use crate::files::{Access, Checkpoint, TensorView};
+use crate::files::{Access, Checkpoint, Location, TensorView};
+use rustc_hash::FxHashMap;
 use rwkv_kernels::{Csr, Format, Matrix};
 use rwkv_mem::{Cols, Rows, Shape};
 use rwkv_sched::{Error, Weight, Weights};
-use std::{collections::HashMap, ops::Range, sync::OnceLock};
+use std::{ops::Range, sync::OnceLock};
 
 /// The tensors of a checkpoint under their logical names. Bytes stay in the file, but for vectors that need arithmetic.
 ///
@@ -14,13 +15,15 @@ use std::{collections::HashMap, ops::Range, sync::OnceLock};
 /// what it returns, keeps such a matrix in memory.
 pub(crate) struct BoundWeights {
     checkpoint: Checkpoint,
-    sources: HashMap<Weight, Source>,
+    sources: FxHashMap<Weight, Source>,
 }
 
 /// Some rows of the matrix in a tensor.
 struct Source {
     /// Of the tensor, in the file.
     name: String,
+    /// The tensor's bytes.
+    location: Location,
     format: Format,
     first_row: usize,
     rows: usize,
@@ -51,7 +54,7 @@ impl BoundWeights {
     pub(super) fn new(checkpoint: &Checkpoint) -> Self {
         Self {
             checkpoint: checkpoint.clone(),
-            sources: HashMap::new(),
+            sources: FxHashMap::default(),
         }
     }
 
@@ -85,6 +88,7 @@ impl BoundWeights {
         let format = self.format(name)?;
         let source = Source {
             name: name.to_owned(),
+            location: self.locate(name)?,
             format,
             first_row: index,
             rows: 1,
@@ -181,6 +185,7 @@ impl BoundWeights {
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let source = Source {
             name: name.to_owned(),
+            location: Location::default(),
             format: Format::F32,
             first_row: 0,
             rows: 1,
@@ -224,6 +229,7 @@ impl BoundWeights {
         for (index, &weight) in weights.iter().enumerate() {
             let source = Source {
                 name: name.to_owned(),
+                location: self.locate(name)?,
                 format,
                 first_row: index * rows,
                 rows,
@@ -250,6 +256,11 @@ impl BoundWeights {
     /// How many elements the tensor called `name` has, if there is one.
     pub(super) fn elements(&self, name: &str) -> Option<usize> {
         Some(self.checkpoint.get(name)?.shape.iter().product())
+    }
+
+    fn locate(&self, name: &str) -> Result<Location, Error> {
+        let found = self.checkpoint.locate(name);
+        found.ok_or_else(|| problem(name, "missing".to_owned()))
     }
 
     fn find(&self, name: &str) -> Result<TensorView<'_>, Error> {
@@ -301,12 +312,12 @@ impl BoundWeights {
     /// The bytes of `count` rows from `first` on of what `source`'s tensor has as rows.
     fn stored(&self, source: &Source, first: usize, count: usize) -> Result<&[u8], Error> {
         let row_bytes = source.row_bytes()?;
-        let all = self.find(&source.name)?.bytes;
+        let all = self.checkpoint.bytes_at(&source.location);
         let range = first
             .checked_mul(row_bytes)
             .zip((first.saturating_add(count)).checked_mul(row_bytes));
-        range
-            .and_then(|(from, to)| all.get(from..to))
+        all.zip(range)
+            .and_then(|(all, (from, to))| all.get(from..to))
             .ok_or_else(|| source.misfit())
     }
 

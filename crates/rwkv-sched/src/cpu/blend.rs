@@ -5,18 +5,15 @@ use crate::{
     adapter::{Blender, Held, Recipe},
     weights::InMemoryWeights,
 };
+use rustc_hash::FxHashMap;
 use rwkv_kernels::{Csr, Format, Matrix, formats::outside_f16};
 use rwkv_mem::Shape;
-use std::{
-    collections::{HashMap, HashSet},
-    ops::Range,
-    sync::Arc,
-};
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 /// A model with some of its tensors blended.
 pub(super) struct CpuBlend {
     pub(super) model: Model,
-    pub(super) vectors: HashMap<Weight, Vec<f32>>,
+    pub(super) vectors: FxHashMap<Weight, Vec<f32>>,
     bytes: u64,
 }
 
@@ -24,7 +21,7 @@ pub(super) struct CpuBlend {
 #[derive(Default)]
 pub(super) struct PartialBlend {
     changed: InMemoryWeights,
-    vectors: HashMap<Weight, Vec<f32>>,
+    vectors: FxHashMap<Weight, Vec<f32>>,
     /// Of both.
     bytes: u64,
 }
@@ -44,7 +41,7 @@ impl Held for PartialBlend {
 /// Makes blends of `model`, whose vectors are `vectors`.
 pub(super) struct CpuBlender<'a> {
     pub(super) model: &'a Model,
-    pub(super) vectors: &'a HashMap<Weight, Vec<f32>>,
+    pub(super) vectors: &'a FxHashMap<Weight, Vec<f32>>,
     pub(super) matrices: HashSet<Weight>,
 }
 
@@ -97,7 +94,7 @@ impl Blender for CpuBlender<'_> {
     }
 
     fn finish(&self, _: &Recipe, partial: PartialBlend) -> Result<CpuBlend> {
-        let size = |v: &HashMap<Weight, Vec<f32>>| v.values().map(|v| v.len() as u64 * 4).sum();
+        let size = |v: &FxHashMap<Weight, Vec<f32>>| v.values().map(|v| v.len() as u64 * 4).sum();
         let changed: u64 = size(&partial.vectors);
         // The base's vectors, too: a step looks in one place.
         let mut vectors = self.vectors.clone();

@@ -4,6 +4,7 @@
 
 mod blend;
 mod rows;
+mod spare;
 mod step;
 
 use crate::{
@@ -14,8 +15,10 @@ use crate::{
     quantization::packed_bytes,
 };
 use blend::{CpuBlend, CpuBlender, PartialBlend};
+use rustc_hash::FxHashMap;
 use rwkv_kernels::{Csr, Simd};
-use std::{collections::HashMap, sync::Arc};
+use spare::Spare;
+use std::sync::Arc;
 use step::Step;
 
 /// Runs a model on the processor.
@@ -27,11 +30,15 @@ pub struct CpuExecutor {
     /// What `reset` makes a slot.
     initial: State,
     /// Vectors in f32: small, and used by every token.
-    vectors: HashMap<Weight, Vec<f32>>,
+    vectors: FxHashMap<Weight, Vec<f32>>,
     /// After which node each value is dropped.
     last_use: Vec<usize>,
     blends: Blends<PartialBlend, CpuBlend>,
     simd: Simd,
+    /// Buffers of the last step.
+    spare: Spare,
+    /// Whether all matrices are multiplied where they lie.
+    in_place: bool,
 }
 
 /// Tokens that share the expansion of weights; past this the activations leave the cache.
@@ -50,14 +57,16 @@ impl CpuExecutor {
         }
         let layout = model.state_layout();
         let initial = model.initial_state()?;
-        let mut vectors = HashMap::new();
+        let mut vectors = FxHashMap::default();
         for weight in model.graph().nodes().iter().flat_map(|n| n.op.vectors()) {
             let len = model.weights().describe(weight)?.1.elements().unwrap_or(0);
             vectors.insert(weight, model.weights().vector(weight, len)?);
         }
+        let mut in_place = true;
         for weight in model.matrices() {
             // Checked before the first step: a file may say anything of its entries.
-            model.weights().sparse(weight)?;
+            let sparse = model.weights().sparse(weight)?;
+            in_place &= sparse.is_none() && model.weights().is_in_place(weight);
         }
         let simd = Simd::detect();
         Ok(Self {
@@ -70,6 +79,8 @@ impl CpuExecutor {
             last_use: last_uses(model.graph()),
             blends: Blends::new(LoadOptions::default().blend_bytes),
             model: model.clone(),
+            spare: Spare::default(),
+            in_place,
         })
     }
 
@@ -145,9 +156,14 @@ impl PartExecutor for CpuExecutor {
             None => (&self.model, &self.vectors),
         };
         let graph = model.graph();
+        let (tokens, outputs) = (tables.tokens.len(), tables.outputs.len());
+        self.spare.begin([tokens, outputs]);
         let mut values = vec![None; graph.value_count()];
         for id in graph.inputs() {
-            values[id.0] = Some(carried_value(carried, id)?.to_vec());
+            let value = carried_value(carried, id)?;
+            let mut copy = self.spare.take(value.len());
+            copy.copy_from_slice(value);
+            values[id.0] = Some(copy);
         }
         let mut step = Step {
             model,
@@ -155,21 +171,29 @@ impl PartExecutor for CpuExecutor {
             states: &mut self.states,
             vectors,
             values,
+            spare: &mut self.spare,
             simd: self.simd,
         };
-        // On one of the threads that share the work: to hand it over from outside costs a switch for each operation.
         let last_use = &self.last_use;
-        rayon::scope(|_| {
+        let mut run = || {
             for (index, node) in graph.nodes().iter().enumerate() {
                 step.node(&node.op, &node.inputs, &node.outputs)?;
                 for id in node.inputs.iter().chain(&node.outputs) {
                     if last_use[id.0] <= index {
-                        step.values[id.0] = None;
+                        step.drop(*id);
                     }
                 }
             }
             Ok::<_, Error>(())
-        })?;
+        };
+        let alone = tokens == 1 && rayon::current_num_threads() == 1;
+        if alone && self.in_place && self.simd != Simd::Twins {
+            // Nothing of it is shared out.
+            run()?;
+        } else {
+            // On one of the threads that share the work: to hand it over from outside costs a switch for each operation.
+            rayon::scope(|_| run())?;
+        }
         for id in graph.results() {
             carried.insert(*id, step.values[id.0].take().unwrap_or_default());
         }

@@ -12,9 +12,12 @@ pub(super) fn part<'a>(x: &'a [f32], width: usize, rows: &Range<usize>) -> &'a [
     x.get(rows.start * width..rows.end * width).unwrap_or(&[])
 }
 
-/// Rows of a thread's share.
+/// Rows of a thread's share; one thread has all of them.
 fn share(width: usize) -> usize {
-    (SHARE / width.max(1)).max(1)
+    match rayon::current_num_threads() {
+        1 => usize::MAX,
+        _ => (SHARE / width.max(1)).max(1),
+    }
 }
 
 /// Fills `y` of rows of `width`: `fill` gets a range of rows and their place.

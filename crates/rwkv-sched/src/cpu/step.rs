@@ -1,21 +1,26 @@
 //! One batch on its way through the graph.
 
-use super::rows::{by_rows, by_rows_of_two, part};
+use super::{
+    rows::{by_rows, by_rows_of_two, part},
+    spare::Spare,
+};
 use crate::{Domain, Model, Op, Result, ShiftHalf, State, ValueId, Weight, Weights, batch::Tables};
+use rustc_hash::FxHashMap;
 use rwkv_kernels::{
     Simd, Span,
     ops::{self, Decay, Weighs, Wkv4Operands, Wkv6Operands, Wkv7Operands},
     simd,
 };
-use std::{collections::HashMap, ops::Range};
+use std::ops::Range;
 
 /// One batch on its way through the graph.
 pub(super) struct Step<'a> {
     pub(super) model: &'a Model,
     pub(super) tables: &'a Tables,
     pub(super) states: &'a mut [State],
-    pub(super) vectors: &'a HashMap<Weight, Vec<f32>>,
+    pub(super) vectors: &'a FxHashMap<Weight, Vec<f32>>,
     pub(super) values: Vec<Option<Vec<f32>>>,
+    pub(super) spare: &'a mut Spare,
     pub(super) simd: Simd,
 }
 
@@ -36,20 +41,40 @@ impl Step<'_> {
         self.vectors.get(&weight).map_or(&[], Vec::as_slice)
     }
 
+    /// Lets go of a value that no later node reads.
+    pub(super) fn drop(&mut self, id: ValueId) {
+        if let Some(value) = self.values[id.0].take() {
+            self.spare.give(value);
+        }
+    }
+
     /// Computes `outputs` from `inputs`.
     pub(super) fn node(&mut self, op: &Op, inputs: &[ValueId], outputs: &[ValueId]) -> Result<()> {
+        match op {
+            // It is there.
+            Op::Input => return Ok(()),
+            Op::TokenShift {
+                layer,
+                half,
+                weighs,
+                mixes,
+            } => return self.token_shift(*layer, *half, *weighs, mixes, inputs[0], outputs),
+            _ => {}
+        }
         let shape = self.model.graph().value(outputs[0]);
         let (width, level) = (shape.width, self.simd);
-        let mut y = vec![0.0; self.rows(shape.domain) * width];
+        let mut y = self.spare.take(self.rows(shape.domain) * width);
+        let mut second = match op {
+            Op::Keys7 { .. } => self.spare.take(y.len()),
+            _ => Vec::new(),
+        };
         let x = |i: usize| self.value(inputs[i]);
         // Rows of the input, whose width may be another one than the result's.
         let rows = |i: usize, rows: &Range<usize>| {
             part(x(i), self.model.graph().value(inputs[i]).width, rows)
         };
-        let mut second = None;
         match op {
-            // It is there.
-            Op::Input => return Ok(()),
+            Op::Input | Op::TokenShift { .. } => {}
             Op::Embed { table } => {
                 let ids = self.tables.tokens.iter().map(|t| t.id);
                 ops::embed(ids, &self.model.weights().matrix(*table)?, &mut y)?;
@@ -65,15 +90,7 @@ impl Step<'_> {
                     simd::norm(level, rows(0, &at), *group, weight, bias, *epsilon, y)
                 })?;
             }
-            Op::TokenShift {
-                layer,
-                half,
-                weighs,
-                mixes,
-            } => {
-                return self.token_shift(*layer, *half, *weighs, mixes, inputs[0], outputs);
-            }
-            Op::Previous { layer, half } => y = self.previous(*layer, *half, inputs[0]),
+            Op::Previous { layer, half } => self.previous(*layer, *half, inputs[0], &mut y),
             Op::MatMul { weight } => {
                 matmul(level, self.model.weights(), *weight, x(0), &mut y)?;
             }
@@ -118,13 +135,11 @@ impl Step<'_> {
                 replacement,
                 head_size,
             } => {
-                let mut kappa = vec![0.0; y.len()];
                 let (k_k, k_a) = (self.vector(*removal), self.vector(*replacement));
-                by_rows_of_two(&mut y, &mut kappa, width, |at, y, kappa| {
+                by_rows_of_two(&mut y, &mut second, width, |at, y, kappa| {
                     let (k, a) = (rows(0, &at), rows(1, &at));
                     simd::keys7(level, k, a, k_k, k_a, *head_size, y, kappa)
                 })?;
-                second = Some(kappa);
             }
             Op::Wkv4 {
                 layer,
@@ -148,8 +163,8 @@ impl Step<'_> {
             Op::Select => ops::select(x(0), width, &self.tables.outputs, &mut y),
         }
         self.values[outputs[0].0] = Some(y);
-        if let (Some(value), Some(id)) = (second, outputs.get(1)) {
-            self.values[id.0] = Some(value);
+        if let Some(id) = outputs.get(1) {
+            self.values[id.0] = Some(second);
         }
         Ok(())
     }
@@ -163,9 +178,10 @@ impl Step<'_> {
         input: ValueId,
         outputs: &[ValueId],
     ) -> Result<()> {
-        let previous = self.previous(layer, half, input);
+        let mut previous = self.spare.take(self.value(input).len());
+        self.previous(layer, half, input, &mut previous);
         for (mix, id) in mixes.iter().zip(outputs) {
-            let mut y = vec![0.0; previous.len()];
+            let mut y = self.spare.take(previous.len());
             let (mix, x) = (self.vector(*mix), self.value(input));
             let width = mix.len();
             by_rows(&mut y, width, |at, y| {
@@ -175,27 +191,26 @@ impl Step<'_> {
             })?;
             self.values[id.0] = Some(y);
         }
+        self.spare.give(previous);
         Ok(())
     }
 
     /// The row before each of `input`; the state's vectors are read, then become the spans' last rows.
-    fn previous(&mut self, layer: usize, half: ShiftHalf, input: ValueId) -> Vec<f32> {
+    fn previous(&mut self, layer: usize, half: ShiftHalf, input: ValueId, previous: &mut [f32]) {
         let width = self.model.graph().value(input).width;
         let kept = match half {
             ShiftHalf::Att => 0..width,
             ShiftHalf::Ffn => width..2 * width,
         };
         let x = self.values[input.0].take().unwrap_or_default();
-        let mut previous = vec![0.0; x.len()];
         let state = |slot: u32| &self.states[slot as usize].shift[layer][kept.clone()];
-        ops::previous_rows(&x, width, &self.tables.spans, state, &mut previous);
+        ops::previous_rows(&x, width, &self.tables.spans, state, previous);
         for span in &self.tables.spans {
             let last = (span.start + span.length - 1) as usize * width;
             self.states[span.slot as usize].shift[layer][kept.clone()]
                 .copy_from_slice(&x[last..last + width]);
         }
         self.values[input.0] = Some(x);
-        previous
     }
 
     fn wkv4(

@@ -184,14 +184,25 @@ impl Integers for Avx2 {
     }
 
     #[inline(always)]
-    fn add_scaled(self, sums: Two, scale: f32, lanes: [__m256; 2]) -> [__m256; 2] {
-        avx2! {
-            let scale = _mm256_set1_ps(scale);
-            [
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[0]), scale, lanes[0]),
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[1]), scale, lanes[1]),
-            ]
-        }
+    fn splat(self, x: f32) -> [__m256; 2] {
+        avx2!([_mm256_set1_ps(x); 2])
+    }
+
+    #[inline(always)]
+    fn lanes(self, numbers: &[f32; SUMS]) -> [__m256; 2] {
+        let [first, last] = [0, 1].map(|half| &numbers.as_chunks::<8>().0[half]);
+        avx2!([
+            _mm256_loadu_ps(first.as_ptr()),
+            _mm256_loadu_ps(last.as_ptr())
+        ])
+    }
+
+    #[inline(always)]
+    fn add_scaled(self, sums: Two, scale: [__m256; 2], lanes: [__m256; 2]) -> [__m256; 2] {
+        avx2!([
+            _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[0]), scale[0], lanes[0]),
+            _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[1]), scale[1], lanes[1]),
+        ])
     }
 
     #[inline(always)]
@@ -204,15 +215,12 @@ impl Integers for Avx2 {
     }
 
     #[inline(always)]
-    fn add_products(self, a: &[f32; SUMS], b: &[f32; SUMS], lanes: [__m256; 2]) -> [__m256; 2] {
-        let (a, b) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
-        let one = |i: usize| {
-            avx2! {
-                let a = _mm256_loadu_ps(a[i].as_ptr());
-                _mm256_fmadd_ps(a, _mm256_loadu_ps(b[i].as_ptr()), lanes[i])
-            }
-        };
-        [one(0), one(1)]
+    fn add_products(self, a: [__m256; 2], b: &[f32; SUMS], lanes: [__m256; 2]) -> [__m256; 2] {
+        let b = Integers::lanes(self, b);
+        avx2!([
+            _mm256_fmadd_ps(a[0], b[0], lanes[0]),
+            _mm256_fmadd_ps(a[1], b[1], lanes[1]),
+        ])
     }
 
     #[inline(always)]

@@ -1,13 +1,13 @@
 //! AVX-512: a step is a register.
 
-use super::instructions::{Integers, OF_16, OF_32, PAIRS, STEP, SUMS};
+use super::instructions::{Head, Integers, OF_16, OF_32, PAIRS, STEP, SUMS};
 use crate::simd::{
     avx2::Avx2,
     avx512::Avx512,
     kernel::ROWS,
     vectors::{Vectors, Work},
 };
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 /// Proof of [`Avx512`], and, where it says so, of VNNI: one instruction for two, with the same result.
 #[derive(Clone, Copy)]
@@ -34,6 +34,22 @@ macro_rules! avx512 {
     }};
 }
 
+/// `vpdpwssd`. Of its intrinsic LLVM makes two instructions again, which take less time one after the other; here it is
+/// their number that counts.
+#[inline]
+#[target_feature(enable = "avx512vnni,avx512f")]
+fn add_pairs(a: __m512i, b: __m512i, mut sums: __m512i) -> __m512i {
+    // SAFETY: it computes one register from three.
+    unsafe {
+        asm!(
+            "vpdpwssd {0}, {1}, {2}",
+            inout(zmm_reg) sums, in(zmm_reg) a, in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
 impl<const VNNI: bool> Wide<VNNI> {
     #[inline(always)]
     fn narrow(self) -> Avx2 {
@@ -41,10 +57,10 @@ impl<const VNNI: bool> Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn spread(scales: __m128i, pattern: &[u8; STEP]) -> __m512i {
+    fn spread(scales: __m512i, pattern: &[u8; STEP]) -> __m512i {
         avx512! {
             let pattern = _mm512_loadu_si512(pattern.as_ptr().cast());
-            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(scales), pattern)
+            _mm512_shuffle_epi8(scales, pattern)
         }
     }
 }
@@ -53,7 +69,7 @@ impl<const VNNI: bool> Integers for Wide<VNNI> {
     type Codes = __m512i;
     type Sums = __m512i;
     type Lanes = __m512;
-    type Scales = __m128i;
+    type Scales = __m512i;
 
     const TOKENS: usize = 6;
 
@@ -114,23 +130,88 @@ impl<const VNNI: bool> Integers for Wide<VNNI> {
         avx512!(_mm512_or_si512(a, b))
     }
 
+    /// A head is 128 bits, so that a register has four, and what one row needs of them is a lane.
     #[inline(always)]
-    fn scales(self, bytes: [u8; 8]) -> __m128i {
-        avx512!(_mm_cvtepu8_epi16(_mm_loadl_epi64(bytes.as_ptr().cast())))
+    fn heads(self, heads: [&[u8; 16]; ROWS], x_scale: f32) -> [Head<Self, __m512i>; ROWS] {
+        /// The first or second number of 16 bits of each lane, four times.
+        const fn first(number: i16) -> [i16; PAIRS] {
+            let mut index = [0; PAIRS];
+            let mut i = 0;
+            while i < 16 {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_possible_wrap,
+                    reason = "below 32"
+                )]
+                let lane = (i / 4) as i16;
+                index[i] = 8 * lane + number;
+                i += 1;
+            }
+            index
+        }
+        const D: [i16; PAIRS] = first(0);
+        const DMIN: [i16; PAIRS] = first(1);
+        avx512! {
+            let load = |row: usize| _mm_loadu_si128(heads[row].as_ptr().cast());
+            let heads = _mm512_castsi128_si512(load(0));
+            let heads = _mm512_inserti32x4::<1>(heads, load(1));
+            let heads = _mm512_inserti32x4::<2>(heads, load(2));
+            let heads = _mm512_inserti32x4::<3>(heads, load(3));
+            let half = |index: &[i16; PAIRS]| {
+                let halves = _mm512_permutexvar_epi16(self.load(index), heads);
+                _mm512_cvtph_ps(_mm512_castsi512_si256(halves))
+            };
+            let scale = _mm512_mul_ps(half(&D), _mm512_set1_ps(x_scale));
+            let dmin = _mm512_sub_ps(_mm512_setzero_ps(), half(&DMIN));
+            // Of each lane the second number of 32 bits has scales, the third minima, and the last of both.
+            let six = _mm512_and_si512(heads, _mm512_set1_epi32(0x3f3f_3f3f));
+            let last = _mm512_shuffle_epi32::<0b11_11_11_11>(heads);
+            let four = _mm512_srlv_epi32(last, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0, 4, 0)));
+            let four = _mm512_and_si512(four, _mm512_set1_epi32(0x0f0f_0f0f));
+            let two = _mm512_and_si512(_mm512_srli_epi32::<2>(heads), _mm512_set1_epi32(0x3030_3030));
+            let others = _mm512_or_si512(four, two);
+            let scales = _mm512_unpackhi_epi8(
+                _mm512_unpacklo_epi32(six, others),
+                _mm512_setzero_si512(),
+            );
+            let minima = _mm512_maskz_unpackhi_epi32(0x3333, six, others);
+            macro_rules! row {
+                ($row:literal) => {{
+                    let minima = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32::<$row>(minima));
+                    let dmin = _mm512_shuffle_f32x4::<{ 0x55 * $row }>(dmin, dmin);
+                    let minima = _mm512_mul_ps(_mm512_cvtepi32_ps(minima), dmin);
+                    Head {
+                        shared: _mm512_shuffle_i32x4::<{ 0x55 * $row }>(scales, scales),
+                        scale: _mm512_shuffle_f32x4::<{ 0x55 * $row }>(scale, scale),
+                        minima,
+                    }
+                }};
+            }
+            [row!(0), row!(1), row!(2), row!(3)]
+        }
     }
 
     #[inline(always)]
-    fn signed_scales(self, bytes: [u8; 8]) -> __m128i {
-        avx512!(_mm_cvtepi8_epi16(_mm_loadl_epi64(bytes.as_ptr().cast())))
+    fn scales(self, bytes: [u8; 8]) -> __m512i {
+        avx512!(_mm512_broadcast_i32x4(_mm_cvtepu8_epi16(_mm_loadl_epi64(
+            bytes.as_ptr().cast()
+        ))))
     }
 
     #[inline(always)]
-    fn of_32(self, scales: __m128i, step: usize) -> __m512i {
+    fn signed_scales(self, bytes: [u8; 8]) -> __m512i {
+        avx512!(_mm512_broadcast_i32x4(_mm_cvtepi8_epi16(_mm_loadl_epi64(
+            bytes.as_ptr().cast()
+        ))))
+    }
+
+    #[inline(always)]
+    fn of_32(self, scales: __m512i, step: usize) -> __m512i {
         Self::spread(scales, &OF_32[step])
     }
 
     #[inline(always)]
-    fn of_16(self, scales: __m128i, step: usize) -> __m512i {
+    fn of_16(self, scales: __m512i, step: usize) -> __m512i {
         Self::spread(scales, &OF_16[step])
     }
 
@@ -175,7 +256,7 @@ impl<const VNNI: bool> Integers for Wide<VNNI> {
     #[inline(always)]
     fn add_pairs(self, a: __m512i, b: __m512i, sums: __m512i) -> __m512i {
         if VNNI {
-            avx512!(_mm512_dpwssd_epi32(sums, a, b))
+            avx512!(add_pairs(a, b, sums))
         } else {
             avx512!(_mm512_add_epi32(sums, _mm512_madd_epi16(a, b)))
         }
@@ -192,12 +273,18 @@ impl<const VNNI: bool> Integers for Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn add_scaled(self, sums: __m512i, scale: f32, lanes: __m512) -> __m512 {
-        avx512!(_mm512_fmadd_ps(
-            _mm512_cvtepi32_ps(sums),
-            _mm512_set1_ps(scale),
-            lanes
-        ))
+    fn splat(self, x: f32) -> __m512 {
+        avx512!(_mm512_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn lanes(self, numbers: &[f32; SUMS]) -> __m512 {
+        avx512!(_mm512_loadu_ps(numbers.as_ptr()))
+    }
+
+    #[inline(always)]
+    fn add_scaled(self, sums: __m512i, scale: __m512, lanes: __m512) -> __m512 {
+        avx512!(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scale, lanes))
     }
 
     #[inline(always)]
@@ -212,12 +299,8 @@ impl<const VNNI: bool> Integers for Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn add_products(self, a: &[f32; SUMS], b: &[f32; SUMS], lanes: __m512) -> __m512 {
-        avx512!(_mm512_fmadd_ps(
-            _mm512_loadu_ps(a.as_ptr()),
-            _mm512_loadu_ps(b.as_ptr()),
-            lanes
-        ))
+    fn add_products(self, a: __m512, b: &[f32; SUMS], lanes: __m512) -> __m512 {
+        avx512!(_mm512_fmadd_ps(a, _mm512_loadu_ps(b.as_ptr()), lanes))
     }
 
     #[inline(always)]

@@ -1,9 +1,12 @@
 //! Codes and scales of the K formats. The layouts are those of `formats/`, one implementation a format there.
 
-use super::instructions::{Integers, SUMS};
+use super::instructions::{Head, Integers, SUMS, first_half};
 use crate::{
     formats::tables,
-    simd::packed::{bytes, group_scales},
+    simd::{
+        kernel::ROWS,
+        packed::{bytes, group_scales},
+    },
 };
 
 /// A format of blocks of 256 codes: `d · scale · (code − CENTRE) − dmin · minimum`, the scale and the minimum its
@@ -31,6 +34,32 @@ pub(super) trait Coded<V: Integers>: 'static {
 
     fn shared(v: V, block: &[u8]) -> Self::Shared;
 
+    /// The heads of one block of each of four rows, which meet an x in steps of `x_scale`.
+    #[inline(always)]
+    fn heads(v: V, blocks: [&[u8]; ROWS], x_scale: f32) -> [Head<V, Self::Shared>; ROWS] {
+        [
+            Self::head(v, blocks[0], x_scale),
+            Self::head(v, blocks[1], x_scale),
+            Self::head(v, blocks[2], x_scale),
+            Self::head(v, blocks[3], x_scale),
+        ]
+    }
+
+    /// The head of a block.
+    #[inline(always)]
+    fn head(v: V, block: &[u8], x_scale: f32) -> Head<V, Self::Shared> {
+        let [d, dmin] = Self::factors(v, block);
+        Head {
+            shared: Self::shared(v, block),
+            scale: v.splat(d * x_scale),
+            minima: if Self::MINIMA == 0 {
+                v.zeros()
+            } else {
+                v.lanes(&v.minima(&Self::minima(block), -dmin))
+            },
+        }
+    }
+
     /// The codes of a step, of at most 6 bits, and each pair's scale.
     fn step(v: V, block: &[u8], shared: &Self::Shared, step: usize) -> [V::Codes; 2];
 }
@@ -40,12 +69,6 @@ pub(super) struct Q3K;
 pub(super) struct Q4K;
 pub(super) struct Q5K;
 pub(super) struct Q6K;
-
-/// 8 bytes, and zeros.
-#[inline(always)]
-fn first_half(eight: [u8; 8]) -> [u8; SUMS] {
-    u128::from(u64::from_le_bytes(eight)).to_le_bytes()
-}
 
 /// Both halves of 16 bytes.
 #[inline(always)]
@@ -74,6 +97,12 @@ impl<V: Integers> Coded<V> for Q4K {
     }
 
     #[inline(always)]
+    fn heads(v: V, blocks: [&[u8]; ROWS], x_scale: f32) -> [Head<V, V::Scales>; ROWS] {
+        let head = |row: usize| bytes(blocks[row], 0);
+        v.heads([head(0), head(1), head(2), head(3)], x_scale)
+    }
+
+    #[inline(always)]
     fn step(v: V, block: &[u8], scales: &V::Scales, step: usize) -> [V::Codes; 2] {
         let low = v.twice(bytes(block, 16 + 32 * step));
         let codes = v.and(v.shift(low, [0, -4]), 0xf);
@@ -99,6 +128,11 @@ impl<V: Integers> Coded<V> for Q5K {
     #[inline(always)]
     fn shared(v: V, block: &[u8]) -> V::Scales {
         <Q4K as Coded<V>>::shared(v, block)
+    }
+
+    #[inline(always)]
+    fn heads(v: V, blocks: [&[u8]; ROWS], x_scale: f32) -> [Head<V, V::Scales>; ROWS] {
+        <Q4K as Coded<V>>::heads(v, blocks, x_scale)
     }
 
     #[inline(always)]

@@ -1,6 +1,10 @@
 //! What products in integers ask of vector instructions.
 
-use crate::simd::{kernel::ROWS, vectors::Work};
+use crate::simd::{
+    kernel::ROWS,
+    packed::{bytes, group_scales},
+    vectors::Work,
+};
 
 /// Columns of a block: those that share a floating-point scale.
 pub(super) const BLOCK: usize = 256;
@@ -55,6 +59,17 @@ pub(super) trait Integers: Copy + Send + Sync + 'static {
     /// `a | b`.
     fn or(self, a: Self::Codes, b: Self::Codes) -> Self::Codes;
 
+    /// What four blocks begin with whose head is d, dmin and the packed scales and minima of 8 groups.
+    #[inline(always)]
+    fn heads(self, heads: [&[u8; 16]; ROWS], x_scale: f32) -> [Head<Self, Self::Scales>; ROWS] {
+        [
+            head(self, heads[0], x_scale),
+            head(self, heads[1], x_scale),
+            head(self, heads[2], x_scale),
+            head(self, heads[3], x_scale),
+        ]
+    }
+
     /// Scales of 8 groups.
     fn scales(self, bytes: [u8; 8]) -> Self::Scales;
 
@@ -91,17 +106,52 @@ pub(super) trait Integers: Copy + Send + Sync + 'static {
     /// Zeros.
     fn zeros(self) -> Self::Lanes;
 
+    /// The same number in every lane.
+    fn splat(self, x: f32) -> Self::Lanes;
+
+    /// Numbers in their order.
+    fn lanes(self, numbers: &[f32; SUMS]) -> Self::Lanes;
+
     /// `sums · scale + lanes`, the sums rounded to f32 before.
-    fn add_scaled(self, sums: Self::Sums, scale: f32, lanes: Self::Lanes) -> Self::Lanes;
+    fn add_scaled(self, sums: Self::Sums, scale: Self::Lanes, lanes: Self::Lanes) -> Self::Lanes;
 
     /// `factor` times each byte.
     fn minima(self, bytes: &[u8; SUMS], factor: f32) -> [f32; SUMS];
 
     /// `a · b + lanes`.
-    fn add_products(self, a: &[f32; SUMS], b: &[f32; SUMS], lanes: Self::Lanes) -> Self::Lanes;
+    fn add_products(self, a: Self::Lanes, b: &[f32; SUMS], lanes: Self::Lanes) -> Self::Lanes;
 
     /// The sum of each one's lanes.
     fn sum4(self, lanes: [Self::Lanes; ROWS]) -> [f32; ROWS];
+}
+
+/// What a block of a row has besides its codes, as one token meets it.
+#[derive(Clone, Copy)]
+pub(super) struct Head<V: Integers, S> {
+    /// What its steps share.
+    pub(super) shared: S,
+    /// d times the step of x, in every lane.
+    pub(super) scale: V::Lanes,
+    /// `−dmin · minimum` of each group.
+    pub(super) minima: V::Lanes,
+}
+
+/// A block's head of d, dmin and the packed scales and minima of 8 groups.
+#[inline(always)]
+fn head<V: Integers>(v: V, head: &[u8; 16], x_scale: f32) -> Head<V, V::Scales> {
+    let (scales, minima) = group_scales(bytes(head, 4));
+    let (d, dmin) = (v.half(*bytes(head, 0)), v.half(*bytes(head, 2)));
+    Head {
+        shared: v.scales(scales),
+        scale: v.splat(d * x_scale),
+        minima: v.lanes(&v.minima(&first_half(minima), -dmin)),
+    }
+}
+
+/// 8 bytes, and zeros.
+#[inline(always)]
+pub(super) fn first_half(eight: [u8; 8]) -> [u8; SUMS] {
+    u128::from(u64::from_le_bytes(eight)).to_le_bytes()
 }
 
 /// For each pair of a step, which bytes of 8 numbers of 16 bits it takes, with `columns` columns a group.

@@ -2,7 +2,7 @@
 
 use super::{
     coded::Coded,
-    instructions::{Integers, PAIRS, STEPS, SUMS},
+    instructions::{Head, Integers, PAIRS, STEPS, SUMS},
     rounded::{Halves, Wholes},
 };
 use crate::simd::kernel::{ROWS, each_row};
@@ -27,13 +27,21 @@ pub(super) fn dot<V: Integers, F: Coded<V>>(
     rows: [&[u8]; ROWS],
     x: &[Halves],
 ) -> [f32; ROWS] {
-    let mut sums = [v.zeros(); ROWS];
-    each_row!(row => {
-        for (block, x) in rows[row].chunks_exact(F::BYTES).zip(x) {
-            sums[row] = add_block::<V, F>(v, block, x, sums[row]);
-        }
-    });
-    v.sum4(sums)
+    let mut lanes = [v.zeros(); ROWS];
+    for (block, x) in x.iter().enumerate() {
+        let at = block * F::BYTES..(block + 1) * F::BYTES;
+        let blocks = [
+            &rows[0][at.clone()],
+            &rows[1][at.clone()],
+            &rows[2][at.clone()],
+            &rows[3][at],
+        ];
+        let heads = F::heads(v, blocks, x.scale);
+        each_row!(row => {
+            lanes[row] = add_block::<V, F>(v, blocks[row], &heads[row], x, lanes[row]);
+        });
+    }
+    v.sum4(lanes)
 }
 
 /// Adds the products of a block of a row.
@@ -41,14 +49,14 @@ pub(super) fn dot<V: Integers, F: Coded<V>>(
 fn add_block<V: Integers, F: Coded<V>>(
     v: V,
     block: &[u8],
+    head: &Head<V, F::Shared>,
     x: &Halves,
     lanes: V::Lanes,
 ) -> V::Lanes {
-    let shared = F::shared(v, block);
     let (mut high, mut low) = (v.zero(), v.zero());
     // A block has as many steps as there are rows.
     each_row!(step => {
-        let [codes, scales] = F::step(v, block, &shared, step);
+        let [codes, scales] = F::step(v, block, &head.shared, step);
         let mut products = [v.pairs(codes, &x.high[step]), v.pairs(codes, &x.low[step])];
         if F::CENTRE > 0 {
             products[0] = v.minus(products[0], &x.high_pairs[step]);
@@ -57,12 +65,11 @@ fn add_block<V: Integers, F: Coded<V>>(
         high = v.add_pairs(products[0], scales, high);
         low = v.add_pairs(products[1], scales, low);
     });
-    let [d, dmin] = F::factors(v, block);
-    let lanes = v.add_scaled(v.join(high, low), d * x.scale, lanes);
+    let lanes = v.add_scaled(v.join(high, low), head.scale, lanes);
     if F::MINIMA == 0 {
         return lanes;
     }
-    v.add_products(&v.minima(&F::minima(block), -dmin), &x.sums, lanes)
+    v.add_products(head.minima, &x.sums, lanes)
 }
 
 /// Expands a segment of a row.
@@ -119,9 +126,10 @@ macro_rules! tile {
                     each_row!(row => {
                         let w = &w[row][block];
                         let sum = &mut lanes[$token][row];
-                        *sum = v.add_scaled(sums[$token][row], w.scale * rounded.scale, *sum);
+                        let scale = v.splat(w.scale * rounded.scale);
+                        *sum = v.add_scaled(sums[$token][row], scale, *sum);
                         if MINIMA {
-                            *sum = v.add_products(&w.minima, &rounded.sums, *sum);
+                            *sum = v.add_products(v.lanes(&w.minima), &rounded.sums, *sum);
                         }
                     });
                 )+

@@ -19,4 +19,3 @@ mod rounded;
 mod tests;
 
 pub(super) use product::{has, matmul};
-pub(super) use rounded::can_round;

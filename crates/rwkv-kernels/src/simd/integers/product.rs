@@ -14,7 +14,7 @@ use crate::{
         avx2::Avx2,
         avx512::Avx512,
         kernel::ROWS,
-        shares::{Outputs, PANEL, by_share, rows_ahead},
+        shares::{Outputs, PANEL, Segments, by_share},
         vectors::Work,
     },
 };
@@ -37,55 +37,58 @@ pub(in crate::simd) fn has(level: Simd, format: Format) -> bool {
     coded && matches!(level, Simd::Avx2 | Simd::Avx512) && level.is_available()
 }
 
-/// As [`matmul`](crate::simd::matmul) for what [`has`] products in integers, of sizes that fit and an x that
-/// [`can_round`](super::can_round).
-pub(in crate::simd) fn matmul(level: Simd, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
-    if level == Simd::Avx2 {
-        if let Some(v) = Avx2::new() {
-            with_level(v, x, weight, y);
-        }
-    } else if let Some(v) = Avx512::new() {
-        match Wide::<true>::new(v) {
+/// As [`matmul`](crate::simd::matmul) for what [`has`] products in integers, of sizes that fit. Says whether it is done:
+/// not where an x cannot be rounded.
+#[must_use]
+pub(in crate::simd) fn matmul(level: Simd, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> bool {
+    match level {
+        Simd::Avx2 => Avx2::new().is_some_and(|v| with_level(v, x, weight, y)),
+        _ => Avx512::new().is_some_and(|v| match Wide::<true>::new(v) {
             Some(v) => with_level(v, x, weight, y),
             None => with_level(Wide::<false>::new(v), x, weight, y),
-        }
+        }),
     }
 }
 
-pub(super) fn with_level<V: Integers>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+pub(super) fn with_level<V: Integers>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> bool {
     match weight.format() {
         Format::Q2K => run::<V, coded::Q2K>(v, x, weight, y),
         Format::Q3K => run::<V, coded::Q3K>(v, x, weight, y),
         Format::Q4K => run::<V, coded::Q4K>(v, x, weight, y),
         Format::Q5K => run::<V, coded::Q5K>(v, x, weight, y),
         Format::Q6K => run::<V, coded::Q6K>(v, x, weight, y),
-        _ => {}
+        _ => false,
     }
 }
 
-fn run<V: Integers, F: Coded<V>>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+fn run<V: Integers, F: Coded<V>>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) -> bool {
     let (rows, cols) = (weight.shape().rows.0, weight.shape().cols.0);
     let (tokens, blocks) = (x.len() / cols.max(1), cols / BLOCK);
+    let segments = Segments::new(weight, SEGMENT * F::BYTES);
     let y = Outputs::new(y, rows);
     if tokens == 1 {
-        let x = round::<V, F, Halves>(v, x, cols);
+        let Some(x) = round::<V, F, Halves>(v, x, cols) else {
+            return false;
+        };
         let product = Product {
             x: &x,
             blocks,
             tokens,
-            weight,
+            segments,
             y,
         };
         by_share(rows, ROWS, cols, |rows| {
             v.run(One::<F>(Share::new(&product, rows)));
         });
     } else {
-        let x = round::<V, F, Wholes>(v, x, cols);
+        let Some(x) = round::<V, F, Wholes>(v, x, cols) else {
+            return false;
+        };
         let product = Product {
             x: &x,
             blocks,
             tokens,
-            weight,
+            segments,
             y,
         };
         // While x stays in the first cache four rows at a time can meet it.
@@ -97,28 +100,31 @@ fn run<V: Integers, F: Coded<V>>(v: V, x: &[f32], weight: &Matrix<'_>, y: &mut [
             });
         });
     }
+    true
 }
 
-/// x as products read it.
-fn round<V: Integers, F: Coded<V>, R: Rounded>(v: V, x: &[f32], cols: usize) -> Vec<R> {
+/// x as products read it, where it can be rounded.
+fn round<V: Integers, F: Coded<V>, R: Rounded>(v: V, x: &[f32], cols: usize) -> Option<Vec<R>> {
     let mut out = vec![R::zeroed(); x.len() / BLOCK];
     let round = |(x, out): (&[f32], &mut [R])| {
+        let mut rounded = false;
         v.run(Round {
             x,
             centre: F::CENTRE,
             groups: F::MINIMA,
             out,
+            rounded: &mut rounded,
         });
+        rounded
     };
     let (tokens, blocks) = (SIDE_BY_SIDE * cols, SIDE_BY_SIDE * cols / BLOCK);
-    if x.len() <= tokens {
-        round((x, &mut out));
+    let rounded = if x.len() <= tokens || rayon::current_num_threads() == 1 {
+        round((x, &mut out))
     } else {
-        x.par_chunks(tokens)
-            .zip(out.par_chunks_mut(blocks))
-            .for_each(round);
-    }
-    out
+        let parts = x.par_chunks(tokens).zip(out.par_chunks_mut(blocks));
+        parts.all(round)
+    };
+    rounded.then_some(out)
 }
 
 /// One product.
@@ -127,7 +133,7 @@ struct Product<'a, R> {
     x: &'a [R],
     blocks: usize,
     tokens: usize,
-    weight: &'a Matrix<'a>,
+    segments: Segments<'a>,
     y: Outputs<'a>,
 }
 
@@ -137,20 +143,6 @@ impl<R> Product<'_, R> {
     fn x(&self, token: usize, segment: usize) -> &[R] {
         let x = &self.x[token * self.blocks..(token + 1) * self.blocks];
         &x[segment * SEGMENT..self.blocks.min((segment + 1) * SEGMENT)]
-    }
-
-    /// The packed segments of four rows, blocks of `bytes`; the last row as often as there are too few.
-    #[inline(always)]
-    fn segments(&self, row: usize, segment: usize, bytes: usize) -> [&[u8]; ROWS] {
-        let last = self.weight.shape().rows.0.saturating_sub(1);
-        let mut segments = [&[][..]; ROWS];
-        for (i, part) in segments.iter_mut().enumerate() {
-            let packed = self.weight.packed_rows((row + i).min(last), 1);
-            let start = (segment * SEGMENT * bytes).min(packed.len());
-            let end = (start + SEGMENT * bytes).min(packed.len());
-            *part = &packed[start..end];
-        }
-        segments
     }
 }
 
@@ -178,24 +170,13 @@ impl<V: Integers, F: Coded<V>> Work<V> for One<'_, F> {
     #[inline(always)]
     fn run(self, v: V) {
         let Share { product, rows, .. } = self.0;
-        let ahead = rows_ahead(product.weight);
         for row in rows.step_by(ROWS) {
-            let segments = product.blocks.div_ceil(SEGMENT);
-            for segment in 0..segments {
-                let w = product.segments(row, segment, F::BYTES);
-                if segments == 1 {
-                    v.prefetch(product.weight.packed_rows(row + ahead, ROWS));
-                } else {
-                    let (row, segment) = if segment + 1 < segments {
-                        (row, segment + 1)
-                    } else {
-                        (row + ROWS, 0)
-                    };
-                    for bytes in product.segments(row, segment, F::BYTES) {
-                        v.prefetch(bytes);
-                    }
+            for segment in 0..product.segments.count() {
+                for bytes in product.segments.ahead(row, segment) {
+                    v.prefetch(bytes);
                 }
-                let sums = kernel::dot::<V, F>(v, w, product.x(0, segment));
+                let x = product.x(0, segment);
+                let sums = kernel::dot::<V, F>(v, product.segments.of(row, segment), x);
                 // SAFETY: shares have different rows, of whole groups but for the last.
                 unsafe { product.y.put(0, row, sums, segment > 0) };
             }
@@ -216,11 +197,11 @@ impl<V: Integers, F: Coded<V>> Work<V> for Many<'_, F> {
         let mut panel = vec![Expanded::zeroed(); self.height * product.blocks.min(SEGMENT)];
         for first in rows.clone().step_by(self.height) {
             let last = rows.end.min(first + self.height);
-            for segment in 0..product.blocks.div_ceil(SEGMENT) {
+            for segment in 0..product.segments.count() {
                 let length = product.x(0, segment).len();
                 let groups = panel.chunks_exact_mut(ROWS * length);
                 for (row, out) in (first..last).step_by(ROWS).zip(groups) {
-                    let packed = product.segments(row, segment, F::BYTES);
+                    let packed = product.segments.of(row, segment);
                     for (packed, out) in packed.into_iter().zip(out.chunks_exact_mut(length)) {
                         kernel::expand::<V, F>(v, packed, out);
                     }

@@ -13,11 +13,6 @@ const TOO_LARGE: f32 = 18_446_744_073_709_551_616.0;
 /// The exponent, as f32 has it, of the smallest step.
 const SMALLEST: u32 = 27;
 
-/// Whether every x can be rounded: it is a number, and below 2⁶⁴.
-pub(in crate::simd) fn can_round(x: &[f32]) -> bool {
-    largest(x) < TOO_LARGE.to_bits()
-}
-
 /// The bits of the largest magnitude; those of what is no number are larger than any other's.
 #[inline(always)]
 fn largest(x: &[f32]) -> u32 {
@@ -25,18 +20,18 @@ fn largest(x: &[f32]) -> u32 {
         .fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff))
 }
 
-/// The power of two that x of a block is counted in.
+/// The power of two that x of a block is counted in; none where one is no number, or as large as [`TOO_LARGE`].
 #[inline(always)]
-fn step(x: &[f32; BLOCK]) -> f32 {
+fn step(x: &[f32; BLOCK]) -> Option<f32> {
     let bits = largest(x);
+    if bits >= TOO_LARGE.to_bits() {
+        return None;
+    }
     // 2¹⁴ to 2¹⁵ of these are the largest x.
     let exponent = (bits >> 23).saturating_sub(14).clamp(SMALLEST, 252);
     let step = f32::from_bits(exponent << 23);
-    if f32::from_bits(bits) > LARGEST * step {
-        2.0 * step
-    } else {
-        step
-    }
+    let fits = f32::from_bits(bits) <= LARGEST * step;
+    Some(if fits { step } else { 2.0 * step })
 }
 
 /// x in whole steps, to the nearest.
@@ -89,34 +84,32 @@ pub(super) struct Wholes {
 
 /// What x becomes.
 pub(super) trait Rounded: Copy + Send + Sync + Zeroable {
-    /// Of a block, for codes that are counted from `centre` in blocks of `groups` minima.
-    fn new(x: &[f32; BLOCK], centre: i16, groups: usize) -> Self;
+    /// A block in so many steps of `step`, for codes that are counted from `centre` in blocks of `groups` minima.
+    fn new(counts: &[i16; BLOCK], step: f32, centre: i16, groups: usize) -> Self;
 }
 
 #[inline(always)]
-fn counts(x: &[f32; BLOCK]) -> ([i16; BLOCK], f32) {
-    let step = step(x);
+fn counts(x: &[f32; BLOCK], step: f32) -> [i16; BLOCK] {
     let inverse = 1.0 / step;
     let mut counts = [0; BLOCK];
     for (count_, x) in counts.iter_mut().zip(x) {
         *count_ = count(*x, inverse);
     }
-    (counts, step)
+    counts
 }
 
 impl Rounded for Halves {
     #[inline(always)]
-    fn new(x: &[f32; BLOCK], centre: i16, groups: usize) -> Self {
-        let (counts, step) = counts(x);
+    fn new(counts: &[i16; BLOCK], step: f32, centre: i16, groups: usize) -> Self {
         let mut halves = Self::zeroed();
         halves.scale = step;
-        halves.sums = sums(&counts, groups, step);
+        halves.sums = sums(counts, groups, step);
         let high = halves.high.as_flattened_mut();
         let low = halves.low.as_flattened_mut();
         for ((high, low), x) in high.iter_mut().zip(low.iter_mut()).zip(counts) {
             #[expect(clippy::cast_possible_truncation, reason = "halves")]
             {
-                *low = x as i8;
+                *low = *x as i8;
                 *high = ((x - i16::from(*low)) >> 8) as i8;
             }
         }
@@ -135,11 +128,10 @@ impl Rounded for Halves {
 
 impl Rounded for Wholes {
     #[inline(always)]
-    fn new(x: &[f32; BLOCK], _: i16, groups: usize) -> Self {
-        let (counts, step) = counts(x);
+    fn new(counts: &[i16; BLOCK], step: f32, _: i16, groups: usize) -> Self {
         let mut wholes = Self::zeroed();
         wholes.scale = step;
-        wholes.sums = sums(&counts, groups, step);
+        wholes.sums = sums(counts, groups, step);
         for (pairs, counts) in wholes.pairs.iter_mut().zip(counts.as_chunks::<STEP>().0) {
             for (i, pair) in counts.as_chunks::<2>().0.iter().enumerate() {
                 pairs[0][i] = pair[0];
@@ -150,12 +142,13 @@ impl Rounded for Wholes {
     }
 }
 
-/// Rounds every block of `x` into its place.
+/// Rounds every block of `x` into its place; says in `rounded` whether every one can be.
 pub(super) struct Round<'a, R> {
     pub(super) x: &'a [f32],
     pub(super) centre: u8,
     pub(super) groups: usize,
     pub(super) out: &'a mut [R],
+    pub(super) rounded: &'a mut bool,
 }
 
 impl<V: Integers, R: Rounded> Work<V> for Round<'_, R> {
@@ -163,7 +156,11 @@ impl<V: Integers, R: Rounded> Work<V> for Round<'_, R> {
     fn run(self, _: V) {
         let blocks = self.x.as_chunks::<BLOCK>().0;
         for (x, out) in blocks.iter().zip(self.out) {
-            *out = R::new(x, i16::from(self.centre), self.groups);
+            let Some(step) = step(x) else {
+                return;
+            };
+            *out = R::new(&counts(x, step), step, i16::from(self.centre), self.groups);
         }
+        *self.rounded = true;
     }
 }

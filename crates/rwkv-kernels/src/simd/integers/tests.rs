@@ -36,8 +36,8 @@ fn vnni_changes_no_bits() {
         for tokens in [1, 2, 3, 17] {
             let x = noise(tokens * cols);
             let (mut plain, mut found) = (vec![0.0; tokens * rows], vec![0.0; tokens * rows]);
-            with_level(Wide::<false>::new(v), &x, &matrix, &mut plain);
-            matmul(Simd::Avx512, &x, &matrix, &mut found);
+            assert!(with_level(Wide::<false>::new(v), &x, &matrix, &mut plain));
+            assert!(matmul(Simd::Avx512, &x, &matrix, &mut found));
             assert!(plain == found, "{format}, {tokens} tokens");
         }
     }

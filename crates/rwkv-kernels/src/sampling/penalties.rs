@@ -123,13 +123,11 @@ pub(super) fn penalise(
     if vocabulary == 0 || u32::try_from(vocabulary).is_err() {
         return Err(SamplingError::VocabularySize(vocabulary));
     }
-    // `x < inf` is false for NaN too; counting vectorises, an early exit does not.
-    if logits
+    // `x < inf` is false for NaN too; an early exit would not vectorise.
+    let whole = logits
         .iter()
-        .filter(|logit| **logit < f32::INFINITY)
-        .count()
-        < vocabulary
-    {
+        .fold(true, |whole, x| whole & (*x < f32::INFINITY));
+    if !whole {
         let broken = (0..)
             .zip(logits)
             .find(|(_, logit)| logit.is_nan() || **logit == f32::INFINITY);
@@ -137,7 +135,10 @@ pub(super) fn penalise(
         return Err(SamplingError::Logit { token, logit });
     }
 
-    let mut adjusted: Vec<f32> = logits.iter().copied().map(flush).collect();
+    let mut adjusted = logits.to_vec();
+    for logit in &mut adjusted {
+        *logit = flush(*logit);
+    }
     for &(token, bias) in &params.logit_bias {
         let Some(logit) = adjusted.get_mut(token as usize) else {
             return Err(SamplingError::BiasOutsideVocabulary { token, vocabulary });

@@ -94,3 +94,33 @@ fn blocks_of_256() {
         }
     }
 }
+
+/// A pool of one thread, whose steps stay on the caller's, gives the bits of any other.
+#[test]
+fn threads_change_no_bits() {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    for version in GRAPHS {
+        let dimensions = Dimensions {
+            version,
+            layers: 2,
+            heads: 4,
+            head_size: 64,
+            ffn: 512,
+            vocab: 300,
+            ranks: [32; 4],
+        };
+        let model = dimensions.model(Packing::Mixed, 7);
+        // A prompt, then tokens one by one.
+        let logits = |threads| {
+            pool(threads).unwrap().install(|| {
+                let mut executor = cpu(&model, 1);
+                let batches = [&[1, 2, 3, 4, 5][..], &[6], &[7], &[8]];
+                batches.map(|tokens| {
+                    let spans = vec![span(0, tokens, Wanted::All)];
+                    run(&mut executor, &Batch { spans }).concat()
+                })
+            })
+        };
+        assert!(logits(1) == logits(3), "{version}");
+    }
+}

@@ -123,11 +123,9 @@ pub(super) fn penalise(
     if vocabulary == 0 || u32::try_from(vocabulary).is_err() {
         return Err(SamplingError::VocabularySize(vocabulary));
     }
-    // `x < inf` is false for NaN too; an early exit would not vectorise.
-    let whole = logits
-        .iter()
-        .fold(true, |whole, x| whole & (*x < f32::INFINITY));
-    if !whole {
+    // `x < inf` is false for NaN too; counting vectorises, an early exit does not.
+    let whole = logits.iter().map(|x| u32::from(*x < f32::INFINITY));
+    if (whole.sum::<u32>() as usize) < vocabulary {
         let broken = (0..)
             .zip(logits)
             .find(|(_, logit)| logit.is_nan() || **logit == f32::INFINITY);

@@ -31,3 +31,25 @@ impl Spare {
         self.buffers.push(buffer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_come_back_while_the_shape_stays() {
+        let mut spare = Spare::default();
+        spare.begin([1, 1]);
+        let (short, long) = (spare.take(3), spare.take(5));
+        let (first, last) = (short.as_ptr(), long.as_ptr());
+        spare.give(short);
+        spare.give(long);
+        spare.begin([1, 1]);
+        assert_eq!(spare.take(5).as_ptr(), last);
+        assert_eq!(spare.take(4).len(), 4);
+        assert_eq!(spare.buffers.len(), 1);
+        assert_eq!(spare.buffers[0].as_ptr(), first);
+        spare.begin([2, 1]);
+        assert!(spare.buffers.is_empty(), "buffers of another shape stay");
+    }
+}

@@ -47,11 +47,13 @@ impl<'a> Matrix<'a> {
     }
 
     /// All packed rows.
+    #[inline]
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
     /// The packed bytes of rows `first .. first + count`, cut to those that exist.
+    #[inline]
     pub fn packed_rows(&self, first: usize, count: usize) -> &'a [u8] {
         let end = (first + count).min(self.shape.rows.0);
         &self.bytes[first.min(end) * self.row_bytes..end * self.row_bytes]

@@ -45,7 +45,8 @@ mod tests {
         spare.give(short);
         spare.give(long);
         spare.begin([1, 1]);
-        assert_eq!(spare.take(5).as_ptr(), last);
+        let long = spare.take(5);
+        assert_eq!(long.as_ptr(), last);
         assert_eq!(spare.take(4).len(), 4);
         assert_eq!(spare.buffers.len(), 1);
         assert_eq!(spare.buffers[0].as_ptr(), first);

@@ -25,6 +25,7 @@ mod quantization;
 mod sparse;
 mod split;
 mod state;
+mod state_cache;
 mod stats;
 mod traffic;
 mod weights;
@@ -51,6 +52,10 @@ pub use rwkv_kernels::{Simd, sampling};
 pub use sparse::{PruneRatio, PrunedWeights, STORED_BELOW, SparseWeights, row_offsets, slab_rows};
 pub use split::SplitExecutor;
 pub use state::{State, StateLayout};
+pub use state_cache::{
+    CacheKey, Hit, Peek, Spacing, StateCache, StateCacheOptions, StateCacheStats, StateStore,
+    Stored, checkpoints,
+};
 pub use stats::{ExecutorStats, StepTimes};
 pub use traffic::WeightReads;
 pub use weights::{Affine, BlockWeight, InMemoryWeights, Lora, Mix, Weight, Weights};

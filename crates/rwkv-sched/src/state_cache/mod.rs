@@ -6,15 +6,22 @@
 //!                        └─────────────┴────────────── read when asked for ◄──────┘
 //! ```
 
+mod cache;
 mod checkpoints;
+mod encoding;
+mod index;
 mod key;
+mod name;
+mod policy;
 mod store;
+mod tree;
 
+pub use cache::StateCache;
 pub use checkpoints::{Spacing, checkpoints};
 pub use key::CacheKey;
 pub use store::{StateStore, Stored};
 
-use crate::{Result, State, StateLayout, TokenId};
+use crate::State;
 use std::sync::Arc;
 
 /// How much a [`StateCache`] keeps, and who writes.
@@ -86,73 +93,4 @@ pub struct StateCacheStats {
     pub unreadable: u64,
     /// Nodes and prefixes that lookups have looked at: what a lookup costs beside reading its prompt once.
     pub visits: u64,
-}
-
-/// States by the tokens that they have seen. Shared by threads: methods take `&self`, and none but those that say so
-/// wait for the store.
-pub struct StateCache {
-    layout: StateLayout,
-}
-
-impl StateCache {
-    /// A cache of states of this layout; with a store, of those too that it has from before. Where the store cannot be
-    /// listed the cache begins empty, with a warning.
-    pub fn new(
-        layout: StateLayout,
-        options: StateCacheOptions,
-        store: Option<Arc<dyn StateStore>>,
-    ) -> Self {
-        let _ = (options, store);
-        Self { layout }
-    }
-
-    /// The longest state for a prefix of `tokens`: one that leaves at least one token to feed, since a state without
-    /// logits tells no next token. So a state after all of `tokens` is not found; [`checkpoints`] therefore has one a
-    /// token before a prompt's end.
-    ///
-    /// May read the store, on this thread: ask [`peek`](Self::peek) where that must not be. What cannot be read is
-    /// dropped, with a warning, and the next shorter one taken.
-    pub fn lookup(&self, key: CacheKey, tokens: &[TokenId]) -> Option<Hit> {
-        let _ = (key, tokens);
-        None
-    }
-
-    /// As [`lookup`](Self::lookup), among the states in memory.
-    pub fn lookup_in_memory(&self, key: CacheKey, tokens: &[TokenId]) -> Option<Hit> {
-        let _ = (key, tokens);
-        None
-    }
-
-    /// What a lookup would find, without reading it, and without counting as a use of it.
-    pub fn peek(&self, key: CacheKey, tokens: &[TokenId]) -> Peek {
-        let _ = (key, tokens);
-        Peek::default()
-    }
-
-    /// Keeps `state`, which has seen `tokens`, if it is worth more than what would have to go. No tokens are no prefix:
-    /// nothing is kept.
-    ///
-    /// # Errors
-    /// [`crate::Error::State`] for a state of another layout.
-    pub fn insert(&self, key: CacheKey, tokens: &[TokenId], state: Arc<State>) -> Result<()> {
-        let _ = (key, tokens);
-        state.check(self.layout)
-    }
-
-    /// Writes the state that has waited longest, and says whether there was one. Waits for the store.
-    pub fn write_one(&self) -> bool {
-        false
-    }
-
-    /// Puts every state into the store that is only in memory and has room there; they stay in memory too. Waits for the
-    /// store. Dropping the cache does so too.
-    pub fn flush(&self) {}
-
-    /// Takes up what other processes have put into the store since. Waits for the store, which reads no entry for it.
-    pub fn refresh(&self) {}
-
-    /// What it holds and has done.
-    pub fn stats(&self) -> StateCacheStats {
-        StateCacheStats::default()
-    }
 }

@@ -69,7 +69,8 @@ impl StateCache {
             builder.spawn(move || shared.write_until_closed())
         });
         let writer = writer.and_then(|started| {
-            let warn = |e: &_| tracing::warn!("states are kept in memory only for now: no thread: {e}");
+            let warn =
+                |e: &_| tracing::warn!("states are kept in memory only for now: no thread: {e}");
             started.inspect_err(warn).ok()
         });
         Self { shared, writer }
@@ -89,7 +90,9 @@ impl StateCache {
                 let (best, _) = guarded.index.best(key, usable, false);
                 let best = guarded.count_miss(best)?;
                 match best.found {
-                    Found::Memory(state) => return Some(guarded.memory_hit(best.entry, best.tokens, state)),
+                    Found::Memory(state) => {
+                        return Some(guarded.memory_hit(best.entry, best.tokens, state));
+                    }
                     Found::Store(name) => (best, name),
                 }
             };

@@ -38,9 +38,17 @@ pub fn checkpoints(fed: Range<usize>, shared: usize, spacing: Spacing) -> Vec<us
     let from_end = powers()
         .map_while(|d| fed.end.checked_sub(d))
         .map(|at| at / grain * grain);
-    let spread = from_end.zip(from_start).flat_map(|(end, start)| [end, start]);
+    let spread = from_end
+        .zip(from_start)
+        .flat_map(|(end, start)| [end, start]);
     let mut kept = Vec::new();
-    for at in fed.end.checked_sub(1).into_iter().chain([shared]).chain(spread) {
+    for at in fed
+        .end
+        .checked_sub(1)
+        .into_iter()
+        .chain([shared])
+        .chain(spread)
+    {
         if kept.len() >= spacing.most {
             break;
         }

@@ -185,7 +185,9 @@ impl Index {
             };
             entry = path.values.into_iter().rev().find(of_use);
         }
-        let known = entry.and_then(|id| self.entries.get(&id)).map_or(0, |e| e.tokens);
+        let known = entry
+            .and_then(|id| self.entries.get(&id))
+            .map_or(0, |e| e.tokens);
         if !in_memory {
             entry = self.best_hashed(key, tokens, known).or(entry);
         }
@@ -336,7 +338,12 @@ impl Index {
         let tag = key.tag();
         entry.place = Place::Hashed { tag, beyond };
         let tokens = entry.tokens;
-        *self.hashed.entry(tag).or_default().entry(tokens).or_default() += 1;
+        *self
+            .hashed
+            .entry(tag)
+            .or_default()
+            .entry(tokens)
+            .or_default() += 1;
         self.take_from_tree(key, node);
         true
     }
@@ -451,7 +458,11 @@ impl Index {
     }
 
     fn count_if_lost(&mut self, id: EntryId) {
-        if self.entries.get(&id).is_some_and(|e| !e.can_be_had() && !e.writing) {
+        if self
+            .entries
+            .get(&id)
+            .is_some_and(|e| !e.can_be_had() && !e.writing)
+        {
             self.counts.lost += 1;
         }
     }
@@ -610,7 +621,12 @@ impl Index {
             };
             self.entries.insert(id, entry);
             self.by_prefix.insert(prefix, id);
-            *self.hashed.entry(tag).or_default().entry(tokens).or_default() += 1;
+            *self
+                .hashed
+                .entry(tag)
+                .or_default()
+                .entry(tokens)
+                .or_default() += 1;
         }
         self.store.insert(id, self.beyond(id) as u64, bytes);
         self.weigh_again([id]);
@@ -618,7 +634,11 @@ impl Index {
 
     /// What was stored under `name` is not there, or is no state.
     pub(super) fn not_in_store(&mut self, id: EntryId, name: StoredName) {
-        if self.entries.get(&id).is_some_and(|e| e.stored == Some(name)) {
+        if self
+            .entries
+            .get(&id)
+            .is_some_and(|e| e.stored == Some(name))
+        {
             self.forget_stored(id);
         }
     }

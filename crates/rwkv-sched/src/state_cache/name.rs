@@ -19,7 +19,10 @@ pub(super) struct StoredName {
 impl fmt::Display for StoredName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{}-{}-", self.tag, self.tokens, self.beyond)?;
-        self.id.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.id
+            .0
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -82,7 +85,11 @@ mod tests {
     #[test]
     fn nonsense() {
         let id = "ab".repeat(32);
-        assert!(format!("0000000000000001-5-5-{id}").parse::<StoredName>().is_ok());
+        assert!(
+            format!("0000000000000001-5-5-{id}")
+                .parse::<StoredName>()
+                .is_ok()
+        );
         for text in [
             format!("0000000000000001-5-6-{id}"),
             format!("0000000000000001-0-0-{id}"),

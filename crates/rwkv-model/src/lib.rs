@@ -15,12 +15,14 @@ mod names;
 pub mod output_file;
 pub mod perplexity;
 mod state_file;
+pub mod state_store;
 pub mod tokenizer;
 
 pub use error::Error;
 pub use lora::AdapterFile;
 pub use model_file::{ModelFile, OpenOptions, TensorSummary};
 pub use state_file::{LoadedState, StateOrigin, TimeStateOrder};
+pub use state_store::DiskStateStore;
 pub use tokenizer::Tokenizer;
 
 /// What this crate's functions return.

@@ -1,4 +1,9 @@
 //! The store of states on a disk: attacked, killed, shared by threads and processes, and below the state cache.
+#![allow(
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking; small numbers"
+)]
 
 use proptest::prelude::*;
 use rwkv_model::DiskStateStore;
@@ -87,7 +92,7 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
         assert!(
-            begun.elapsed() < Duration::from_secs(60),
+            begun.elapsed() < Duration::from_mins(1),
             "{what}: nothing after a minute"
         );
         thread::sleep(Duration::from_millis(1));

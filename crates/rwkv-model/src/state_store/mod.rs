@@ -100,7 +100,7 @@ impl DiskStateStore {
                 Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_) => false,
             };
             if left {
-                self.removed(&entry.path());
+                removed(&entry.path());
             }
         }
     }
@@ -144,48 +144,10 @@ impl DiskStateStore {
             if total <= self.capacity {
                 break;
             }
-            if self.removed(&self.folder.join(&entry.file)) {
+            if removed(&self.folder.join(&entry.file)) {
                 total -= entry.bytes;
             }
         }
-    }
-
-    /// Removes a file, or says in the log why not.
-    fn removed(&self, path: &Path) -> bool {
-        match fs::remove_file(path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            Err(error) => {
-                tracing::warn!("{} cannot be removed: {error}", path.display());
-                false
-            }
-        }
-    }
-
-    /// A file's bytes; none if it is not there or cannot be an entry of so many bytes.
-    fn read(&self, path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
-        // Opening a pipe would wait for somebody to write.
-        let metadata = match fs::metadata(path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if !metadata.is_file() {
-            return Err(io::Error::other("it is no regular file"));
-        }
-        let mut file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        // What cannot be compressed grows by less than this.
-        let most = most.saturating_add(most / 128).saturating_add(1024);
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(usize::try_from(metadata.len().min(most)).unwrap_or(0))?;
-        (&mut file).take(most).read_to_end(&mut bytes)?;
-        // Not everywhere does a file that is open to be read let its time be set.
-        let _ = file.set_modified(SystemTime::now());
-        Ok(Some(bytes))
     }
 }
 
@@ -233,14 +195,14 @@ impl StateStore for DiskStateStore {
     fn get(&self, name: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
         let file = self.file(name)?;
         let path = self.folder.join(&file);
-        let Some(bytes) = self.read(&path, most)? else {
+        let Some(bytes) = read(&path, most)? else {
             return Ok(None);
         };
         match unpack(&file, &bytes, most) {
             Ok(content) => Ok(Some(content)),
             Err(error) => {
                 tracing::warn!("{} is dropped: {error}", path.display());
-                self.removed(&path);
+                removed(&path);
                 Ok(None)
             }
         }
@@ -274,4 +236,42 @@ impl StateStore for DiskStateStore {
     fn capacity(&self) -> u64 {
         self.capacity
     }
+}
+
+/// Removes a file, or says in the log why not.
+fn removed(path: &Path) -> bool {
+    match fs::remove_file(path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => {
+            tracing::warn!("{} cannot be removed: {error}", path.display());
+            false
+        }
+    }
+}
+
+/// A file's bytes; none if it is not there or cannot be an entry of so many bytes.
+fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    // Opening a pipe would wait for somebody to write.
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // What cannot be compressed grows by less than this.
+    let most = most.saturating_add(most / 128).saturating_add(1024);
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(usize::try_from(metadata.len().min(most)).unwrap_or(0))?;
+    (&mut file).take(most).read_to_end(&mut bytes)?;
+    // Not everywhere does a file that is open to be read let its time be set.
+    let _ = file.set_modified(SystemTime::now());
+    Ok(Some(bytes))
 }

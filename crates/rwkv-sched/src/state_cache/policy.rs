@@ -52,11 +52,6 @@ impl<I: Copy + Eq + Hash + Ord> GreedyDual<I> {
         self.bytes
     }
 
-    /// Bytes of one item; 0 if it is not there.
-    pub(super) fn bytes_of(&self, id: I) -> u64 {
-        self.items.get(&id).map_or(0, |item| item.bytes)
-    }
-
     pub(super) fn contains(&self, id: I) -> bool {
         self.items.contains_key(&id)
     }

@@ -1,4 +1,9 @@
 //! The state cache against a plain map, with little room, with stores that fail, across restarts and threads.
+#![allow(
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking; small numbers"
+)]
 
 mod memory_store;
 mod random;

@@ -31,7 +31,7 @@ const OTHERS: u32 = 5_000;
 
 fn prompt(seed: u32, length: usize) -> Vec<TokenId> {
     let token = |n: u32| n.wrapping_mul(2_654_435_761).wrapping_add(seed) % 65_536;
-    (0..length as u32).map(token).collect()
+    (0..).map(token).take(length).collect()
 }
 
 fn options(memory_bytes: u64) -> StateCacheOptions {

@@ -9,19 +9,19 @@ use std::{
     },
 };
 
-pub struct MemoryStore {
+pub(crate) struct MemoryStore {
     capacity: u64,
     /// In the order of their last use.
     entries: Mutex<Vec<(String, Vec<u8>)>>,
-    pub gets: AtomicU64,
-    pub puts: AtomicU64,
-    pub fails: AtomicBool,
+    pub(crate) gets: AtomicU64,
+    pub(crate) puts: AtomicU64,
+    pub(crate) fails: AtomicBool,
     /// The most bytes that were ever in it.
-    pub most: AtomicU64,
+    pub(crate) most: AtomicU64,
 }
 
 impl MemoryStore {
-    pub fn new(capacity: u64) -> Self {
+    pub(crate) fn new(capacity: u64) -> Self {
         Self {
             capacity,
             entries: Mutex::new(Vec::new()),
@@ -32,11 +32,11 @@ impl MemoryStore {
         }
     }
 
-    pub fn entries(&self) -> MutexGuard<'_, Vec<(String, Vec<u8>)>> {
+    pub(crate) fn entries(&self) -> MutexGuard<'_, Vec<(String, Vec<u8>)>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.entries()
             .iter()
             .map(|(_, bytes)| bytes.len() as u64)
@@ -44,10 +44,10 @@ impl MemoryStore {
     }
 
     fn may_fail(&self) -> io::Result<()> {
-        match self.fails.load(SeqCst) {
-            true => Err(io::Error::other("told to fail")),
-            false => Ok(()),
+        if self.fails.load(SeqCst) {
+            return Err(io::Error::other("told to fail"));
         }
+        Ok(())
     }
 }
 

@@ -141,7 +141,8 @@ proptest! {
         memory in prop_oneof![Just(0u64), Just(300), Just(1000), Just(1 << 20)],
     ) {
         let store = Arc::new(MemoryStore::new(1 << 20));
-        let mut cache = super::cache(memory, 1 << 20, Some(&store));
+        let open = || cache(memory, 1 << 20, Some(&store));
+        let mut cache = open();
         let mut all = BTreeSet::new();
         for (key, tokens) in inserts {
             insert(&cache, keys()[key], &tokens);
@@ -163,12 +164,11 @@ proptest! {
                     prop_assert!(peek.shared <= shared);
                 }
             }
-            match round {
-                0 => while cache.write_one() {},
-                _ => {
-                    drop(cache);
-                    cache = super::cache(memory, 1 << 20, Some(&store));
-                }
+            if round == 0 {
+                while cache.write_one() {}
+            } else {
+                drop(cache);
+                cache = open();
             }
         }
         let there = all.iter().filter(|(_, tokens)| !tokens.is_empty()).count();

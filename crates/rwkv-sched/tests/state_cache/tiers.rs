@@ -231,8 +231,14 @@ fn a_full_store() {
         [(1, 50), (5, 40)].map(|(token, length)| found(&cache, key, &run(token, length + 1)));
     assert_eq!(gone.iter().filter(|n| **n == 0).count(), 1, "{gone:?}");
     assert_eq!(store.most.load(SeqCst), 2 * ENTRY);
+}
+
+/// One that no store of this size could have.
+#[test]
+fn an_entry_larger_than_the_store() {
+    let key = keys()[0];
     let too_small = Arc::new(MemoryStore::new(ENTRY - 1));
-    let cache = super::cache(0, 0, Some(&too_small));
+    let cache = cache(0, 0, Some(&too_small));
     insert(&cache, key, &[1, 2]);
     cache.flush();
     assert_eq!((cache.stats().entries, cache.stats().lost), (0, 1));

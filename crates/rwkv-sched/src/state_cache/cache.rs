@@ -195,7 +195,8 @@ impl Drop for StateCache {
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
         {
-            tracing::warn!("the thread that writes states has failed");
+            tracing::warn!("the thread that writes states has failed; states in memory are lost");
+            return;
         }
         self.shared.flush();
     }

@@ -5,6 +5,14 @@
 //!                        ▲             ▲                                          │
 //!                        └─────────────┴────────────── read when asked for ◄──────┘
 //! ```
+//!
+//! The index is a radix tree over token ids with states at some of its nodes. Of a state that only the store has, a hash of
+//! its tokens is enough, which is its name there: after a restart names are all that is read, a prompt finds its prefixes
+//! by hashing itself, and its own tokens go into the tree then. So no tokens are stored, neither once nor once a state.
+//!
+//! What has no room goes by a policy that weighs what a state would cost to compute again against its bytes and its last
+//! use. A state that leaves memory is written, unless the store has it; what is in memory when a process is killed is
+//! lost, and what a cache holds when it is dropped, or [flushed](StateCache::flush), is stored as far as there is room.
 
 mod cache;
 mod checkpoints;
@@ -27,7 +35,7 @@ use std::sync::Arc;
 /// How much a [`StateCache`] keeps, and who writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateCacheOptions {
-    /// Bytes of states in memory, with what the index takes; 1 GiB by default. States that are larger go to the store at
+    /// Bytes of states in memory, with the tokens of the index; 1 GiB by default. States that are larger go to the store at
     /// once, or are not kept where there is none.
     pub memory_bytes: u64,
     /// Bytes of states that have left memory and wait to be written; 256 MiB by default. One state may wait whatever its
@@ -73,7 +81,7 @@ pub struct Peek {
 pub struct StateCacheStats {
     /// States that can be found, wherever they are.
     pub entries: usize,
-    /// Bytes of states in memory and of the index.
+    /// Bytes of states in memory, and of the tokens of the index.
     pub memory_bytes: u64,
     /// Bytes of states that wait to be written.
     pub queue_bytes: u64,

@@ -26,8 +26,6 @@ const OF_1_5B: StateLayout = StateLayout {
 };
 /// Tokens that all have in common.
 const SHARED: usize = 26_000;
-/// How many other prefixes there are.
-const OTHERS: u32 = 5_000;
 
 fn prompt(seed: u32, length: usize) -> Vec<TokenId> {
     let token = |n: u32| n.wrapping_mul(2_654_435_761).wrapping_add(seed) % 65_536;
@@ -63,44 +61,47 @@ fn state(layout: StateLayout) -> State {
     state
 }
 
+/// A long prefix and `others`, half of which leave it somewhere, while half share nothing.
+fn filled(others: u32, store: Option<Arc<dyn StateStore>>) -> StateCache {
+    let key = CacheKey::new(b"model");
+    let state = Arc::new(State::zeros(SMALL));
+    let cache = StateCache::new(SMALL, options(1 << 30), store);
+    let shared = prompt(0, SHARED);
+    let _ = cache.insert(key, &shared, state.clone());
+    for n in 0..others {
+        let common = if n % 2 == 0 { 0 } else { n as usize * 5 };
+        let tokens = [&shared[..common], &prompt(n, 20)].concat();
+        let _ = cache.insert(key, &tokens, state.clone());
+    }
+    cache
+}
+
 fn lookup(c: &mut Criterion) {
     let Ok(folder) = tempfile::tempdir() else {
         return;
     };
     let key = CacheKey::new(b"model");
-    let shared = prompt(0, SHARED);
-    let request = [&shared[..], &prompt(1, 50)].concat();
-    let small = Arc::new(State::zeros(SMALL));
-    let fill = || {
-        let cache = StateCache::new(SMALL, options(1 << 30), store(folder.path()));
-        let _ = cache.insert(key, &shared, small.clone());
-        for n in 0..OTHERS {
-            // Half of them leave the long prefix somewhere, half share nothing.
-            let common = if n % 2 == 0 { 0 } else { n as usize * 5 };
-            let tokens = [&shared[..common], &prompt(n, 20)].concat();
-            let _ = cache.insert(key, &tokens, small.clone());
-        }
-        cache
-    };
-    let mut group = c.benchmark_group("state cache");
-    let cache = fill();
-    group.bench_function("26,000 tokens among 5,000 prefixes", |b| {
+    let request = [prompt(0, SHARED), prompt(1, 50)].concat();
+    let mut group = c.benchmark_group("26,000 tokens");
+    let cache = filled(5_000, None);
+    group.bench_function("among 5,000 prefixes", |b| {
         b.iter(|| cache.lookup(black_box(key), black_box(&request)));
     });
-    group.bench_function("insert 26,000 tokens", |b| {
+    let state = Arc::new(State::zeros(SMALL));
+    group.bench_function("insert", |b| {
         let mut tokens = request.clone();
         b.iter(|| {
             tokens[SHARED] = tokens[SHARED].wrapping_add(1);
-            cache.insert(key, &tokens, small.clone())
+            cache.insert(key, &tokens, state.clone())
         });
     });
-    drop(cache);
-    drop(fill());
-    group.bench_function("open 5,000 entries", |b| {
-        b.iter(|| StateCache::new(SMALL, options(1 << 30), store(folder.path())).stats());
+    // Writes them.
+    drop(filled(1_000, store(folder.path())));
+    group.bench_function("open 1,000 entries", |b| {
+        b.iter(|| StateCache::new(SMALL, options(1 << 30), store(folder.path())));
     });
     let cache = StateCache::new(SMALL, options(0), store(folder.path()));
-    group.bench_function("26,000 tokens, known by hash", |b| {
+    group.bench_function("among 1,000 hashes", |b| {
         b.iter(|| cache.peek(black_box(key), black_box(&request)));
     });
     group.finish();

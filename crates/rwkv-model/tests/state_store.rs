@@ -316,6 +316,7 @@ fn leftovers() {
     assert!(temporary("written").exists());
     drop(written);
     store.put("a", b"x").expect("room");
+    open(folder.path());
     assert_eq!(temporary_files(folder.path()), 0);
     assert_eq!(
         fs::read(folder.path().join("notes.txt")).expect("a file"),

@@ -173,10 +173,9 @@ impl StateStore for DiskStateStore {
             let temporary = tempfile::Builder::new()
                 .prefix(TEMPORARY)
                 .tempfile_in(&self.folder)?;
-            if let Some(lock) = lock {
+            if lock.is_some() {
                 // Nobody else has opened it.
                 let _ = temporary.as_file().try_lock();
-                self.sweep(&lock);
             }
             temporary
         };

@@ -56,7 +56,9 @@ fn encoded(given: Option<Vec<u8>>) -> Vec<u8> {
     };
     let cache = StateCache::new(LAYOUT, options, Some(store.clone()));
     let key = CacheKey::new(b"model");
-    cache.insert(key, &[1, 2], Arc::new(State::zeros(LAYOUT))).unwrap();
+    cache
+        .insert(key, &[1, 2], Arc::new(State::zeros(LAYOUT)))
+        .unwrap();
     assert!(cache.write_one());
     let put = store.0.lock().unwrap().clone();
     let whole = given.as_ref().is_none_or(|given| given.len() == put.len());

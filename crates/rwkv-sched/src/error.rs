@@ -2,6 +2,7 @@
 
 use crate::{Shortfall, SlotId, TokenId};
 use rwkv_kernels::sampling::SamplingError;
+use std::sync::Arc;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -108,4 +109,43 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+
+    /// A request that makes no sense.
+    #[error("a request that cannot run: {problem}")]
+    Request {
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// The session has a request whose stream was neither read to its end nor dropped.
+    #[error("this session is busy: read the stream of its last request to the end, or drop it")]
+    Busy,
+
+    /// The engine has as many waiting requests as it takes.
+    #[error("{waiting} requests are waiting, which is as many as may: try again later")]
+    QueueFull {
+        /// How many may wait.
+        waiting: usize,
+    },
+
+    /// A session cannot go back so far.
+    #[error(
+        "a session of {tokens} tokens cannot go back by {back}: what is kept begins after {kept}"
+    )]
+    Rollback {
+        /// Tokens that it has seen.
+        tokens: usize,
+        /// By how many it should go back.
+        back: usize,
+        /// The fewest tokens that it can go back to.
+        kept: usize,
+    },
+
+    /// The engine was stopped, or its thread has ended.
+    #[error("the engine has stopped: spawn another one")]
+    Stopped,
+
+    /// What went wrong in a step, told to each request that it concerns.
+    #[error("{0}")]
+    Step(Arc<Error>),
 }

@@ -55,6 +55,11 @@ pub trait Executor: Send {
         on_the_host(self, sequences, steps, counted, take)
     }
 
+    /// Whether [`decode`](Self::decode) computes ahead of `take`, so that breaking off has a cost.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
     /// Makes `slot` a sequence that has seen nothing: it holds the initial state, which is the model's
     /// ([`Model::initial_state`]) unless another one was set.
     ///

@@ -3,7 +3,8 @@
 //! A [`Model`] is a logical [`Graph`] (the equations of one RWKV version) with [`Weights`]. An [`Executor`] keeps the
 //! states of many sequences, one a slot, and advances them by a ragged [`Batch`]: [`CpuExecutor`] interprets the graph
 //! with the plain twins of `rwkv-kernels`; [`GpuExecutor`] fuses it, plans its buffers and replays the dispatches;
-//! [`SplitExecutor`] has some layers on one device and some on others, as a [`Placement`] says.
+//! [`SplitExecutor`] has some layers on one device and some on others, as a [`Placement`] says. An
+//! [`Engine`](engine::Engine) runs many sessions on one executor.
 
 mod adapter;
 mod batch;
@@ -11,6 +12,7 @@ mod config;
 mod cpu;
 mod decode;
 mod device;
+pub mod engine;
 mod error;
 mod executor;
 mod fuse;

@@ -465,6 +465,10 @@ impl Executor for GpuExecutor {
         on_the_host(self, sequences, steps, counted, take)
     }
 
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
     fn reset(&mut self, slot: SlotId) -> Result<()> {
         self.states.reset(self.kernels.gpu(), slot)
     }

@@ -1,0 +1,128 @@
+//! A request as the engine works at it.
+
+use super::{
+    blend::Blend,
+    outbox::Writer,
+    request::{End, Token},
+};
+use crate::{Error, Result, State, TokenId, sampling::Sampler};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// Something that a session waits for.
+pub(super) struct Job {
+    /// Later ones have larger numbers.
+    pub(super) id: u64,
+    pub(super) session: u64,
+    pub(super) priority: i32,
+    pub(super) arrived: Instant,
+    /// Its place in the queue, until it has a slot.
+    pub(super) place: Option<OwnedSemaphorePermit>,
+    pub(super) blend: Blend,
+    pub(super) prompt: Vec<TokenId>,
+    pub(super) goal: Goal,
+    /// By which it got its slot.
+    pub(super) level: i64,
+    /// A step that held it and others failed: the next one holds nothing else, to see whose fault it is.
+    pub(super) alone: bool,
+}
+
+/// What it is for.
+pub(super) enum Goal {
+    Generate(Making),
+    /// That its tokens are fed.
+    Feed(oneshot::Sender<Result<()>>),
+    /// The state after all tokens.
+    Save(oneshot::Sender<Result<Arc<State>>>),
+}
+
+/// Tokens that are generated.
+pub(super) struct Making {
+    pub(super) sampler: Sampler,
+    pub(super) made: usize,
+    pub(super) most: usize,
+    /// Sorted.
+    pub(super) stops: Vec<TokenId>,
+    pub(super) writer: Writer,
+}
+
+impl Making {
+    /// Hands out a token that was chosen in a step of `batch` sequences; says whether it was the last one.
+    pub(super) fn take(&mut self, id: TokenId, counted: bool, batch: usize) -> bool {
+        self.sampler.drawn(id, counted);
+        let index = self.made;
+        self.made += 1;
+        let end = if self.stops.binary_search(&id).is_ok() {
+            Some(End::Stop)
+        } else {
+            (self.made >= self.most).then_some(End::Length)
+        };
+        self.writer.write(Ok(Token {
+            id,
+            index,
+            batch,
+            end,
+        }));
+        end.is_some()
+    }
+}
+
+impl Job {
+    /// Tokens made so far; none for what makes no tokens.
+    pub(super) fn made(&self) -> Option<usize> {
+        match &self.goal {
+            Goal::Generate(making) => Some(making.made),
+            _ => None,
+        }
+    }
+
+    /// Of a session's `len` tokens, how many are to be fed as a prompt: the last token made is fed by the step that makes
+    /// the next.
+    pub(super) fn target(&self, len: usize) -> usize {
+        match self.made() {
+            Some(made) if made > 0 => len.saturating_sub(1),
+            _ => len,
+        }
+    }
+
+    /// The latest state that it can begin with: logits come of a token that is fed.
+    pub(super) fn latest(&self, len: usize) -> usize {
+        match self.goal {
+            Goal::Generate(_) => len.saturating_sub(1),
+            _ => len,
+        }
+    }
+
+    /// Whether nobody reads what it makes.
+    pub(super) fn is_blocked(&self) -> bool {
+        match &self.goal {
+            Goal::Generate(making) => making.made > 0 && !making.writer.0.has_room(),
+            _ => false,
+        }
+    }
+
+    /// Its tokens that were read.
+    pub(super) fn seen(&self) -> usize {
+        match &self.goal {
+            Goal::Generate(making) => making.writer.0.seen(),
+            _ => 0,
+        }
+    }
+
+    pub(super) fn waited(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.arrived)
+    }
+
+    /// Ends it with an error.
+    pub(super) fn fail(self, error: Error) {
+        match self.goal {
+            Goal::Generate(making) => making.writer.write(Err(error)),
+            // Whoever asked may have gone.
+            Goal::Feed(reply) => drop(reply.send(Err(error))),
+            Goal::Save(reply) => drop(reply.send(Err(error))),
+        }
+    }
+}

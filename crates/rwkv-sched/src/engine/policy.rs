@@ -1,0 +1,353 @@
+//! What runs next: which requests have slots, and what a step holds. Nothing here runs anything or looks at a clock.
+//!
+//! - Prompts and tokens take turns: after a chunk of prompts, every sequence that is at its tokens gets some before the
+//!   next chunk. So a token waits for one chunk at most.
+//! - The longest-waiting prompt has half of a chunk, the shortest prompts have the other half; and of the slots that come
+//!   free, every second goes to whoever waited longest, every second to the shortest prompt. So neither a flood of long
+//!   prompts nor one of short ones starves the others.
+//! - Waiting raises the priority, a level for each [`Policy::ageing`]; who has got a slot by that keeps it from requests of
+//!   no more than that level.
+//! - Blends of adapters take turns, the one that was served longest ago first.
+
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+/// How an engine shares its steps out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Tokens of prompts in one step, at most; and never more than suits the executor
+    /// ([`Executor::chunk`](crate::Executor::chunk)).
+    pub chunk: usize,
+    /// The same while other sequences wait for their next token.
+    pub chunk_beside: usize,
+    /// Waiting this long is worth one level of priority.
+    pub ageing: Duration,
+    /// About how long tokens may be made before anything else is looked at: on a GPU, which runs ahead, a request waits
+    /// that long until it joins.
+    pub burst: Duration,
+    /// And at most so many tokens of each sequence.
+    pub burst_steps: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            chunk: 2048,
+            chunk_beside: 512,
+            ageing: Duration::from_secs(2),
+            burst: Duration::from_millis(25),
+            burst_steps: 64,
+        }
+    }
+}
+
+/// Tokens of each sequence between two chunks of prompts, at most.
+const BETWEEN_CHUNKS: usize = 8;
+
+/// Of so many slots, all but one may be taken by prompts of more than a chunk.
+const SHARE_FOR_SHORT: usize = 4;
+
+/// A request without a slot.
+#[derive(Clone, Debug)]
+pub(super) struct Waiting {
+    /// Later requests have larger numbers.
+    pub(super) id: u64,
+    pub(super) priority: i32,
+    pub(super) waited: Duration,
+    /// To feed until its next token.
+    pub(super) tokens: usize,
+}
+
+/// A request with a slot.
+#[derive(Clone, Debug)]
+pub(super) struct Running {
+    pub(super) id: u64,
+    pub(super) priority: i32,
+    /// The level by which it got its slot.
+    pub(super) earned: i64,
+    pub(super) waited: Duration,
+    pub(super) work: Work,
+    /// Whose weights it runs with next.
+    pub(super) blend: u64,
+}
+
+/// What a request needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Tokens to feed: until its next token, and in the next step at most.
+    Prompt { left: usize, most: usize },
+    /// One more token.
+    Token,
+    /// Nothing till somebody reads what it made.
+    Blocked,
+    /// Its blend is not ready.
+    Unprepared,
+}
+
+/// What changes about the slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The request loses its slot and waits.
+    Pause(u64),
+    /// The request gets a slot, by this level.
+    Start { id: u64, level: i64 },
+}
+
+/// What a step holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Nothing,
+    /// So many tokens of these requests.
+    Prompts {
+        blend: u64,
+        parts: Vec<(u64, usize)>,
+    },
+    /// So many tokens more of each.
+    Tokens {
+        blend: u64,
+        ids: Vec<u64>,
+        steps: usize,
+    },
+}
+
+/// How long steps take.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Times {
+    /// A chunk of prompts.
+    pub(super) chunk: Duration,
+    /// A token of each sequence.
+    pub(super) token: Duration,
+}
+
+/// Whose turn it was.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    clock: u64,
+    last_chunk: u64,
+    /// When each blend was served last.
+    prompts: HashMap<u64, u64>,
+    tokens: HashMap<u64, u64>,
+    started: u64,
+}
+
+impl Turns {
+    /// The step is taken.
+    pub(super) fn took(&mut self, step: &Step) {
+        self.clock += 1;
+        match step {
+            Step::Nothing => {}
+            Step::Prompts { blend, .. } => {
+                self.last_chunk = self.clock;
+                self.prompts.insert(*blend, self.clock);
+            }
+            Step::Tokens { blend, .. } => drop(self.tokens.insert(*blend, self.clock)),
+        }
+    }
+
+    /// Only these blends are left.
+    pub(super) fn retain(&mut self, blends: &HashSet<u64>) {
+        self.prompts.retain(|blend, _| blends.contains(blend));
+        self.tokens.retain(|blend, _| blends.contains(blend));
+    }
+
+    fn served(turns: &HashMap<u64, u64>, blend: u64) -> u64 {
+        turns.get(&blend).copied().unwrap_or(0)
+    }
+
+    /// The one of `blends` that was served longest ago.
+    fn next(turns: &HashMap<u64, u64>, blends: impl Iterator<Item = u64>) -> Option<u64> {
+        blends.min_by_key(|blend| (Self::served(turns, *blend), *blend))
+    }
+}
+
+impl Policy {
+    /// The priority of a request that has waited so long.
+    pub(super) fn level(&self, priority: i32, waited: Duration) -> i64 {
+        let ageing = self.ageing.as_nanos().max(1);
+        let levels = waited.as_nanos() / ageing;
+        i64::from(priority) + i64::try_from(levels).unwrap_or(i64::from(u32::MAX))
+    }
+
+    /// Which requests get slots, and which lose theirs, in this order.
+    pub(super) fn admit(
+        &self,
+        slots: usize,
+        running: &[Running],
+        waiting: &[Waiting],
+        turns: &mut Turns,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if waiting.is_empty() {
+            return changes;
+        }
+        let mut free = slots.saturating_sub(running.len());
+        if free == 0 {
+            let Some(victim) = self.victim(running, waiting) else {
+                return changes;
+            };
+            changes.push(Change::Pause(victim));
+            free = 1;
+        }
+        let is_long = |work: Work| matches!(work, Work::Prompt { left, .. } if left > self.chunk);
+        let mut long = running.iter().filter(|r| is_long(r.work)).count();
+        let most_long = match slots / SHARE_FOR_SHORT {
+            0 if slots > 1 => slots - 1,
+            kept => slots - kept,
+        };
+        let mut left: Vec<&Waiting> = waiting.iter().collect();
+        while free > 0 {
+            let fits = |w: &&&Waiting| long < most_long || w.tokens <= self.chunk;
+            let Some(first) = self.first(&left, fits, turns.started) else {
+                break;
+            };
+            left.retain(|w| w.id != first.id);
+            long += usize::from(first.tokens > self.chunk);
+            free -= 1;
+            turns.started += 1;
+            changes.push(Change::Start {
+                id: first.id,
+                level: self.level(first.priority, first.waited),
+            });
+        }
+        // Nobody is driven out for nobody.
+        if changes.len() == 1 && matches!(changes.first(), Some(Change::Pause(_))) {
+            changes.clear();
+        }
+        changes
+    }
+
+    /// Who gets the next slot.
+    fn first<'a>(
+        &self,
+        waiting: &[&'a Waiting],
+        fits: impl Fn(&&&'a Waiting) -> bool,
+        turn: u64,
+    ) -> Option<&'a Waiting> {
+        let fitting = || waiting.iter().filter(&fits).copied();
+        if turn.is_multiple_of(2) {
+            return fitting().min_by_key(|w| (Reverse(self.level(w.priority, w.waited)), w.id));
+        }
+        let highest = fitting().map(|w| w.priority).max()?;
+        let highest = fitting().filter(|w| w.priority == highest);
+        highest.min_by_key(|w| (w.tokens, w.id))
+    }
+
+    /// Whoever has a slot and should give it to one of `waiting`: one whose reader does not read, or one of a lower
+    /// priority that has not waited for its slot for long.
+    fn victim(&self, running: &[Running], waiting: &[Waiting]) -> Option<u64> {
+        if let Some(blocked) = running.iter().find(|r| r.work == Work::Blocked) {
+            return Some(blocked.id);
+        }
+        let best = waiting.iter().max_by_key(|w| (w.priority, Reverse(w.id)))?;
+        let weakest = running
+            .iter()
+            .min_by_key(|r| (r.priority, r.earned, Reverse(r.id)))?;
+        let stronger = best.priority > weakest.priority
+            && self.level(best.priority, best.waited) > weakest.earned;
+        stronger.then_some(weakest.id)
+    }
+
+    /// What the next step holds.
+    pub(super) fn next(&self, running: &[Running], turns: &Turns, times: Times) -> Step {
+        let at_tokens = || running.iter().filter(|r| r.work == Work::Token);
+        let at_prompts = || {
+            running
+                .iter()
+                .filter(|r| matches!(r.work, Work::Prompt { .. }))
+        };
+        let prompting = Turns::next(&turns.prompts, at_prompts().map(|r| r.blend));
+        let owed = at_tokens().any(|r| Turns::served(&turns.tokens, r.blend) <= turns.last_chunk);
+        match (prompting, owed) {
+            (Some(blend), false) => {
+                let beside = at_tokens().next().is_some();
+                let of_blend = at_prompts().filter(|r| r.blend == blend);
+                Step::Prompts {
+                    blend,
+                    parts: self.share(of_blend, beside),
+                }
+            }
+            _ => {
+                let Some(blend) = Turns::next(&turns.tokens, at_tokens().map(|r| r.blend)) else {
+                    return Step::Nothing;
+                };
+                let alone = at_tokens().all(|r| r.blend == blend);
+                Step::Tokens {
+                    blend,
+                    ids: at_tokens()
+                        .filter(|r| r.blend == blend)
+                        .map(|r| r.id)
+                        .collect(),
+                    steps: self.steps(prompting.is_some(), alone, times),
+                }
+            }
+        }
+    }
+
+    /// How many tokens each sequence gets: as many as take as long as a chunk where one waits, else as many as fit a burst.
+    fn steps(&self, prompts_wait: bool, alone: bool, times: Times) -> usize {
+        let time = if prompts_wait {
+            times.chunk.min(self.burst)
+        } else {
+            self.burst
+        };
+        let most = if prompts_wait || !alone {
+            BETWEEN_CHUNKS.min(self.burst_steps)
+        } else {
+            self.burst_steps
+        };
+        let fit = if times.token.is_zero() {
+            1
+        } else {
+            time.as_nanos() / times.token.as_nanos()
+        };
+        usize::try_from(fit)
+            .unwrap_or(usize::MAX)
+            .clamp(1, most.max(1))
+    }
+
+    /// Shares a chunk out.
+    fn share<'a>(
+        &self,
+        prompts: impl Iterator<Item = &'a Running>,
+        beside: bool,
+    ) -> Vec<(u64, usize)> {
+        let mut budget = if beside {
+            self.chunk.min(self.chunk_beside)
+        } else {
+            self.chunk
+        }
+        .max(1);
+        let mut sorted: Vec<(&Running, usize, usize)> = prompts
+            .filter_map(|r| match r.work {
+                Work::Prompt { left, most } => Some((r, left, most)),
+                _ => None,
+            })
+            .collect();
+        sorted.sort_by_key(|(r, left, _)| (*left, r.id));
+        let first = sorted
+            .iter()
+            .min_by_key(|(r, ..)| (Reverse(self.level(r.priority, r.waited)), r.id));
+        let Some(&(first, _, most)) = first else {
+            return Vec::new();
+        };
+        let mut firsts = most.min(budget.div_ceil(2));
+        budget -= firsts;
+        let mut parts = Vec::new();
+        for (prompt, _, most) in &sorted {
+            let part = (*most).min(budget);
+            if prompt.id != first.id && part > 0 {
+                budget -= part;
+                parts.push((prompt.id, part));
+            }
+        }
+        firsts += (most - firsts).min(budget);
+        parts.push((first.id, firsts));
+        parts
+    }
+}
+
+#[cfg(test)]
+mod tests;

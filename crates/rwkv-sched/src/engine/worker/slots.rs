@@ -1,0 +1,282 @@
+//! Which session's state lies in which slot.
+
+use super::{
+    Result, SlotId, Worker,
+    sessions::{Live, Session},
+};
+use crate::{
+    Error,
+    engine::policy::{Change, Running, Waiting, Work},
+};
+use std::{sync::Arc, time::Instant};
+
+impl Worker {
+    /// Gives slots to jobs, as the policy says.
+    pub(super) fn admit(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let running = self.running_views(now);
+        let waiting: Vec<Waiting> = self
+            .waiting
+            .values()
+            .filter(|job| !job.is_blocked())
+            .map(|job| {
+                let session = self.sessions.get(&job.session);
+                let unfed = |s: &Session| s.unfed(job.target(s.history.len()));
+                Waiting {
+                    id: job.id,
+                    priority: job.priority,
+                    waited: job.waited(now),
+                    tokens: session.map_or(0, unfed),
+                }
+            })
+            .collect();
+        let changes = self
+            .policy
+            .admit(self.slots.len(), &running, &waiting, &mut self.turns);
+        for change in changes {
+            match change {
+                Change::Pause(id) => self.pause(id),
+                Change::Start { id, level } => {
+                    if let Some(mut job) = self.waiting.remove(&id) {
+                        job.level = level;
+                        job.place = None;
+                        self.running.insert(id, job);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A running job waits again; its session's state goes to the host.
+    fn pause(&mut self, id: u64) {
+        if let Some(job) = self.running.remove(&id) {
+            self.stats.pauses += 1;
+            self.evict(job.session);
+            self.waiting.insert(id, job);
+        }
+    }
+
+    /// Brings the states of running jobs that have none on the device there. What cannot be brought fails.
+    pub(super) fn place_all(&mut self) {
+        let jobs = self.running.values();
+        let all: Vec<(u64, u64, usize)> = jobs
+            .filter_map(|job| {
+                let session = self.sessions.get(&job.session)?;
+                let latest = job.latest(session.history.len());
+                let there = session.live.is_some_and(|live| live.fed <= latest);
+                (!there).then_some((job.id, job.session, latest))
+            })
+            .collect();
+        for (id, session, latest) in all {
+            if let Err(error) = self.place(session, latest) {
+                self.fail(id, error);
+            }
+        }
+    }
+
+    /// Puts a state of a session into a slot: the newest at `latest` or before.
+    fn place(&mut self, session: u64, latest: usize) -> Result<()> {
+        self.release(session);
+        self.look_up(session, latest);
+        let slot = self.free_slot()?;
+        let Some(record) = self.sessions.get_mut(&session) else {
+            return Ok(());
+        };
+        let Some(from) = record.history.before(latest) else {
+            return Err(Error::EmptyPrompt);
+        };
+        match &from.state {
+            Some(state) => {
+                self.stats.states_written += 1;
+                self.executor.set_state(slot, state)?;
+            }
+            None => self.executor.reset(slot)?,
+        }
+        let fed = from.at;
+        self.clock += 1;
+        record.used = self.clock;
+        record.live = Some(Live { slot, fed });
+        if let Some(owner) = self.slots.get_mut(slot.0 as usize) {
+            *owner = Some(session);
+        }
+        Ok(())
+    }
+
+    /// Asks the prefix cache for a state of a session that has none but the first.
+    fn look_up(&mut self, session: u64, latest: usize) {
+        let Some(cache) = &self.options.prefix_cache else {
+            return;
+        };
+        let Some(record) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        let history = &mut record.history;
+        if history.before(latest).is_none_or(|c| c.at > 0) {
+            return;
+        }
+        // Of more than one blend, the first one's tokens.
+        let fed_by_one = history.run(0).map_or(0, |(_, tokens)| tokens.len());
+        let Some((blend, tokens)) = history.prefix(latest.min(fed_by_one)) else {
+            return;
+        };
+        self.stats.cache_lookups += 1;
+        let found = cache.lookup(blend.parts(), tokens);
+        if let Some((at, state)) = found.filter(|(at, _)| (1..=tokens.len()).contains(at)) {
+            self.stats.cache_hits += 1;
+            self.stats.cached_tokens += at as u64;
+            history.keep(at, state);
+        }
+    }
+
+    /// A slot that holds nothing: that of the idle session that was used longest ago where none is free.
+    pub(super) fn free_slot(&mut self) -> Result<SlotId> {
+        let slots = self.slots.len();
+        loop {
+            let free = (0u32..).zip(&self.slots).find(|(_, owner)| owner.is_none());
+            if let Some((slot, _)) = free {
+                return Ok(SlotId(slot));
+            }
+            let idle = self.slots.iter().flatten().filter_map(|session| {
+                let record = self.sessions.get(session)?;
+                let runs = record
+                    .job
+                    .is_some_and(|job| self.running.contains_key(&job));
+                (!runs).then_some((record.used, *session))
+            });
+            let Some((_, oldest)) = idle.min() else {
+                return Err(Error::SlotRange {
+                    slot: SlotId(u32::try_from(slots).unwrap_or(u32::MAX)),
+                    slots,
+                });
+            };
+            self.stats.evictions += 1;
+            self.evict(oldest);
+        }
+    }
+
+    /// Frees a session's slot, and keeps the state on the host.
+    fn evict(&mut self, session: u64) {
+        if let Err(error) = self.keep_state(session) {
+            // An older one will do, with more tokens to feed.
+            tracing::warn!("a state that leaves its slot cannot be read: {error}");
+        }
+        self.release(session);
+    }
+
+    /// Frees a session's slot.
+    pub(super) fn release(&mut self, session: u64) {
+        let live = self.sessions.get_mut(&session).and_then(|s| s.live.take());
+        if let Some(owner) = live.and_then(|live| self.slots.get_mut(live.slot.0 as usize)) {
+            *owner = None;
+        }
+    }
+
+    /// Keeps the state in a session's slot on the host too.
+    pub(super) fn keep_state(&mut self, session: u64) -> Result<()> {
+        let Some(record) = self.sessions.get_mut(&session) else {
+            return Ok(());
+        };
+        let Some(live) = record.live else {
+            return Ok(());
+        };
+        let kept = record.history.before(live.fed).map(|c| c.at);
+        if kept == Some(live.fed) {
+            return Ok(());
+        }
+        let state = Arc::new(self.executor.state(live.slot)?);
+        self.stats.states_read += 1;
+        record.history.keep(live.fed, state);
+        let job = record.job.and_then(|job| self.running.get(&job));
+        let needed = record.needed(job.map_or(0, super::Job::seen));
+        record.history.trim(self.options.checkpoints, needed);
+        Ok(())
+    }
+
+    /// Keeps states at intervals of a session's tokens, and tells the prefix cache those that may begin another prompt.
+    pub(super) fn keep_passing_state(&mut self, session: u64, prompt_ends: bool) {
+        let Some(record) = self.sessions.get(&session) else {
+            return;
+        };
+        let Some(live) = record.live else {
+            return;
+        };
+        let kept = record.history.before(live.fed).map_or(0, |c| c.at);
+        let due = live.fed - kept >= self.options.checkpoint_every.max(1);
+        let on_grid = live.fed.is_multiple_of(self.options.cache_every.max(1));
+        let cached = self.options.prefix_cache.is_some()
+            && (on_grid || prompt_ends)
+            && record.history.prefix(live.fed).is_some();
+        if !due && !cached {
+            return;
+        }
+        if let Err(error) = self.keep_state(session) {
+            tracing::warn!("a state cannot be kept: {error}");
+            return;
+        }
+        let (Some(cache), Some(record)) = (
+            self.options.prefix_cache.as_ref().filter(|_| cached),
+            self.sessions.get(&session),
+        ) else {
+            return;
+        };
+        let (prefix, kept) = (
+            record.history.prefix(live.fed),
+            record.history.before(live.fed),
+        );
+        if let (Some((blend, tokens)), Some(checkpoint)) = (prefix, kept)
+            && let Some(state) = checkpoint
+                .state
+                .as_ref()
+                .filter(|_| checkpoint.at == live.fed)
+        {
+            cache.insert(blend.parts(), tokens, state.clone());
+        }
+    }
+
+    /// The running jobs as the policy sees them.
+    pub(super) fn running_views(&mut self, now: Instant) -> Vec<Running> {
+        let mut views = Vec::with_capacity(self.running.len());
+        for job in self.running.values() {
+            let Some(session) = self.sessions.get(&job.session) else {
+                continue;
+            };
+            let history = &session.history;
+            let target = job.target(history.len());
+            let fed = session
+                .live
+                .map_or(target - session.unfed(target), |l| l.fed);
+            let (blend, run) = history.run(fed).unwrap_or((&job.blend, &[]));
+            let number = self.blends.number(blend);
+            let grid = match &self.options.prefix_cache {
+                Some(_) => {
+                    let every = self.options.cache_every.max(1);
+                    (fed + 1).next_multiple_of(every) - fed
+                }
+                None => usize::MAX,
+            };
+            let left = target.saturating_sub(fed);
+            let work = if !self.blends.is_ready(number) {
+                Work::Unprepared
+            } else if left > 0 {
+                let most = left.min(run.len()).min(grid);
+                Work::Prompt { left, most }
+            } else if job.is_blocked() {
+                Work::Blocked
+            } else {
+                Work::Token
+            };
+            views.push(Running {
+                id: job.id,
+                priority: job.priority,
+                earned: job.level,
+                waited: job.waited(now),
+                work,
+                blend: number,
+            });
+        }
+        views
+    }
+}

@@ -1,0 +1,123 @@
+//! Many sessions on one executor: each gets what it would get alone, whatever happens to the others.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests fail by panicking; sizes are small"
+)]
+
+mod adapters;
+mod alone;
+mod cancelling;
+mod failing;
+mod queue;
+mod schedules;
+mod sessions;
+#[path = "../support/mod.rs"]
+mod support;
+
+use rwkv_sched::{
+    CpuExecutor, Executor, Model, Simd, TokenId, Version,
+    engine::{Engine, EngineOptions, Request, TokenStream},
+    sampling::SamplerParams,
+};
+use support::random_model::{Dimensions, Packing, Random};
+
+const VOCAB: usize = 50;
+
+fn dimensions(version: Version) -> Dimensions {
+    Dimensions {
+        version,
+        layers: 2,
+        heads: 2,
+        head_size: 16,
+        ffn: 48,
+        vocab: VOCAB,
+        ranks: [5, 6, 7, 8],
+    }
+}
+
+fn model(seed: u64) -> Model {
+    dimensions(Version::V7).model(Packing::F32, seed)
+}
+
+fn cpu(model: &Model, slots: usize) -> Box<dyn Executor> {
+    Box::new(
+        CpuExecutor::new(model, slots)
+            .unwrap()
+            .with_simd(Simd::detect()),
+    )
+}
+
+fn engine(model: &Model, slots: usize, options: EngineOptions) -> Engine {
+    Engine::with_executor(cpu(model, slots), options).unwrap()
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(future)
+}
+
+fn request(prompt: &[TokenId], max_tokens: usize, seed: u64) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        sampler: SamplerParams {
+            top_p: 0.9,
+            seed,
+            ..SamplerParams::default()
+        },
+        ..Request::default()
+    }
+}
+
+fn random_request(random: &mut Random, prompt: usize, tokens: usize) -> Request {
+    let prompt = random.prompt(prompt, VOCAB);
+    let mut request = request(&prompt, 1 + random.below(tokens), random.below(1000) as u64);
+    if random.below(3) == 0 {
+        request.sampler.temperature = 0.0;
+    }
+    if random.below(2) == 0 {
+        request.stop_tokens = vec![random.below(VOCAB) as u32, random.below(VOCAB) as u32];
+    }
+    request.priority = random.below(3) as i32 - 1;
+    request
+}
+
+/// Tokens until the end.
+async fn all(mut stream: TokenStream) -> Vec<TokenId> {
+    let mut tokens = Vec::new();
+    while let Some(token) = stream.next().await {
+        let token = token.unwrap();
+        assert_eq!(token.index, tokens.len());
+        tokens.push(token.id);
+    }
+    tokens
+}
+
+/// The first `count` tokens.
+async fn some(stream: &mut TokenStream, count: usize) -> Vec<TokenId> {
+    let mut tokens = Vec::new();
+    while tokens.len() < count {
+        let Some(token) = stream.next().await else {
+            break;
+        };
+        tokens.push(token.unwrap().id);
+    }
+    tokens
+}
+
+/// Waits until the engine's counts say so.
+async fn until(engine: &Engine, what: impl Fn(&rwkv_sched::engine::EngineStats) -> bool) {
+    for _ in 0..2000 {
+        if what(&engine.stats()) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("it did not come to that: {:?}", engine.stats());
+}

@@ -1,0 +1,287 @@
+//! What sessions promise, one by one.
+
+use super::{
+    VOCAB, all, alone::Alone, block_on, cpu, engine, model, random_request, request, some,
+    support::random_model::Random,
+};
+use rwkv_sched::{
+    Adapter, Error, State, TokenId,
+    engine::{End, EngineOptions, PrefixCache},
+};
+use std::sync::{Arc, Mutex};
+
+/// Many more sessions than slots: states go to the host and come back, and nothing is lost.
+#[test]
+fn a_thousand_sessions_over_eight_slots() {
+    let model = model(1);
+    let mut oracle = cpu(&model, 1);
+    let mut random = Random::new(7);
+    let plans: Vec<[_; 2]> = (0..1000)
+        .map(|_| [0; 2].map(|_| random_request(&mut random, 8, 4)))
+        .collect();
+    let engine = engine(&model, 8, EngineOptions::default());
+    let got = block_on(async {
+        let mut tasks = Vec::new();
+        for plan in plans.clone() {
+            let mut session = engine.session();
+            tasks.push(tokio::spawn(async move {
+                let mut tokens = Vec::new();
+                for request in plan {
+                    tokens.push(all(session.generate(request).await.unwrap()).await);
+                }
+                tokens
+            }));
+        }
+        let mut got = Vec::new();
+        for task in tasks {
+            got.push(task.await.unwrap());
+        }
+        got
+    });
+    for (plan, got) in plans.iter().zip(got) {
+        let mut alone = Alone::default();
+        for (request, got) in plan.iter().zip(got) {
+            let want = alone.generate(oracle.as_mut(), request, usize::MAX);
+            assert_eq!(got, want);
+        }
+    }
+    let stats = engine.stats();
+    assert!(stats.evictions > 100, "{stats:?}");
+    assert!(stats.mean_batch() > 4.0, "{stats:?}");
+    assert_eq!((stats.failed, stats.cancelled), (0, 0));
+}
+
+#[test]
+fn requests_end_for_a_reason() {
+    let engine = engine(&model(2), 2, EngineOptions::default());
+    block_on(async {
+        let mut session = engine.session();
+        let mut stream = session.generate(request(&[1, 2, 3], 5, 1)).await.unwrap();
+        let mut ends = Vec::new();
+        let mut tokens = Vec::new();
+        while let Some(token) = stream.next().await {
+            let token = token.unwrap();
+            ends.push(token.end);
+            tokens.push(token.id);
+        }
+        assert_eq!(ends, [None, None, None, None, Some(End::Length)]);
+        let mut session = engine.session();
+        let mut stopped = request(&[1, 2, 3], 5, 1);
+        stopped.stop_tokens = vec![tokens[2]];
+        let mut stream = session.generate(stopped).await.unwrap();
+        let first = tokens.iter().position(|t| *t == tokens[2]).unwrap();
+        for index in 0..=first {
+            let token = stream.next().await.unwrap().unwrap();
+            assert_eq!(token.id, tokens[index]);
+            let end = (index == first).then_some(End::Stop);
+            assert_eq!(token.end, end);
+        }
+        assert!(stream.next().await.is_none());
+    });
+}
+
+#[test]
+fn what_cannot_run_is_refused() {
+    let model = model(3);
+    let engine = engine(&model, 2, EngineOptions::default());
+    block_on(async {
+        let mut session = engine.session();
+        let refused = |e: Error, want: &str| {
+            let text = e.to_string();
+            assert!(text.contains(want) && !text.contains('\n'), "{text}");
+        };
+        let far = request(&[VOCAB as u32], 3, 0);
+        refused(session.generate(far).await.err().unwrap(), "out of range");
+        let none = request(&[1], 0, 0);
+        refused(session.generate(none).await.err().unwrap(), "0 tokens");
+        let mut hot = request(&[1], 3, 0);
+        hot.sampler.temperature = -1.0;
+        refused(session.generate(hot).await.err().unwrap(), "temperature");
+        let mut biased = request(&[1], 3, 0);
+        biased.sampler.logit_bias = vec![(VOCAB as u32, 1.0)];
+        refused(session.generate(biased).await.err().unwrap(), "bias");
+        // Nothing to go on from.
+        let mut stream = session.generate(request(&[], 3, 0)).await.unwrap();
+        let error = stream.next().await.unwrap().unwrap_err();
+        refused(error, "prompt is empty");
+        assert!(stream.next().await.is_none());
+        let error = session.rollback(1).await.unwrap_err();
+        refused(error, "cannot go back by 1");
+        let mut state = session.save().await.unwrap().as_ref().clone();
+        state.wkv.pop();
+        refused(session.load(Arc::new(state)).unwrap_err(), "does not fit");
+        // One request at a time.
+        let stream = session.generate(request(&[1], 400, 0)).await.unwrap();
+        refused(
+            session.generate(request(&[1], 1, 0)).await.err().unwrap(),
+            "busy",
+        );
+        refused(session.fork().err().unwrap(), "busy");
+        refused(session.save().await.unwrap_err(), "busy");
+        drop(stream);
+        let again = session.generate(request(&[1], 2, 0)).await.unwrap();
+        assert_eq!(all(again).await.len(), 2);
+        // All tokens ruled out: the request fails, and the next one does not.
+        let mut banned = request(&[1], 3, 0);
+        let ban = |token| (token, f32::NEG_INFINITY);
+        banned.sampler.logit_bias = (0..VOCAB as u32).map(ban).collect();
+        let mut stream = session.generate(banned).await.unwrap();
+        assert!(stream.next().await.unwrap().is_err());
+        drop(stream);
+        let again = session.generate(request(&[1], 2, 0)).await.unwrap();
+        assert_eq!(all(again).await.len(), 2);
+    });
+}
+
+/// An empty prompt goes on from what the session has seen, also when all of it is in the state.
+#[test]
+fn going_on_without_a_prompt() {
+    let model = model(4);
+    let mut oracle = cpu(&model, 1);
+    let engine = engine(&model, 1, EngineOptions::default());
+    block_on(async {
+        let mut session = engine.session();
+        let mut alone = Alone::default();
+        session.feed(&[5, 6, 7], &[]).await.unwrap();
+        alone.tokens.extend([5, 6, 7]);
+        for saved in [false, true] {
+            if saved {
+                let state = session.save().await.unwrap();
+                assert_eq!(*state, alone.state(oracle.as_mut()));
+            }
+            let go_on = request(&[], 6, 3);
+            let want = alone.generate(oracle.as_mut(), &go_on, usize::MAX);
+            let got = all(session.generate(go_on).await.unwrap()).await;
+            assert_eq!(got, want);
+        }
+    });
+}
+
+/// Long sessions keep few states and tokens, and can go back as far as those reach.
+#[test]
+fn what_is_kept_is_bounded() {
+    let model = model(5);
+    let mut oracle = cpu(&model, 1);
+    let options = EngineOptions {
+        checkpoint_every: 50,
+        checkpoints: 2,
+        ..EngineOptions::default()
+    };
+    let engine = engine(&model, 1, options);
+    block_on(async {
+        let mut session = engine.session();
+        let mut alone = Alone::default();
+        let tokens = Random::new(3).tokens(1000, VOCAB);
+        for part in tokens.chunks(30) {
+            session.feed(part, &[]).await.unwrap();
+            alone.tokens.extend(part);
+        }
+        let error = session.rollback(900).await.unwrap_err();
+        let Error::Rollback { tokens, kept, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(tokens, 1000);
+        assert!((700..950).contains(&kept), "{kept}");
+        session.rollback(tokens - kept).await.unwrap();
+        alone.tokens.truncate(kept);
+        let go_on = request(&[9], 6, 3);
+        let want = alone.generate(oracle.as_mut(), &go_on, usize::MAX);
+        assert_eq!(all(session.generate(go_on).await.unwrap()).await, want);
+    });
+}
+
+/// A reader that does not read stops its sequence, gives its slot away, and gets the same tokens in the end.
+#[test]
+fn slow_readers() {
+    let model = model(6);
+    let mut oracle = cpu(&model, 1);
+    let options = EngineOptions {
+        ahead: 4,
+        ..EngineOptions::default()
+    };
+    let engine = engine(&model, 1, options);
+    block_on(async {
+        let slow = request(&[1, 2], 100, 5);
+        let mut session = engine.session();
+        let mut stream = session.generate(slow.clone()).await.unwrap();
+        super::until(&engine, |s| s.tokens >= 4).await;
+        let quick = request(&[3, 4], 20, 6);
+        let got = all(engine.session().generate(quick.clone()).await.unwrap()).await;
+        let want = Alone::default().generate(oracle.as_mut(), &quick, usize::MAX);
+        assert_eq!(got, want);
+        let stats = engine.stats();
+        assert!(stats.tokens < 40, "{stats:?}");
+        assert_eq!(stats.pauses, 1, "{stats:?}");
+        let got = some(&mut stream, 200).await;
+        let want = Alone::default().generate(oracle.as_mut(), &slow, usize::MAX);
+        assert_eq!(got, want);
+    });
+}
+
+#[derive(Default)]
+struct Cache {
+    states: Mutex<Vec<(Vec<TokenId>, Arc<State>)>>,
+}
+
+impl PrefixCache for Cache {
+    fn lookup(
+        &self,
+        blend: &[(Arc<Adapter>, f32)],
+        tokens: &[TokenId],
+    ) -> Option<(usize, Arc<State>)> {
+        assert!(blend.is_empty());
+        let states = self.states.lock().unwrap();
+        let fits = states.iter().filter(|(key, _)| tokens.starts_with(key));
+        let (key, state) = fits.max_by_key(|(key, _)| key.len())?;
+        Some((key.len(), state.clone()))
+    }
+
+    fn insert(&self, _: &[(Arc<Adapter>, f32)], tokens: &[TokenId], state: Arc<State>) {
+        let mut states = self.states.lock().unwrap();
+        states.push((tokens.to_vec(), state));
+    }
+}
+
+/// Prompts that share their beginning start from the longest state of it that is known.
+#[test]
+fn shared_prefixes_are_fed_once() {
+    let model = model(7);
+    let mut oracle = cpu(&model, 1);
+    let cache = Arc::new(Cache::default());
+    let options = EngineOptions {
+        prefix_cache: Some(cache.clone()),
+        cache_every: 64,
+        ..EngineOptions::default()
+    };
+    let engine = engine(&model, 4, options);
+    let shared = Random::new(1).tokens(300, VOCAB);
+    block_on(async {
+        for number in 0..6 {
+            let mut prompt = shared.clone();
+            // The same as a whole, a longer and another one.
+            prompt.extend(vec![number; number as usize % 3]);
+            let asked = request(&prompt, 8, 1);
+            let got = all(engine.session().generate(asked.clone()).await.unwrap()).await;
+            let want = Alone::default().generate(oracle.as_mut(), &asked, usize::MAX);
+            assert_eq!(got, want);
+        }
+    });
+    let stats = engine.stats();
+    assert_eq!((stats.cache_lookups, stats.cache_hits), (6, 5), "{stats:?}");
+    assert!(stats.prompt_tokens < 600, "{stats:?}");
+    let states = cache.states.lock().unwrap();
+    for (key, state) in states.iter() {
+        let alone = Alone {
+            base: None,
+            tokens: key.clone(),
+        };
+        assert_eq!(
+            **state,
+            alone.state(oracle.as_mut()),
+            "{} tokens",
+            key.len()
+        );
+    }
+    let whole = states.iter().filter(|(key, _)| *key == shared).count();
+    assert!(whole >= 1);
+}

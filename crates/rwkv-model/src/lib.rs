@@ -1,7 +1,8 @@
 //! What is this model? Checkpoint files, tokenizers, and the binding of weights to the graphs of `rwkv-sched`.
 //!
 //! [`ModelFile`] opens a checkpoint, finds out its version and dimensions, and gives a [`rwkv_sched::Model`] whose
-//! tensors stay in the mapped file, and the [`Tokenizer`] that belongs to it.
+//! tensors stay in the mapped file, and the [`Tokenizer`] that belongs to it. A [`TextSession`] is a
+//! session of an engine in text.
 
 mod adapter_config;
 #[cfg(feature = "demo")]
@@ -15,6 +16,7 @@ mod names;
 pub mod output_file;
 pub mod perplexity;
 mod state_file;
+mod text_session;
 pub mod state_store;
 pub mod tokenizer;
 
@@ -22,6 +24,7 @@ pub use error::Error;
 pub use lora::AdapterFile;
 pub use model_file::{ModelFile, OpenOptions, TensorSummary};
 pub use state_file::{LoadedState, StateOrigin, TimeStateOrder};
+pub use text_session::{ChatTemplate, TextEnd, TextRequest, TextSession, TextStream};
 pub use state_store::DiskStateStore;
 pub use tokenizer::Tokenizer;
 

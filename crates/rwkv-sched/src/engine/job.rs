@@ -26,8 +26,9 @@ pub(super) struct Job {
     pub(super) goal: Goal,
     /// By which it got its slot.
     pub(super) level: i64,
-    /// A step that held it and others failed: the next one holds nothing else, to see whose fault it is.
-    pub(super) alone: bool,
+    /// A step that held it and others failed: until so many tokens of its session are fed it runs alone, to see whose fault
+    /// it is.
+    pub(super) alone: usize,
 }
 
 /// What it is for.

@@ -199,7 +199,7 @@ impl Session {
             prompt,
             goal,
             level: i64::from(priority),
-            alone: false,
+            alone: 0,
         };
         self.engine.send(Command::Run(Box::new(job)))?;
         Ok(Asked {

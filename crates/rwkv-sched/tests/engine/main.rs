@@ -38,7 +38,16 @@ fn dimensions(version: Version) -> Dimensions {
     }
 }
 
+/// Steps of such small models are shorter than sharing them out takes.
+fn on_one_thread() {
+    // Another test of this process may have done so.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build_global();
+}
+
 fn model(seed: u64) -> Model {
+    on_one_thread();
     dimensions(Version::V7).model(Packing::F32, seed)
 }
 

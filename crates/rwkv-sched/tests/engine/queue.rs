@@ -11,6 +11,7 @@ use std::{
 fn a_full_queue_makes_callers_wait() {
     let options = EngineOptions {
         queue: 2,
+        ahead: usize::MAX,
         ..EngineOptions::default()
     };
     let engine = engine(&model(1), 1, options);

@@ -3,7 +3,7 @@
 use super::{
     VOCAB, all,
     alone::{Alone, once_in},
-    block_on, dimensions, random_request, some,
+    block_on, dimensions, on_one_thread, random_request, some,
     support::{
         gpus, proptest_config,
         random_model::{Packing, Random},
@@ -210,6 +210,7 @@ fn check(
 }
 
 fn models(version: Version, seed: u64) -> Model {
+    on_one_thread();
     dimensions(version).model(Packing::F16, seed)
 }
 

@@ -36,7 +36,7 @@ impl Worker {
         let mut views = self.running_views(Instant::now());
         let suspect = views.iter().find(|view| {
             let runs = matches!(view.work, Work::Prompt { .. } | Work::Token);
-            runs && self.running.get(&view.id).is_some_and(|job| job.alone)
+            runs && self.is_suspect(view.id)
         });
         if let Some(suspect) = suspect.map(|view| view.id) {
             views.retain(|view| view.id == suspect);
@@ -122,10 +122,9 @@ impl Worker {
         self.stats.chunks += 1;
         self.stats.prompt_tokens += tokens as u64;
         for (id, span) in ids.iter().zip(&batch.spans) {
-            let Some(job) = self.running.get_mut(id) else {
+            let Some(job) = self.running.get(id) else {
                 continue;
             };
-            job.alone = false;
             let (session, ends) = (job.session, job.made() == Some(0));
             self.fed(session, span.tokens.len());
             let record = self.sessions.get(&session);
@@ -234,10 +233,9 @@ impl Worker {
         self.stats.batched += u64::from(ran) * batch as u64;
         self.stats.tokens += handed_out;
         for burst in &bursts {
-            let Some(job) = self.running.get_mut(&burst.job) else {
+            let Some(job) = self.running.get(&burst.job) else {
                 continue;
             };
-            job.alone &= done.is_err();
             let Some(session) = self.sessions.get_mut(&burst.session) else {
                 continue;
             };
@@ -307,12 +305,20 @@ impl Worker {
             return self.fail(*id, error);
         }
         for id in ids {
-            if let Some(job) = self.running.get_mut(id) {
-                job.alone = true;
-                let session = job.session;
-                self.release(session);
-            }
+            let Some(job) = self.running.get_mut(id) else {
+                continue;
+            };
+            let session = job.session;
+            let record = self.sessions.get(&session);
+            job.alone = record.map_or(0, |record| record.history.len());
+            self.release(session);
         }
+    }
+
+    /// Whether a job was in a step that failed, and has not come past it since.
+    fn is_suspect(&self, id: u64) -> bool {
+        let job_and_session = self.job_and_session(id);
+        job_and_session.is_some_and(|(job, s)| s.live.is_some_and(|l| l.fed < job.alone))
     }
 }
 

@@ -400,9 +400,49 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FILE.json", num_args = 0..=1)]
     #[allow(clippy::option_option, reason = "not given, given, given with a file")]
     pub(crate) profile: Option<Option<PathBuf>>,
+    /// Replay requests instead, through the engine with as many slots as --batch has sequences at most: the times of a FILE,
+    /// lines of {"at": SECONDS, "prompt": TOKENS, "tokens": TOKENS}, or made-up ones, with prompts of about --prefill and
+    /// answers of about --decode tokens. Tells throughput, and percentiles of the time to the first token and between
+    /// tokens; with --profile also how busy the GPU is.
+    #[arg(long, value_name = "FILE|synthetic", conflicts_with = "prune")]
+    pub(crate) serve_trace: Option<TraceArg>,
+    /// Requests a second, on average, of a made-up trace.
+    #[arg(long, value_name = "R", default_value_t = 4.0, requires = "serve_trace", value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Requests of a made-up trace that come at once.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "serve_trace", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) burst: u32,
+    /// Requests of a made-up trace.
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "serve_trace", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) requests: u32,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Where requests come from.
+#[derive(Clone, Debug)]
+pub(crate) enum TraceArg {
+    /// From the times that they are made up for.
+    Synthetic,
+    File(PathBuf),
+}
+
+impl std::str::FromStr for TraceArg {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "synthetic" => Self::Synthetic,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.trim().parse::<f64>().ok();
+    rate.filter(|rate| (1e-6..=1e6).contains(rate))
+        .ok_or_else(|| format!("`{text}` is no rate: expected requests a second, such as 2.5"))
 }
 
 #[derive(ClapArgs)]

@@ -152,7 +152,11 @@ impl TextSession {
         template: &ChatTemplate,
         mut request: TextRequest,
     ) -> Result<TextStream<'_>> {
-        let before = if self.chats { template.end.as_str() } else { "" };
+        let before = if self.chats {
+            template.end.as_str()
+        } else {
+            ""
+        };
         let ChatTemplate {
             user, assistant, ..
         } = template;

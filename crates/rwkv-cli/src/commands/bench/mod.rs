@@ -1,11 +1,13 @@
 //! `rwkv-cli bench`: how fast a model runs, and where the time goes.
 
+mod arrivals;
 mod break_even;
 mod copy_bandwidth;
 mod host_memory;
 mod kernels;
 mod measure;
 mod report;
+mod serve;
 mod spread;
 mod text;
 mod trace;
@@ -34,10 +36,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         ));
     }
     let interrupt = Interrupt::listen()?;
-    let shown = if args.prune.is_empty() {
-        whole(args, &workloads, &interrupt)
-    } else {
-        break_even::run(args, &workloads, &interrupt)
+    let shown = match &args.serve_trace {
+        Some(trace) => serve::run(args, trace, &interrupt),
+        None if args.prune.is_empty() => whole(args, &workloads, &interrupt),
+        None => break_even::run(args, &workloads, &interrupt),
     };
     match shown {
         Ok(()) => Ok(ExitCode::SUCCESS),

@@ -196,7 +196,7 @@ fn low_priorities_come_to_their_turn() {
     let mut all: Vec<Asked> = (0..3000)
         .map(|n| Asked {
             priority: 2,
-            ..asked(n * 20, 500, 10)
+            ..asked(n * 60, 500, 10)
         })
         .collect();
     all.push(Asked {
@@ -206,11 +206,11 @@ fn low_priorities_come_to_their_turn() {
     let policy = Policy::default();
     let fared = simulate(&policy, 1, &all, LONG);
     let lowest = fared.last().unwrap();
-    // Four levels by ageing, then it keeps its slot.
+    // Four levels by ageing, then it keeps its slot: its 400 tokens take 1.6 s.
     let first = lowest.first.unwrap();
-    assert!(first < policy.ageing * 8, "{first:?}");
+    assert!(first < policy.ageing * 5, "{first:?}");
     let done = lowest.done.unwrap();
-    assert!(done < policy.ageing * 12, "{done:?}");
+    assert!(done < first + policy.ageing, "{done:?}");
 }
 
 #[test]

@@ -360,3 +360,74 @@ fn layers_on_two_devices() {
         }
     }
 }
+
+/// Requests of a made-up trace and of a file go through the engine; what is counted is what was asked for.
+#[test]
+fn traces_are_served() {
+    let serve = |args: &[&str]| -> Value {
+        let mut all = vec![
+            "--synthetic",
+            SPEC,
+            "--device",
+            "cpu",
+            "--json",
+            "--batch",
+            "3",
+        ];
+        all.extend(args);
+        serde_json::from_str(&stdout(&all)).expect("JSON")
+    };
+    let mut args = vec![
+        "--serve-trace",
+        "synthetic",
+        "--rate",
+        "200",
+        "--burst",
+        "4",
+    ];
+    args.extend(["--requests", "12", "--prefill", "20", "--decode", "6"]);
+    let report = serve(&args);
+    assert_eq!(report["requests"], 12);
+    assert_eq!(report["slots"], 3);
+    let number = |report: &Value, name: &str| report[name].as_f64().expect("a number");
+    for time in ["first_token_ms", "between_tokens_ms"] {
+        let times = ["median", "p90", "p99", "max"].map(|p| number(&report[time], p));
+        assert!(times.is_sorted() && times[0] > 0.0, "{time}: {times:?}");
+    }
+    let batch = number(&report, "mean_batch");
+    assert!((1.0..=3.0).contains(&batch), "{batch}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("trace.jsonl");
+    let lines =
+        "{\"at\": 0.2, \"prompt\": 5, \"tokens\": 7}\n{\"at\": 0, \"prompt\": 30, \"tokens\": 4}\n";
+    std::fs::write(&path, lines).expect("a file");
+    let report = serve(&["--serve-trace", path.to_str().expect("UTF-8")]);
+    assert_eq!(report["requests"], 2);
+    let [seconds, speed] = ["seconds", "tokens_per_second"].map(|name| number(&report, name));
+    assert!(
+        (seconds * speed - 11.0).abs() < 1e-6,
+        "{seconds} s, {speed}"
+    );
+    assert!(seconds >= 0.2);
+    // And as text.
+    args.extend(["--synthetic", SPEC, "--device", "cpu"]);
+    let text = stdout(&args);
+    assert!(text.contains("between tokens"), "{text}");
+    for wrong in [
+        ["--serve-trace", "synthetic", "--rate", "0"],
+        ["--serve-trace", "synthetic", "--rate", "fast"],
+        ["--serve-trace", "synthetic", "--prune", "0.5"],
+    ] {
+        let output = bench(&wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+    }
+    let output = bench(&[
+        "--synthetic",
+        SPEC,
+        "--device",
+        "cpu",
+        "--serve-trace",
+        "no/such",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+}

@@ -5,7 +5,7 @@ use crate::{
     tokenizer::{StopStrings, TextDecoder, Tokenizer},
 };
 use rwkv_sched::{
-    Adapter, TokenId,
+    Adapter,
     engine::{End, Request, Session, Token, TokenStream},
     sampling::SamplerParams,
 };

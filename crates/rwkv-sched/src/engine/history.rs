@@ -207,7 +207,7 @@ mod tests {
                     let from = history.before(position).unwrap();
                     prop_assert!(from.at <= position);
                     if let Some(kept) = &from.state {
-                        prop_assert_eq!(kept.wkv[0][0], from.at as f32);
+                        prop_assert_eq!(kept, &state(from.at));
                     } else {
                         prop_assert_eq!(from.at, 0);
                     }

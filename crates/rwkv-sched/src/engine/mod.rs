@@ -141,12 +141,11 @@ impl Engine {
     /// What [`load`](crate::load()) and [`load_placed`] say, and those of [`with_executor`](Self::with_executor).
     pub fn spawn(model: &Model, options: EngineOptions) -> Result<Self> {
         let progress = &mut |_| {};
-        let executor = match &options.placement {
-            Some(placement) => load_placed(model, placement, &options.load, progress)?,
-            None => {
-                let device = Device::open("auto")?.device;
-                load(model, &device, &options.load, progress)?
-            }
+        let executor = if let Some(placement) = &options.placement {
+            load_placed(model, placement, &options.load, progress)?
+        } else {
+            let device = Device::open("auto")?.device;
+            load(model, &device, &options.load, progress)?
         };
         Self::with_executor(executor, options)
     }

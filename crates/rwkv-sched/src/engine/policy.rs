@@ -260,29 +260,21 @@ impl Policy {
         };
         let prompting = Turns::next(&turns.prompts, at_prompts().map(|r| r.blend));
         let owed = at_tokens().any(|r| Turns::served(&turns.tokens, r.blend) <= turns.last_chunk);
-        match (prompting, owed) {
-            (Some(blend), false) => {
-                let beside = at_tokens().next().is_some();
-                let of_blend = at_prompts().filter(|r| r.blend == blend);
-                Step::Prompts {
-                    blend,
-                    parts: self.share(of_blend, beside),
-                }
-            }
-            _ => {
-                let Some(blend) = Turns::next(&turns.tokens, at_tokens().map(|r| r.blend)) else {
-                    return Step::Nothing;
-                };
-                let alone = at_tokens().all(|r| r.blend == blend);
-                Step::Tokens {
-                    blend,
-                    ids: at_tokens()
-                        .filter(|r| r.blend == blend)
-                        .map(|r| r.id)
-                        .collect(),
-                    steps: self.steps(prompting.is_some(), alone, times),
-                }
-            }
+        if let (Some(blend), false) = (prompting, owed) {
+            let beside = at_tokens().next().is_some();
+            let of_blend = at_prompts().filter(|r| r.blend == blend);
+            let parts = self.share(of_blend, beside);
+            return Step::Prompts { blend, parts };
+        }
+        let Some(blend) = Turns::next(&turns.tokens, at_tokens().map(|r| r.blend)) else {
+            return Step::Nothing;
+        };
+        let alone = at_tokens().all(|r| r.blend == blend);
+        let of_blend = at_tokens().filter(|r| r.blend == blend);
+        Step::Tokens {
+            blend,
+            ids: of_blend.map(|r| r.id).collect(),
+            steps: self.steps(prompting.is_some(), alone, times),
         }
     }
 

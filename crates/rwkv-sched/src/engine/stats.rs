@@ -60,8 +60,11 @@ pub struct EngineStats {
     pub executor: ExecutorStats,
 }
 
+/// One of the counts.
+type Count = fn(&EngineStats) -> u64;
+
 /// Counts by the names that `metrics` has them under.
-const COUNTERS: [(&str, fn(&EngineStats) -> u64); 14] = [
+const COUNTERS: [(&str, Count); 14] = [
     ("rwkv_requests", |s| s.requests),
     ("rwkv_requests_finished", |s| s.finished),
     ("rwkv_requests_cancelled", |s| s.cancelled),

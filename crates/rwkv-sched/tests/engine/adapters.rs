@@ -56,7 +56,7 @@ fn check(executor: Box<dyn Executor>, oracle: &mut dyn Executor, model: &Model) 
     let asked = |number: usize| {
         let mut random = Random::new(number as u64);
         let mut asked = request(&random.prompt(30, VOCAB), 12, number as u64);
-        asked.adapters = blends[number % blends.len()].clone();
+        asked.adapters.clone_from(&blends[number % blends.len()]);
         asked
     };
     let got = block_on(async {

@@ -93,7 +93,7 @@ fn random_request(random: &mut Random, prompt: usize, tokens: usize) -> Request 
     if random.below(2) == 0 {
         request.stop_tokens = vec![random.below(VOCAB) as u32, random.below(VOCAB) as u32];
     }
-    request.priority = random.below(3) as i32 - 1;
+    request.priority = [-1, 0, 1][random.below(3)];
     request
 }
 

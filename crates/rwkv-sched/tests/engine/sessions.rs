@@ -70,9 +70,9 @@ fn requests_end_for_a_reason() {
         stopped.stop_tokens = vec![tokens[2]];
         let mut stream = session.generate(stopped).await.unwrap();
         let first = tokens.iter().position(|t| *t == tokens[2]).unwrap();
-        for index in 0..=first {
+        for (index, want) in tokens.iter().enumerate().take(first + 1) {
             let token = stream.next().await.unwrap().unwrap();
-            assert_eq!(token.id, tokens[index]);
+            assert_eq!(token.id, *want);
             let end = (index == first).then_some(End::Stop);
             assert_eq!(token.end, end);
         }

@@ -1,5 +1,11 @@
 //! The policy over simulated time: nothing here runs a model.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::unchecked_time_subtraction,
+    reason = "tests fail by panicking; numbers are small"
+)]
 
 use super::*;
 use proptest::prelude::*;
@@ -213,6 +219,12 @@ fn low_priorities_come_to_their_turn() {
     assert!(done < first + policy.ageing, "{done:?}");
 }
 
+#[track_caller]
+fn check(policy: &Policy, slots: usize, running: &[Running], waiting: &[Waiting], want: &[Change]) {
+    let got = policy.admit(slots, running, waiting, &mut Turns::default());
+    assert_eq!(got, want);
+}
+
 #[test]
 fn whoever_gets_a_slot() {
     let policy = Policy::default();
@@ -230,17 +242,6 @@ fn whoever_gets_a_slot() {
         work,
         blend: 0,
     };
-    #[track_caller]
-    fn check(
-        policy: &Policy,
-        slots: usize,
-        running: &[Running],
-        waiting: &[Waiting],
-        want: &[Change],
-    ) {
-        let got = policy.admit(slots, running, waiting, &mut Turns::default());
-        assert_eq!(got, want);
-    }
     let start = |id, level| Change::Start { id, level };
     // By age, then by shortness, by turns.
     let three = [

@@ -79,7 +79,9 @@ impl Worker {
             job.made().is_none() && session.is_some_and(all)
         });
         let fed: Vec<u64> = fed.map(|job| job.id).collect();
-        fed.into_iter().for_each(|id| self.finish(id));
+        for id in fed {
+            self.finish(id);
+        }
     }
 
     /// Feeds so many tokens of each of these jobs.

@@ -1,4 +1,4 @@
-//! A chat with the demo model, which tells stories whatever is said; the messages are arguments, or those below.
+//! A chat with the demo model, which answers in the manner of old plays whatever is said; the messages are arguments, or those below.
 //!
 //!     cargo run --release -p rwkv-model --features demo --example chat -- "Tell me a story." "And then?"
 

@@ -1,7 +1,7 @@
 //! Which session's state lies in which slot.
 
 use super::{
-    Result, SlotId, Worker,
+    Job, Result, SlotId, Worker,
     sessions::{Live, Session},
 };
 use crate::{
@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Instant};
 impl Worker {
     /// Gives slots to jobs, as the policy says.
     pub(super) fn admit(&mut self) {
-        if self.waiting.is_empty() {
+        if !self.may_admit() {
             return;
         }
         let now = Instant::now();
@@ -48,6 +48,15 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Whether a job that waits could get a slot: a look at thousands of them is not free.
+    fn may_admit(&self) -> bool {
+        let running = || self.running.values();
+        let lowest = running().map(|job| job.priority).min();
+        let free = self.running.len() < self.slots.len();
+        let stronger = || self.waiting.values().any(|job| Some(job.priority) > lowest);
+        !self.waiting.is_empty() && (free || running().any(Job::is_blocked) || stronger())
     }
 
     /// A running job waits again; its session's state goes to the host.
@@ -190,7 +199,7 @@ impl Worker {
         self.stats.states_read += 1;
         record.history.keep(live.fed, state);
         let job = record.job.and_then(|job| self.running.get(&job));
-        let needed = record.needed(job.map_or(0, super::Job::seen));
+        let needed = record.needed(job.map_or(0, Job::seen));
         record.history.trim(self.options.checkpoints, needed);
         Ok(())
     }

@@ -54,6 +54,11 @@ impl Outbox {
         self.inner().closed
     }
 
+    /// How many tokens more should be made.
+    pub(super) fn room(&self) -> usize {
+        self.capacity.saturating_sub(self.inner().items.len())
+    }
+
     /// Whether there is room for more; where there is none, the reader will tell when there is.
     pub(super) fn has_room(&self) -> bool {
         let mut inner = self.inner();

@@ -52,6 +52,7 @@ fn cancelled_requests_leak_nothing() {
         for (_, stream) in all_at_once {
             assert_eq!(all(stream).await.len(), 2);
         }
+        until(&engine, |s| (s.running, s.sessions) == (0, 0)).await;
     });
     let stats = engine.stats();
     assert!(stats.cancelled > count / 10, "{stats:?}");

@@ -210,7 +210,8 @@ fn slow_readers() {
         let want = Alone::default().generate(oracle.as_mut(), &quick, usize::MAX);
         assert_eq!(got, want);
         let stats = engine.stats();
-        assert!(stats.tokens < 40, "{stats:?}");
+        // What was made ahead of the slow one, and the other's.
+        assert_eq!(stats.tokens, 24, "{stats:?}");
         assert_eq!(stats.pauses, 1, "{stats:?}");
         let got = some(&mut stream, 200).await;
         let want = Alone::default().generate(oracle.as_mut(), &slow, usize::MAX);

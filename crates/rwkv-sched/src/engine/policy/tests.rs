@@ -212,11 +212,11 @@ fn low_priorities_come_to_their_turn() {
     let policy = Policy::default();
     let fared = simulate(&policy, 1, &all, LONG);
     let lowest = fared.last().unwrap();
-    // Four levels by ageing, then it keeps its slot: its 400 tokens take 1.6 s.
-    let first = lowest.first.unwrap();
-    assert!(first < policy.ageing * 5, "{first:?}");
+    // Until then it has what the others leave, a sixth; after four levels by ageing it keeps its slot, and its 400 tokens
+    // take 1.6 s at most.
     let done = lowest.done.unwrap();
-    assert!(done < first + policy.ageing, "{done:?}");
+    assert!(done > policy.ageing * 3, "{done:?}");
+    assert!(done < policy.ageing * 5, "{done:?}");
 }
 
 #[track_caller]

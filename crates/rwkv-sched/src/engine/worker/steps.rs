@@ -169,7 +169,8 @@ impl Worker {
             let Some(&token) = session.history.run(live.fed).and_then(|(_, t)| t.first()) else {
                 continue;
             };
-            left.push(making.most.saturating_sub(making.made));
+            let unmade = making.most.saturating_sub(making.made);
+            left.push(unmade.min(making.writer.0.room()).max(1));
             sequences.push(Decoding {
                 slot: live.slot,
                 token,

@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let template = ChatTemplate::default();
         let mut out = io::stdout();
         for message in messages {
-            write!(out, "> {message}\n")?;
+            writeln!(out, "> {message}")?;
             let request = TextRequest {
                 max_tokens: 60,
                 sampler: SamplerParams {

@@ -121,7 +121,7 @@ mod tests {
             assert!((mean(|a| a.prompt) - 100.0).abs() < 2.0);
             assert!((mean(|a| a.tokens) - 40.0).abs() < 1.0);
             assert!(arrivals.iter().all(|a| (50..=150).contains(&a.prompt)));
-            let together = arrivals.iter().filter(|a| a.at == arrivals[0].at).count();
+            let together = arrivals.iter().filter(|a| a.at <= arrivals[0].at).count();
             assert_eq!(together, burst as usize);
         }
     }

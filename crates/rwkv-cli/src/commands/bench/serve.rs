@@ -119,7 +119,7 @@ pub(super) fn run(args: &BenchArgs, trace: &TraceArg, interrupt: &Interrupt) -> 
         let fared = replay(&engine, arrivals.clone(), interrupt).await?;
         anyhow::Ok((before, fared))
     })?;
-    let report = report(&engine, name, &arrivals, seconds, &fared, before);
+    let report = report(&engine, name, &arrivals, seconds, &fared, &before);
     show(args, &report, text)
 }
 
@@ -189,7 +189,7 @@ fn report(
     arrivals: &[Arrival],
     seconds: f64,
     fared: &[Fared],
-    before: EngineStats,
+    before: &EngineStats,
 ) -> Report {
     let stats = engine.stats();
     let tokens: usize = fared.iter().map(Vec::len).sum();
@@ -288,6 +288,8 @@ fn write_text(out: &mut String, r: &Report) -> std::fmt::Result {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp, reason = "whole milliseconds")]
+
     use super::*;
 
     #[test]

@@ -413,12 +413,13 @@ impl Bench {
         };
         let label = |shape: &CoopShape| format!("{}: ", shape.slices);
         let (shapes, chosen) = product.shapes();
-        // What comes first finds the GPU at rest.
-        let warm = product.plain(0)?;
-        speed::seconds_after(self.kernels.gpu(), &warm, speed::WARM, 1e-3)?;
+        // While something compiles the GPU rests, and its clocks fall: what comes next would take three times as long.
+        let plain = product.plain(0)?;
+        let warm = || speed::seconds_after(self.kernels.gpu(), &plain, speed::WARM, 1e-3);
         for (tile, shapes) in self.tried(&shapes, product) {
             start(tile.name());
             product.compile(&shapes);
+            warm()?;
             for shape in shapes {
                 time(&label(&shape), product.micros(|at| product.coop(at, shape)));
             }

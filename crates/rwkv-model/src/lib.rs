@@ -16,16 +16,16 @@ mod names;
 pub mod output_file;
 pub mod perplexity;
 mod state_file;
-mod text_session;
 pub mod state_store;
+mod text_session;
 pub mod tokenizer;
 
 pub use error::Error;
 pub use lora::AdapterFile;
 pub use model_file::{ModelFile, OpenOptions, TensorSummary};
 pub use state_file::{LoadedState, StateOrigin, TimeStateOrder};
-pub use text_session::{ChatTemplate, TextEnd, TextRequest, TextSession, TextStream};
 pub use state_store::DiskStateStore;
+pub use text_session::{ChatTemplate, TextEnd, TextRequest, TextSession, TextStream};
 pub use tokenizer::Tokenizer;
 
 /// What this crate's functions return.

@@ -337,7 +337,7 @@ fn compare(ragged: &Ragged, shape: Shape, scale: f32, seed: u64) {
     let want = case.twin(ragged, &state);
     // A software adapter takes seconds to compile one of these: a tile each, and others in the next case.
     for (index, setup) in setups().iter().enumerate() {
-        let way = Way::Apart(seed % 2 == 0);
+        let way = Way::Apart(seed.is_multiple_of(2));
         if shape.format == Format::F16
             && setup.gpu().capabilities().limits.workgroup_bytes >= 32 << 10
         {

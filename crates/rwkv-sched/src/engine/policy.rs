@@ -179,24 +179,20 @@ impl Policy {
         waiting: &[Waiting],
         turns: &mut Turns,
     ) -> Vec<Change> {
-        let mut changes = Vec::new();
-        if waiting.is_empty() {
-            return changes;
-        }
         let mut free = slots.saturating_sub(running.len());
-        if free == 0 {
-            let Some(victim) = self.victim(running, waiting) else {
-                return changes;
-            };
-            changes.push(Change::Pause(victim));
-            free = 1;
+        if waiting.is_empty() {
+            return Vec::new();
         }
-        let is_long = |work: Work| matches!(work, Work::Prompt { left, .. } if left > self.chunk);
-        let mut long = running.iter().filter(|r| is_long(r.work)).count();
         let most_long = match slots / SHARE_FOR_SHORT {
             0 if slots > 1 => slots - 1,
             kept => slots - kept,
         };
+        if free == 0 {
+            let changed = self.replace(running, waiting, most_long, turns);
+            return changed.map_or_else(Vec::new, Vec::from);
+        }
+        let mut changes = Vec::new();
+        let mut long = running.iter().filter(|r| self.is_long(r.work)).count();
         let mut left: Vec<&Waiting> = waiting.iter().collect();
         while free > 0 {
             let fits = |w: &&&Waiting| long < most_long || w.tokens <= self.chunk;
@@ -206,17 +202,51 @@ impl Policy {
             left.retain(|w| w.id != first.id);
             long += usize::from(first.tokens > self.chunk);
             free -= 1;
-            turns.started += 1;
-            changes.push(Change::Start {
-                id: first.id,
-                level: self.level(first.priority, first.waited),
-            });
-        }
-        // Nobody is driven out for nobody.
-        if changes.len() == 1 && matches!(changes.first(), Some(Change::Pause(_))) {
-            changes.clear();
+            changes.push(self.start(first, turns));
         }
         changes
+    }
+
+    /// Whether a prompt has more left than a step takes.
+    fn is_long(&self, work: Work) -> bool {
+        matches!(work, Work::Prompt { left, .. } if left > self.chunk)
+    }
+
+    fn start(&self, waiting: &Waiting, turns: &mut Turns) -> Change {
+        turns.started += 1;
+        Change::Start {
+            id: waiting.id,
+            level: self.level(waiting.priority, waiting.waited),
+        }
+    }
+
+    /// Who loses a slot, and who gets it, where there are no others: of whoever there is room for once it is free, one that
+    /// is stronger, or anyone in the place of a request whose reader does not read.
+    fn replace(
+        &self,
+        running: &[Running],
+        waiting: &[Waiting],
+        most_long: usize,
+        turns: &mut Turns,
+    ) -> Option<[Change; 2]> {
+        let blocked = running.iter().find(|r| r.work == Work::Blocked);
+        let weakest = || {
+            running
+                .iter()
+                .min_by_key(|r| (r.priority, r.earned, Reverse(r.id)))
+        };
+        let victim = blocked.or_else(weakest)?;
+        let others = running.iter().filter(|r| r.id != victim.id);
+        let long = others.filter(|r| self.is_long(r.work)).count();
+        let gets_it = |w: &&Waiting| {
+            let stronger =
+                w.priority > victim.priority && self.level(w.priority, w.waited) > victim.earned;
+            let fits = long < most_long || w.tokens <= self.chunk;
+            fits && (stronger || blocked.is_some())
+        };
+        let able: Vec<&Waiting> = waiting.iter().filter(gets_it).collect();
+        let first = self.first(&able, |_| true, turns.started)?;
+        Some([Change::Pause(victim.id), self.start(first, turns)])
     }
 
     /// Who gets the next slot.
@@ -233,21 +263,6 @@ impl Policy {
         let highest = fitting().map(|w| w.priority).max()?;
         let highest = fitting().filter(|w| w.priority == highest);
         highest.min_by_key(|w| (w.tokens, w.id))
-    }
-
-    /// Whoever has a slot and should give it to one of `waiting`: one whose reader does not read, or one of a lower
-    /// priority that has not waited for its slot for long.
-    fn victim(&self, running: &[Running], waiting: &[Waiting]) -> Option<u64> {
-        if let Some(blocked) = running.iter().find(|r| r.work == Work::Blocked) {
-            return Some(blocked.id);
-        }
-        let best = waiting.iter().max_by_key(|w| (w.priority, Reverse(w.id)))?;
-        let weakest = running
-            .iter()
-            .min_by_key(|r| (r.priority, r.earned, Reverse(r.id)))?;
-        let stronger = best.priority > weakest.priority
-            && self.level(best.priority, best.waited) > weakest.earned;
-        stronger.then_some(weakest.id)
     }
 
     /// What the next step holds.

@@ -315,3 +315,66 @@ proptest! {
         }
     }
 }
+
+/// Nobody gives way to somebody weaker, or to whom there is no room for: else two would take turns at each step.
+#[test]
+fn who_gives_way() {
+    let policy = Policy::default();
+    let long = Work::Prompt {
+        left: 4 * policy.chunk,
+        most: policy.chunk,
+    };
+    let running = |longs: usize, weakest: (u64, i32)| -> Vec<Running> {
+        let running = (0..8u64).map(|id| Running {
+            id,
+            priority: if id == weakest.0 { weakest.1 } else { 0 },
+            earned: 0,
+            waited: Duration::ZERO,
+            work: if (id as usize) < longs {
+                long
+            } else {
+                Work::Token
+            },
+            blend: 0,
+        });
+        running.collect()
+    };
+    let waits = |id, priority, tokens| Waiting {
+        id,
+        priority,
+        waited: Duration::ZERO,
+        tokens,
+    };
+    let prompt = 4 * policy.chunk;
+    let check = |running: &[Running], waiting: &[Waiting], want: &[(u64, u64)]| {
+        let changes = policy.admit(8, running, waiting, &mut Turns::default());
+        let mut got = Vec::new();
+        for pair in changes.chunks(2) {
+            match pair {
+                [Change::Pause(out), Change::Start { id, .. }] => got.push((*out, *id)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(got, want);
+    };
+    // Six long prompts are as many as may be.
+    let (strong, weak) = (waits(100, 5, prompt), waits(101, -1, 1));
+    check(&running(6, (7, 0)), &[strong.clone(), weak.clone()], &[]);
+    check(
+        &running(5, (7, 0)),
+        &[strong.clone(), weak.clone()],
+        &[(7, 100)],
+    );
+    // The place of a long prompt that goes is free.
+    check(
+        &running(6, (2, -1)),
+        &[strong.clone(), weak.clone()],
+        &[(2, 100)],
+    );
+    check(
+        &running(6, (7, 0)),
+        &[waits(102, 1, 1), strong],
+        &[(7, 102)],
+    );
+    check(&running(6, (7, 0)), &[weak], &[]);
+}

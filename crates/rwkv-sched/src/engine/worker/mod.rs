@@ -109,7 +109,9 @@ impl Worker {
         }
         let (sender, commands) = std::sync::mpsc::channel();
         let (stopping, stopped) = oneshot::channel();
-        let queue = Arc::new(Semaphore::new(options.queue.max(1)));
+        let queue = Arc::new(Semaphore::new(
+            options.queue.clamp(1, Semaphore::MAX_PERMITS),
+        ));
         let published = Arc::new(Mutex::new(EngineStats::default()));
         let chunk = options.policy.chunk.clamp(1, executor.chunk().max(1));
         let outside = Outside {

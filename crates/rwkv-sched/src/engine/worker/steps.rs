@@ -34,6 +34,7 @@ impl Worker {
         self.place_all();
         self.finish_fed();
         let mut views = self.running_views(Instant::now());
+        let used: HashSet<u64> = views.iter().map(|view| view.blend).collect();
         let suspect = views.iter().find(|view| {
             let runs = matches!(view.work, Work::Prompt { .. } | Work::Token);
             runs && self.is_suspect(view.id)
@@ -42,7 +43,6 @@ impl Worker {
             views.retain(|view| view.id == suspect);
         }
         let step = self.policy.next(&views, &self.turns, self.times);
-        let used: HashSet<u64> = views.iter().map(|view| view.blend).collect();
         let prepares = self.prepare_blends(&used, step == Step::Nothing);
         let changed = self.running.len() != before;
         let blend = match &step {
@@ -87,6 +87,8 @@ impl Worker {
     /// Feeds so many tokens of each of these jobs.
     fn run_prompts(&mut self, parts: &[(u64, usize)]) {
         let mut batch = Batch::default();
+        // The jobs of the spans.
+        let mut ids = Vec::new();
         // Those of whom logits are wanted, by number of the job.
         let mut choosing = Vec::new();
         for (id, count) in parts {
@@ -102,6 +104,7 @@ impl Worker {
             let tokens = tokens.get(..*count).unwrap_or(tokens).to_vec();
             let ends = live.fed + tokens.len() == session.history.len();
             let chooses = ends && job.made() == Some(0);
+            ids.push(*id);
             batch.spans.push(BatchSpan {
                 slot: live.slot,
                 tokens,
@@ -116,10 +119,9 @@ impl Worker {
             return;
         }
         let _span = tracing::debug_span!("prompts", sequences, tokens).entered();
-        let ids: Vec<u64> = parts.iter().map(|(id, _)| *id).collect();
         let logits = match self.executor.run(&batch) {
             Ok(logits) => logits,
-            Err(error) => return self.step_failed(&ids, error),
+            Err(error) => return self.step_failed(&ids, sequences, error),
         };
         self.stats.chunks += 1;
         self.stats.prompt_tokens += tokens as u64;
@@ -129,6 +131,7 @@ impl Worker {
             };
             let (session, ends) = (job.session, job.made() == Some(0));
             self.fed(session, span.tokens.len());
+            self.clear_suspicion(*id);
             let record = self.sessions.get(&session);
             let all = record.is_some_and(|s| s.live.is_some_and(|l| l.fed == s.history.len()));
             self.keep_passing_state(session, ends && all);
@@ -245,6 +248,7 @@ impl Worker {
             session.history.extend(&burst.made, &job.blend);
             if done.is_ok() {
                 self.fed(burst.session, ran as usize);
+                self.clear_suspicion(burst.job);
                 self.keep_passing_state(burst.session, false);
             }
         }
@@ -254,7 +258,7 @@ impl Worker {
             for burst in &bursts {
                 self.release(burst.session);
             }
-            self.step_failed(&going_on, error);
+            self.step_failed(&going_on, batch, error);
         }
         for burst in bursts.iter().filter(|burst| burst.ended) {
             self.finish(burst.job);
@@ -300,11 +304,11 @@ impl Worker {
         ended
     }
 
-    /// A step of these jobs failed, and their states are lost. Where there are several, each is tried again alone; whoever
-    /// fails alone is told.
-    fn step_failed(&mut self, ids: &[u64], error: Error) {
-        tracing::warn!(sequences = ids.len(), "a step failed: {error}");
-        if let [id] = ids {
+    /// A step of these jobs among `sequences` failed, and their states are lost. Where there were several, each is tried
+    /// again alone; whoever fails alone is told.
+    fn step_failed(&mut self, ids: &[u64], sequences: usize, error: Error) {
+        tracing::warn!(sequences, "a step failed: {error}");
+        if let ([id], 1) = (ids, sequences) {
             return self.fail(*id, error);
         }
         for id in ids {
@@ -315,6 +319,15 @@ impl Worker {
             let record = self.sessions.get(&session);
             job.alone = record.map_or(0, |record| record.history.len());
             self.release(session);
+        }
+    }
+
+    /// A job has come past where a step failed: it is not tried alone again.
+    fn clear_suspicion(&mut self, id: u64) {
+        if !self.is_suspect(id)
+            && let Some(job) = self.running.get_mut(&id)
+        {
+            job.alone = 0;
         }
     }
 

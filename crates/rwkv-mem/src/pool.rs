@@ -96,14 +96,9 @@ impl Pool {
     /// [`rwkv_gpu::Error::OutOfMemory`] or [`rwkv_gpu::Error::OverLimit`].
     pub fn take(&self, kind: BufferKind, label: &str, bytes: u64) -> Result<Pooled> {
         let inner = &self.inner;
-        let limits = &inner.gpu.capabilities().limits;
-        // Buffers are whole words, and the largest one may not be.
-        let largest = limits.buffer_bytes / 4 * 4;
         let class = Class {
             kind,
-            bytes: size_class(bytes, limits.offset_alignment)
-                .min(largest)
-                .max(bytes),
+            bytes: self.bytes_for(bytes),
         };
         let make = |attempt: Attempt| {
             if attempt == Attempt::AfterFreeing {
@@ -120,6 +115,15 @@ impl Pool {
             asked: bytes,
             pool: inner.clone(),
         })
+    }
+
+    /// Bytes of the buffer that [`take`](Self::take) hands out for `bytes`.
+    pub fn bytes_for(&self, bytes: u64) -> u64 {
+        let limits = &self.inner.gpu.capabilities().limits;
+        // Buffers are whole words, and the largest one may not be.
+        let largest = limits.buffer_bytes / 4 * 4;
+        let class = size_class(bytes, limits.offset_alignment);
+        class.min(largest).max(bytes)
     }
 
     /// Frees the buffers that are not in use, and tells how many bytes they have.

@@ -3,7 +3,7 @@
 //! What is compared is the least that a model runs with: prompts in the shortest chunks. Where there is room for longer
 //! ones, they are made when the model is loaded.
 
-use super::{DeviceMemory, SMALL, layout::BatchShape, memory, prompt};
+use super::{SMALL, layout::BatchShape, memory, prompt};
 use crate::{
     BlockWeight, Chosen, Error, LoadOptions, Model, Quantization, Result, Weight, WeightType,
 };
@@ -184,20 +184,14 @@ impl<'a> Need<'a> {
             outputs: slots,
         };
         let shapes = [decode, prompt(SMALL)];
-        let plans = shapes.map(|shape| {
-            let bytes = DeviceMemory::activations_in(self.model, shape, self.rounding);
-            // The pool's sizes are a fifth larger at most, and half of that on average.
-            let own = bytes - Kernels::MOST_SCRATCH_BYTES;
-            own.saturating_add(own / 8)
-        });
+        // The pool's sizes are a fifth larger at most, and half of that on average.
+        let plans = memory::shared(self.model, &shapes, self.rounding);
+        let plans = plans.saturating_add(plans / 8);
         // What another part reads comes back in one buffer; logits count as small.
         let results = shapes.map(|shape| memory::results(self.model, shape));
         let results = results.into_iter().max().filter(|bytes| *bytes > 0);
         let results = results.map_or(0, u64::next_power_of_two);
-        plans.into_iter().fold(
-            Kernels::MOST_SCRATCH_BYTES + SMALL_BUFFERS + results,
-            u64::saturating_add,
-        )
+        plans.saturating_add(Kernels::MOST_SCRATCH_BYTES + SMALL_BUFFERS + results)
     }
 
     fn total(&self, weights: u64, slots: usize) -> u64 {

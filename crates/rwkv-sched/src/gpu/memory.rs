@@ -13,7 +13,10 @@ use crate::{
 };
 use rwkv_gpu::Kind;
 use rwkv_kernels::{Format, GpuCsr, Kernels, View, ops::HalfRows};
-use std::collections::{HashMap, HashSet};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
 
 /// Bytes of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,32 +138,46 @@ impl DeviceMemory {
     /// Activations of a batch of `tokens` tokens of one sequence, about, `rounding` the inputs of products to f16 as GPUs do
     /// that have cooperative matrices; and at most what kernels share: partial sums.
     pub fn activations_of(model: &Model, tokens: usize, rounding: bool) -> u64 {
-        Self::activations_in(model, prompt(tokens), rounding)
-    }
-
-    /// The same of a batch of any shape.
-    pub(super) fn activations_in(model: &Model, shape: BatchShape, rounding: bool) -> u64 {
-        let graph = model.graph();
-        let mut chosen = choose::Chosen {
-            steps: fuse(graph),
-            ..choose::Chosen::default()
-        };
-        if rounding {
-            chosen.halves = read_by_products(graph);
-        }
-        let last_use = last_uses(graph, shape, &chosen.steps);
-        let layout = Layout::new(graph, shape, &chosen, &last_use);
-        let mut bytes: u64 = layout.buffers.iter().sum();
-        if rounding {
-            bytes += rounded(graph, shape, &chosen, &last_use);
-        }
-        bytes + Kernels::MOST_SCRATCH_BYTES
+        let buffers = plan_buffers(model, prompt(tokens), rounding);
+        buffers.iter().sum::<u64>() + Kernels::MOST_SCRATCH_BYTES
     }
 
     /// All of it.
     pub fn total(self) -> u64 {
         self.weights + self.state + self.activations
     }
+}
+
+/// Bytes of each buffer that a plan takes, about.
+fn plan_buffers(model: &Model, shape: BatchShape, rounding: bool) -> Vec<u64> {
+    let graph = model.graph();
+    let mut chosen = choose::Chosen {
+        steps: fuse(graph),
+        ..choose::Chosen::default()
+    };
+    if rounding {
+        chosen.halves = read_by_products(graph);
+    }
+    let last_use = last_uses(graph, shape, &chosen.steps);
+    let mut buffers = Layout::new(graph, shape, &chosen, &last_use).buffers;
+    if rounding {
+        buffers.extend(rounded(graph, shape, &chosen, &last_use));
+    }
+    buffers
+}
+
+/// Bytes of the buffers that plans for `shapes` share, about: of the largest of each, the second largest and so on.
+pub(super) fn shared(model: &Model, shapes: &[BatchShape], rounding: bool) -> u64 {
+    let mut largest: Vec<u64> = Vec::new();
+    for shape in shapes {
+        let mut buffers = plan_buffers(model, *shape, rounding);
+        buffers.sort_unstable_by_key(|bytes| Reverse(*bytes));
+        largest.resize(largest.len().max(buffers.len()), 0);
+        for (most, bytes) in largest.iter_mut().zip(buffers) {
+            *most = bytes.max(*most);
+        }
+    }
+    largest.iter().sum()
 }
 
 /// Bytes of the tensors of `model` as they will lie there, `chosen` re-encoded.
@@ -238,14 +255,14 @@ fn read_by_products(graph: &Graph) -> HashSet<ValueId> {
     values
 }
 
-/// Bytes of the inputs of products that are rounded beside what they are in f32: as many of each size as there are at a
-/// time.
+/// Bytes of each buffer for inputs of products that are rounded beside what they are in f32: as many of each size as there
+/// are at a time.
 fn rounded(
     graph: &Graph,
     shape: BatchShape,
     chosen: &choose::Chosen,
     last_use: &HashMap<ValueId, usize>,
-) -> u64 {
+) -> Vec<u64> {
     let bytes = |id: ValueId| {
         let value = graph.value(id);
         HalfRows::bytes(rows_of(value, shape), value.width)
@@ -264,7 +281,10 @@ fn rounded(
         }
         alive.retain(|id| last_use.get(id) != Some(&index));
     }
-    most.iter().map(|(size, count)| size * *count as u64).sum()
+    let of_size = most.into_iter();
+    of_size
+        .flat_map(|(size, count)| std::iter::repeat_n(size, count))
+        .collect()
 }
 
 /// Bytes of what other parts of the model read of this one.

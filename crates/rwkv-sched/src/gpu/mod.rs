@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod aliasing;
+mod arena;
 mod blend;
 mod budget;
 mod channel_mixes;
@@ -32,6 +33,7 @@ use crate::{
     fuse::{Step, fuse, fuse_decode},
     part::{Carried, PartExecutor},
 };
+use arena::Arena;
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
 pub use budget::Shortfall;
 use layout::BatchShape;
@@ -45,7 +47,6 @@ use rwkv_kernels::{GpuVector, Kernels};
 use rwkv_mem::{Pool, Upload};
 use states::States;
 use std::{
-    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -61,6 +62,8 @@ pub struct GpuExecutor {
     decode_steps: Vec<Step>,
     /// Looked up by every step, which takes no lock: they are the executor's own.
     plans: Cache<PlanKey, Arc<Plan>>,
+    /// The activations of all of them.
+    arena: Arena,
     /// Tokens of a prompt's chunk.
     chunk: usize,
     /// The last batch whose logits nobody wanted, if it was not waited for, and its tokens.
@@ -80,7 +83,7 @@ pub struct GpuExecutor {
 /// has bound.
 type PlanKey = (BatchShape, u64);
 
-/// Batch shapes whose plans are kept. Each holds its activations, so the number is small.
+/// Batch shapes whose plans are kept.
 const PLANS: usize = 16;
 
 /// Tokens of a plan that is small. Of larger ones only that of a chunk within a prompt is kept, the last one with a token a
@@ -180,6 +183,7 @@ impl GpuExecutor {
             states,
             decode_steps,
             plans: Cache::new(PLANS),
+            arena: Arena::default(),
             chunk,
             unread: None,
             readback: None,
@@ -212,6 +216,8 @@ impl GpuExecutor {
                 executor.reset(SlotId(slot))?;
             }
         }
+        // What candidates took is smaller than what comes.
+        executor.pool.trim();
         executor.warm_up()?;
         Ok(executor)
     }
@@ -249,7 +255,7 @@ impl GpuExecutor {
         };
         let plan = self.resolve_by(&kernels, shape)?;
         let names = plan.pipelines().map(|p| p.shader().name);
-        Ok((names.collect(), plan.bytes()))
+        Ok((names.collect(), plan.leased().needed()))
     }
 
     /// The plan for batches of this shape, made on first use.
@@ -260,15 +266,6 @@ impl GpuExecutor {
         if let Some(plan) = known {
             return Ok(plan);
         }
-        let large = shape.tokens > SMALL;
-        if large {
-            let chunk = (within_prompt(self.chunk), self.blends.number());
-            let single = |shape: BatchShape| shape.tokens == shape.spans;
-            self.plans.retain(|key, _| {
-                let known = key.0;
-                known.tokens <= SMALL || *key == chunk || single(known) != single(shape)
-            });
-        }
         let plan = match self.resolve(shape) {
             Err(error) if blend::out_of_memory(&error) => {
                 self.plans.retain(|key, _| key.0.tokens <= SMALL);
@@ -278,13 +275,48 @@ impl GpuExecutor {
             resolved => resolved?,
         };
         plan::compile(self.kernels.gpu(), plan.pipelines())?;
-        let plan = Arc::new(plan);
-        self.plans.insert(key, plan.clone());
-        if large {
-            // What the last one had and this one has not: lengths differ, and so do the sizes of their buffers.
+        if shape.tokens > SMALL {
+            let chunk = (within_prompt(self.chunk), self.blends.number());
+            let single = |shape: BatchShape| shape.tokens == shape.spans;
+            self.plans.retain(|key, _| {
+                let known = key.0;
+                known.tokens <= SMALL || *key == chunk || single(known) != single(shape)
+            });
             self.pool.trim();
         }
+        let plan = Arc::new(plan);
+        self.plans.insert(key, plan.clone());
+        self.gather(key, plan)
+    }
+
+    /// Lets go of plans until all together take little more than the largest of them needs. It is those whose buffers are
+    /// not those of `plan`, the newest; where `plan` itself holds the buffers of a larger one that is gone, it is made anew.
+    fn gather(&mut self, key: PlanKey, plan: Arc<Plan>) -> Result<Arc<Plan>> {
+        if !self.is_scattered() {
+            return Ok(plan);
+        }
+        let newest = plan.leased();
+        self.plans
+            .retain(|_, known| known.leased().is_within(newest));
+        let plan = if self.is_scattered() {
+            self.plans.clear();
+            drop(plan);
+            let plan = Arc::new(self.resolve(key.0)?);
+            plan::compile(self.kernels.gpu(), plan.pipelines())?;
+            self.plans.insert(key, plan.clone());
+            plan
+        } else {
+            plan
+        };
+        self.pool.trim();
         Ok(plan)
+    }
+
+    /// Whether plans hold a quarter more than the largest of them needs.
+    fn is_scattered(&self) -> bool {
+        let needed = self.plans.iter().map(|(_, plan)| plan.leased().needed());
+        let needed = needed.max().unwrap_or(0);
+        self.arena.bytes() > needed.saturating_add(needed / 4)
     }
 
     /// A plan whose pipelines may not be compiled.
@@ -298,6 +330,7 @@ impl GpuExecutor {
             model: &self.model,
             kernels,
             pool: &self.pool,
+            arena: &self.arena,
             weights: ActiveWeights {
                 base: &self.weights,
                 blend: self.blends.active(),
@@ -309,9 +342,19 @@ impl GpuExecutor {
         Plan::new(&context, shape)
     }
 
+    /// Fills what plans share with numbers that are none. For tests: nothing there is needed between two steps.
+    ///
+    /// # Errors
+    /// A device that is lost.
+    #[doc(hidden)]
+    pub fn poison(&self) -> Result<()> {
+        self.arena.poison(self.kernels.gpu())
+    }
+
     /// Makes the plans that will come first, and compiles all that they and the sampler need side by side, so that the
-    /// first token does not wait for it. Shapes that there is no memory for are left until they come, and chunks get shorter;
-    /// but without memory for a single token the model cannot run.
+    /// first token does not wait for it. The largest is made first, so that the others find room in its buffers. Shapes that
+    /// there is no memory for are left until they come, and chunks get shorter; but without memory for a single token the
+    /// model cannot run.
     fn warm_up(&mut self) -> Result<()> {
         let start = Instant::now();
         let gpu = self.kernels.gpu().clone();
@@ -319,25 +362,32 @@ impl GpuExecutor {
         // A token, a prompt of a few hundred, and a chunk of a long one: others need many of the same pipelines.
         let logits = self.model.graph().logits().is_some();
         let shapes = [prompt(1), prompt(SMALL.min(self.chunk))];
-        let mut shapes = VecDeque::from(shapes.map(|shape| BatchShape {
+        let mut shapes = Vec::from(shapes.map(|shape| BatchShape {
             outputs: if logits { shape.outputs } else { 0 },
             ..shape
         }));
         shapes.extend((self.chunk > SMALL).then(|| within_prompt(self.chunk)));
-        while let Some(shape) = shapes.pop_front() {
-            match self.resolve(shape) {
-                Ok(plan) => plans.push((shape, plan)),
-                Err(error) if shape.tokens > 1 && blend::out_of_memory(&error) => {
-                    tracing::debug!(?shape, "not made ready: {error}");
-                    self.pool.trim();
-                    if shape.tokens > SMALL {
-                        // Prompts have to do with less.
-                        self.chunk = shape.tokens / 2;
-                        let shorter = Some(within_prompt(self.chunk));
-                        shapes.extend(shorter.filter(|shape| shape.tokens > SMALL));
-                    }
+        while let Some(shape) = shapes.pop() {
+            let error = match self.resolve(shape) {
+                Ok(plan) => {
+                    plans.push((shape, plan));
+                    continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            // It is the largest that has to do with less.
+            shapes.push(shape);
+            shapes.extend(plans.drain(..).rev().map(|(shape, _)| shape));
+            let largest = shapes.pop().filter(|largest| largest.tokens > 1);
+            let Some(largest) = largest.filter(|_| blend::out_of_memory(&error)) else {
+                return Err(error);
+            };
+            tracing::debug!(?largest, "not made ready: {error}");
+            self.pool.trim();
+            if largest.tokens > SMALL {
+                self.chunk = largest.tokens / 2;
+                let shorter = Some(within_prompt(self.chunk));
+                shapes.extend(shorter.filter(|shape| shape.tokens > SMALL));
             }
         }
         // The tokens of a model of parts are chosen on the host.

@@ -1,6 +1,7 @@
-//! A plan: for one batch shape, a buffer for each value, and every dispatch resolved.
+//! A plan: for one batch shape, a place for each value, and every dispatch resolved.
 
 use super::{
+    arena::{Arena, Lease, Leased},
     blend::ActiveWeights,
     choose,
     host_values::HostValues,
@@ -26,6 +27,7 @@ pub(super) struct Context<'a> {
     /// Which only declare their pipelines.
     pub(super) kernels: &'a Kernels,
     pub(super) pool: &'a Pool,
+    pub(super) arena: &'a Arena,
     pub(super) weights: ActiveWeights<'a>,
     pub(super) states: &'a States,
     /// In groups as steps of one token a span have them; none of them where sums must be in one order.
@@ -43,8 +45,9 @@ pub(super) struct Plan {
     tables: TableBuffer,
     inputs: HostValues,
     results: HostValues,
-    /// Activations, and inputs of products rounded to f16: held so that nobody else takes them.
-    buffers: [Vec<Pooled>; 2],
+    /// Activations, and inputs of products rounded to f16, in buffers that other plans have too: between two steps nothing
+    /// in them is needed.
+    leased: Leased,
 }
 
 impl Plan {
@@ -55,12 +58,13 @@ impl Plan {
         let graph = context.model.graph();
         let last_use = last_uses(graph, shape, &chosen.steps);
         let layout = Layout::new(graph, shape, &chosen, &last_use);
-        let activations = Activations::new(context.pool, layout)?;
+        let mut lease = context.arena.lease(context.pool);
+        let activations = Activations::new(&mut lease, layout)?;
         let mut resolver = Resolver {
             context,
             activations: &activations,
             batch: tables.bindings(shape),
-            rounded: Rounded::default(),
+            rounded: Rounded::new(lease),
             sliced: None,
             readers: readers(graph, &chosen.steps),
         };
@@ -79,7 +83,7 @@ impl Plan {
                 .rounded
                 .release(|id| last_use.get(&id) == Some(&index));
         }
-        let rounded = resolver.rounded.into_buffers();
+        let leased = resolver.rounded.into_leased();
         let has_rows = |id| shape.rows(graph.value(id).domain) > 0;
         let inputs = HostValues::new(&activations, graph.inputs(), has_rows)?;
         let results = graph.results().iter().copied();
@@ -88,16 +92,16 @@ impl Plan {
             shape,
             dispatches,
             problems,
+            tables,
             inputs,
             results,
-            buffers: [activations.buffers, rounded],
-            tables,
+            leased,
         })
     }
 
-    /// Bytes of its activations and inputs in f16.
-    pub(super) fn bytes(&self) -> u64 {
-        self.buffers.iter().flatten().map(|b| b.size()).sum()
+    /// Where its activations and inputs in f16 lie.
+    pub(super) fn leased(&self) -> &Leased {
+        &self.leased
     }
 
     pub(super) fn dispatches(&self) -> &[Dispatch] {
@@ -220,16 +224,14 @@ impl TableBuffer {
 
 /// The buffers of a layout.
 pub(super) struct Activations {
-    buffers: Vec<Pooled>,
+    buffers: Vec<Arc<Pooled>>,
     layout: Layout,
 }
 
 impl Activations {
-    fn new(pool: &Pool, layout: Layout) -> Result<Self> {
-        let take = |bytes: &u64| pool.take(BufferKind::Storage, "activation", *bytes);
-        let buffers = layout.buffers.iter().map(take);
+    fn new(lease: &mut Lease<'_>, layout: Layout) -> Result<Self> {
         Ok(Self {
-            buffers: buffers.collect::<rwkv_gpu::Result<_>>()?,
+            buffers: lease.take_all("activation", &layout.buffers)?,
             layout,
         })
     }
@@ -239,7 +241,7 @@ impl Activations {
         let place = self.layout.place(id).filter(|place| place.halves)?;
         let buffer = self.buffers.get(place.buffer)?;
         Some(HalfRows::placed(
-            Buffer::clone(buffer),
+            Buffer::clone(&**buffer),
             place.offset,
             place.rows,
             place.width,

@@ -26,7 +26,7 @@ pub(super) struct Resolver<'a> {
     pub(super) context: &'a Context<'a>,
     pub(super) activations: &'a Activations,
     pub(super) batch: BatchTables<'a>,
-    pub(super) rounded: Rounded,
+    pub(super) rounded: Rounded<'a>,
     /// What the last dispatch adds up, if that is all it does.
     pub(super) sliced: Option<SlicedValue<'a>>,
     /// How many steps read each value.
@@ -122,9 +122,7 @@ impl<'a> Resolver<'a> {
             return Ok(halves);
         }
         let kernels = self.context.kernels;
-        let halves = self
-            .rounded
-            .place(self.context.pool, step.x, x.rows, x.width)?;
+        let halves = self.rounded.place(step.x, x.rows, x.width)?;
         // No buffer is both read and written.
         let sliced = sliced.filter(|sliced| sliced.sum.halves().buffer() != halves.buffer());
         if let Some(sliced) = sliced {

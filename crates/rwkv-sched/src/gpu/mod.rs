@@ -312,11 +312,11 @@ impl GpuExecutor {
         Ok(plan)
     }
 
-    /// Whether plans hold a quarter more than the largest of them needs.
+    /// Whether plans hold an eighth more than the largest of them needs.
     fn is_scattered(&self) -> bool {
         let needed = self.plans.iter().map(|(_, plan)| plan.leased().needed());
         let needed = needed.max().unwrap_or(0);
-        self.arena.bytes() > needed.saturating_add(needed / 4)
+        self.arena.bytes() > needed.saturating_add(needed / 8)
     }
 
     /// A plan whose pipelines may not be compiled.

@@ -12,7 +12,7 @@ use rwkv_sched::{
 };
 use std::{collections::HashMap, ops::ControlFlow};
 use support::{
-    GRAPHS, gpus, open, proptest_config,
+    GRAPHS, feed, gpus, open, proptest_config,
     random_model::{Dimensions, Packing, Random},
     relative_error, run, span, states,
 };
@@ -106,6 +106,26 @@ proptest! {
                 let error = relative_error(&got.0, &want.0);
                 prop_assert!(error < 1e-4, "{step:?} of {steps:?}: {error}");
             }
+        }
+    }
+}
+
+/// Blocks of more than a MiB lie in buffers of other sizes; a prompt is the same at once and in pieces whose blocks do not.
+#[test]
+fn a_long_prompt_at_once() {
+    for version in [Version::V4, Version::V6, Version::V7] {
+        let model = dimensions(version).model(Packing::F16, 5);
+        let prompt = Random::new(6).tokens(2100, 300);
+        let ways = [false, true].into_iter();
+        // Which takes long.
+        for deterministic in ways.filter(|way| !way || version == Version::V7) {
+            let [at_once, in_pieces] = [prompt.len(), 200].map(|length| {
+                let mut executor = load(&model, &gpus()[3].gpu, deterministic);
+                feed(&mut executor, 0, &prompt, length).concat()
+            });
+            let error = relative_error(&at_once, &in_pieces);
+            let most = if deterministic { 0.0 } else { 1e-4 };
+            assert!(error <= most, "{version}, {deterministic}: {error}");
         }
     }
 }

@@ -89,9 +89,9 @@ fn changed(step: &Step) -> Option<ValueId> {
 
 /// Runs the steps in memory: what a step reads must be what was written there, and what it writes must lie in other
 /// buffers than what it reads, because a kernel binds whole buffers.
-fn check(graph: &Graph, shape: BatchShape, chosen: &Chosen) -> Result<(), String> {
+fn check(graph: &Graph, shape: BatchShape, chosen: &Chosen, large: u64) -> Result<(), String> {
     let last_use = last_uses(graph, shape, &chosen.steps);
-    let layout = Layout::new(graph, shape, chosen, &last_use);
+    let layout = Layout::with_large(graph, shape, chosen, &last_use, large);
     let mut memory = Memory {
         layout: &layout,
         buffers: layout
@@ -158,6 +158,11 @@ fn check(graph: &Graph, shape: BatchShape, chosen: &Chosen) -> Result<(), String
         .iter()
         .filter(made)
         .try_for_each(|id| memory.holds(same.get(id).copied().unwrap_or(*id)))
+}
+
+/// From which size on blocks lie in buffers of other sizes: all, some, or none.
+fn large() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 0u64..2000, Just(u64::MAX)]
 }
 
 fn shapes() -> impl Strategy<Value = BatchShape> {
@@ -251,6 +256,7 @@ proptest! {
         operations in prop::collection::vec((0u8..9, any::<[usize; 3]>()), 1..60),
         shape in shapes(),
         rounded in prop_oneof![Just(0), any::<u64>()],
+        large in large(),
     ) {
         let graph = random_graph(&operations);
         let chosen = Chosen {
@@ -258,7 +264,7 @@ proptest! {
             halves: halves(&graph, rounded),
             ..Chosen::default()
         };
-        prop_assert_eq!(check(&graph, shape, &chosen), Ok(()));
+        prop_assert_eq!(check(&graph, shape, &chosen, large), Ok(()));
     }
 
     /// Those of models and their parts, of which any groups are taken apart, or where one token's are joined.
@@ -273,6 +279,7 @@ proptest! {
         joined in any::<[bool; 3]>(),
         rounded in prop_oneof![Just(0), any::<u64>()],
         part in any::<[usize; 2]>(),
+        large in large(),
     ) {
         let first = part[0] % layers;
         let graph = small_graph(version, layers).part(first..first + 1 + part[1] % (layers - first));
@@ -295,6 +302,6 @@ proptest! {
             apart(steps, together)
         };
         chosen.halves = halves(&graph, rounded);
-        prop_assert_eq!(check(&graph, shape, &chosen), Ok(()));
+        prop_assert_eq!(check(&graph, shape, &chosen, large), Ok(()));
     }
 }

@@ -3,7 +3,7 @@
 use super::choose::Chosen;
 use crate::{Domain, Graph, Op, ValueId, fuse::Step};
 use rwkv_kernels::{View, ops::HalfRows};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 /// What batches must agree in to share a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +12,10 @@ pub(super) struct BatchShape {
     pub(super) spans: usize,
     pub(super) outputs: usize,
 }
+
+/// Bytes from which on a block may lie in a buffer of another size. Those of short steps are smaller: there memory matters
+/// less than that kernels seldom meet.
+const LARGE: u64 = 1 << 20;
 
 /// A buffer for each value. A buffer is used again once its value was read for the last time; the one that has been
 /// free for longest is taken, so that kernels that do not depend on each other seldom meet in one.
@@ -58,15 +62,27 @@ impl Layout {
         chosen: &Chosen,
         last_use: &HashMap<ValueId, usize>,
     ) -> Self {
+        Self::with_large(graph, shape, chosen, last_use, LARGE)
+    }
+
+    /// The same where blocks from `large` bytes on are large.
+    pub(super) fn with_large(
+        graph: &Graph,
+        shape: BatchShape,
+        chosen: &Chosen,
+        last_use: &HashMap<ValueId, usize>,
+        large: u64,
+    ) -> Self {
         let steps = &chosen.steps;
         let same = selections(graph, shape, steps);
         let mut layout = Self {
             buffers: Vec::new(),
             places: HashMap::new(),
         };
-        let mut free: HashMap<u64, VecDeque<usize>> = HashMap::new();
-        // How many values of a buffer are still to be read, and its size.
-        let mut live: Vec<(usize, u64)> = Vec::new();
+        // Those that have been free for longest come first.
+        let mut free: Vec<usize> = Vec::new();
+        // How many values of a buffer are still to be read.
+        let mut live: Vec<usize> = Vec::new();
         for (index, step) in steps.iter().enumerate() {
             if skipped(graph, shape, step) {
                 continue;
@@ -92,15 +108,15 @@ impl Layout {
                     }
                 };
                 let bytes: u64 = together.iter().map(block).sum();
-                let shelf = free.entry(bytes).or_default();
-                let buffer = if let Some(buffer) = shelf.pop_front() {
-                    buffer
+                let buffer = if let Some(at) = layout.best(&free, bytes, bytes >= large) {
+                    free.remove(at)
                 } else {
-                    layout.buffers.push(bytes);
-                    live.push((0, bytes));
+                    layout.buffers.push(0);
+                    live.push(0);
                     live.len() - 1
                 };
-                live[buffer].0 = together.len();
+                layout.buffers[buffer] = bytes.max(layout.buffers[buffer]);
+                live[buffer] = together.len();
                 let mut offset = 0;
                 for id in &together {
                     let value = graph.value(*id);
@@ -126,10 +142,10 @@ impl Layout {
                 if last_use.get(&id) == Some(&index)
                     && let Some(place) = layout.places.get(&id)
                 {
-                    let (left, bytes) = &mut live[place.buffer];
+                    let left = &mut live[place.buffer];
                     *left -= 1;
                     if *left == 0 {
-                        free.entry(*bytes).or_default().push_back(place.buffer);
+                        free.push(place.buffer);
                     }
                 }
             }
@@ -140,6 +156,18 @@ impl Layout {
             }
         }
         layout
+    }
+
+    /// The place in `free` of the buffer that a block of `bytes` goes to: one of its size, or where it is `large` the
+    /// smallest of up to twice its size, or else the largest from half its size on, which is made larger.
+    fn best(&self, free: &[usize], bytes: u64, large: bool) -> Option<usize> {
+        let size = |at: &usize| self.buffers[free[*at]];
+        let all = 0..free.len();
+        let same = all.clone().find(|at| size(at) == bytes);
+        let suits = all.filter(|at| large && (bytes / 2..=2 * bytes).contains(&size(at)));
+        let larger = suits.clone().filter(|at| size(at) > bytes);
+        let larger = larger.min_by_key(size);
+        same.or(larger).or_else(|| suits.max_by_key(size))
     }
 
     /// Where a value lies.

@@ -16,7 +16,7 @@ use crate::{
     adapter_config::AdapterConfig,
     files::{Checkpoint, Container, TensorView},
     names::partial,
-    state_file::{is_tuned_state, tuned_state},
+    state_file::{fingerprint, is_tuned_state, tuned_state},
 };
 use rwkv_sched::{Adapter, Factor, LowRank, Model, State, Weight, Weights};
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -24,7 +24,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 /// What an adapter file holds.
 #[derive(Clone, Debug)]
 pub struct AdapterFile {
-    /// The changes to the model's weights; it is called as its file is.
+    /// The changes to the model's weights; it is called as its file is, and its fingerprint is that of the file's tensors
+    /// (as [`ModelFile::fingerprint`](crate::ModelFile::fingerprint)) and of the scale.
     pub adapter: Arc<Adapter>,
     /// The tuned state, if there is one: what sequences begin with.
     pub initial_state: Option<State>,
@@ -149,7 +150,8 @@ impl AdapterFile {
         for tensor in checkpoint.tensors() {
             sorted.add(tensor).map_err(refuse)?;
         }
-        let mut adapter = Adapter::new(file);
+        let fingerprint = format!("{} {config:?}", fingerprint(checkpoint));
+        let mut adapter = Adapter::new(file).with_fingerprint(fingerprint);
         for (stem, pair) in &sorted.pairs {
             let Some(weight) = partial::matrix_called(stem) else {
                 sorted.unknown.push(format!("{stem}.…"));

@@ -65,25 +65,30 @@ pub(crate) const VALUE_KEY: &str = "value-key";
 /// Bytes of each end and of the middle of a tensor that a fingerprint looks at.
 const SAMPLE: usize = 64;
 
+/// What tells a file's tensors from those of others: see [`ModelFile::fingerprint`].
+pub(crate) fn fingerprint(checkpoint: &Checkpoint) -> String {
+    let mut hash = crc32fast::Hasher::new();
+    for tensor in checkpoint.tensors() {
+        hash.update(tensor.name.as_bytes());
+        hash.update(tensor.kind.to_string().as_bytes());
+        for n in tensor.shape {
+            hash.update(&(*n as u64).to_le_bytes());
+        }
+        let last = tensor.bytes.len().saturating_sub(SAMPLE);
+        for from in [0, last / 2, last] {
+            let sample = tensor.bytes.iter().skip(from).take(SAMPLE);
+            hash.update(&sample.copied().collect::<Vec<_>>());
+        }
+    }
+    format!("{:08x}", hash.finalize())
+}
+
 impl ModelFile {
     /// What tells this model from others, as 8 hexadecimal digits: the CRC-32 of every tensor's name, type and shape
     /// and of 64 bytes each of its beginning, middle and end. Cheap, and no proof: the same model in another file
     /// format or quantization has another fingerprint, and one with a few changed weights may have the same.
     pub fn fingerprint(&self) -> String {
-        let mut hash = crc32fast::Hasher::new();
-        for tensor in self.checkpoint().tensors() {
-            hash.update(tensor.name.as_bytes());
-            hash.update(tensor.kind.to_string().as_bytes());
-            for n in tensor.shape {
-                hash.update(&(*n as u64).to_le_bytes());
-            }
-            let last = tensor.bytes.len().saturating_sub(SAMPLE);
-            for from in [0, last / 2, last] {
-                let sample = tensor.bytes.iter().skip(from).take(SAMPLE);
-                hash.update(&sample.copied().collect::<Vec<_>>());
-            }
-        }
-        format!("{:08x}", hash.finalize())
+        fingerprint(self.checkpoint())
     }
 
     /// Saves `state` as a state file at `path`, which appears under its name only when it is complete. A link is

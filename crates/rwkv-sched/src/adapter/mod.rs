@@ -51,6 +51,7 @@ pub struct Adapter {
     /// Tells adapters apart, whatever their names.
     id: u64,
     name: String,
+    fingerprint: Option<String>,
     low_rank: HashMap<Weight, LowRank>,
     whole: HashMap<Weight, Arc<dyn Weights>>,
 }
@@ -62,6 +63,7 @@ impl Adapter {
         Self {
             id: NEXT.fetch_add(1, Relaxed),
             name: name.into(),
+            fingerprint: None,
             low_rank: HashMap::new(),
             whole: HashMap::new(),
         }
@@ -81,6 +83,19 @@ impl Adapter {
     /// What it is called.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Says what tells its changes from those of others, in other processes too: a checksum of its file, say. States of
+    /// prompts fed with it are kept by an engine's [`PrefixCache`](crate::engine::PrefixCache) only if it has one.
+    #[must_use]
+    pub fn with_fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
+        self.fingerprint = Some(fingerprint.into());
+        self
+    }
+
+    /// What tells its changes from those of others, if that was said.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.fingerprint.as_deref()
     }
 
     /// The weights that it changes, in no order.

@@ -44,6 +44,10 @@ impl Recipe {
         self.parts.is_empty()
     }
 
+    pub(crate) fn parts(&self) -> &[(Arc<Adapter>, f32)] {
+        &self.parts
+    }
+
     pub(crate) fn key(&self) -> RecipeKey {
         let key = |(adapter, strength): &(Arc<Adapter>, f32)| (adapter.id, strength.to_bits());
         self.parts.iter().map(key).collect()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// Adapters with their strengths; those that make the same weights are equal. The default is the base model.
 #[derive(Clone, Default)]
 pub(super) struct Blend {
-    parts: Arc<[(Arc<Adapter>, f32)]>,
+    recipe: Arc<Recipe>,
     key: RecipeKey,
 }
 
@@ -17,14 +17,24 @@ impl Blend {
     /// # Errors
     /// [`crate::Error::Adapter`] for a strength that is no finite number.
     pub(super) fn new(parts: &[(Arc<Adapter>, f32)]) -> Result<Self> {
+        let recipe = Recipe::new(parts)?;
         Ok(Self {
-            key: Recipe::new(parts)?.key(),
-            parts: parts.into(),
+            key: recipe.key(),
+            recipe: Arc::new(recipe),
         })
     }
 
     pub(super) fn parts(&self) -> &[(Arc<Adapter>, f32)] {
-        &self.parts
+        self.recipe.parts()
+    }
+
+    /// Fingerprints of the adapters and the bits of their strengths, in the order in which they are added up; none where
+    /// an adapter has no fingerprint.
+    pub(super) fn fingerprints(&self) -> Option<Vec<(&str, u32)>> {
+        let parts = self.parts().iter();
+        parts
+            .map(|(adapter, strength)| Some((adapter.fingerprint()?, strength.to_bits())))
+            .collect()
     }
 }
 

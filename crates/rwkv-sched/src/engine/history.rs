@@ -67,14 +67,14 @@ impl History {
         (!tokens.is_empty()).then_some((blend, tokens))
     }
 
-    /// All tokens from the beginning to `to`, if they are all here, begin where sequences begin, and have one blend.
-    pub(super) fn prefix(&self, to: usize) -> Option<(&Blend, &[TokenId])> {
+    /// The tokens from the beginning on that one blend feeds, and that blend, if they are all here and begin where sequences
+    /// begin.
+    pub(super) fn beginning(&self) -> Option<(&Blend, &[TokenId])> {
         let first = self.checkpoints.front()?;
         if first.at > 0 || first.state.is_some() {
             return None;
         }
-        let (blend, tokens) = self.run(0)?;
-        Some((blend, tokens.get(..to)?))
+        self.run(0)
     }
 
     /// The newest state at `to` or before.

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{Error, Result, State, TokenId, sampling::Sampler};
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,6 +30,18 @@ pub(super) struct Job {
     /// A step that held it and others failed: until so many tokens of its session are fed it runs alone, to see whose fault
     /// it is.
     pub(super) alone: usize,
+    pub(super) prefix: Prefix,
+}
+
+/// What is known of its prompt's beginning in the prefix cache.
+#[derive(Default)]
+pub(super) enum Prefix {
+    #[default]
+    Unknown,
+    /// A state is being read. `shared` is how much of the prompt others have in common with it.
+    Restoring { shared: usize },
+    /// After so many tokens of its session states are to be kept, ascending.
+    Known { keep: VecDeque<usize> },
 }
 
 /// What it is for.
@@ -111,6 +124,31 @@ impl Job {
             Goal::Generate(making) => making.writer.0.seen(),
             _ => 0,
         }
+    }
+
+    /// Whether its state is being read.
+    pub(super) fn is_restoring(&self) -> bool {
+        matches!(self.prefix, Prefix::Restoring { .. })
+    }
+
+    /// Of `fed` tokens and more, the next number of them after which a state is to be kept.
+    pub(super) fn keeps_next(&self, fed: usize) -> Option<usize> {
+        match &self.prefix {
+            Prefix::Known { keep } => keep.iter().copied().find(|at| *at > fed),
+            _ => None,
+        }
+    }
+
+    /// Whether the state after `fed` tokens is to be kept; says so once.
+    pub(super) fn takes_keep(&mut self, fed: usize) -> bool {
+        let Prefix::Known { keep } = &mut self.prefix else {
+            return false;
+        };
+        let mut due = false;
+        while let Some(at) = keep.pop_front_if(|at| *at <= fed) {
+            due = at == fed;
+        }
+        due
     }
 
     pub(super) fn waited(&self, now: Instant) -> Duration {

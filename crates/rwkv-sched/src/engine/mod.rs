@@ -83,9 +83,7 @@ pub struct EngineOptions {
     /// So many of them, at least one.
     pub checkpoints: usize,
     /// Where states of prompts' beginnings are looked up and kept.
-    pub prefix_cache: Option<Arc<dyn PrefixCache>>,
-    /// It is told the state after each prompt, and after each multiple of so many tokens of one.
-    pub cache_every: usize,
+    pub prefix_cache: Option<PrefixCache>,
     /// Whether [`EngineStats::gpu_time`] is taken, where the executor can; the GPU runs ahead by fewer steps then.
     pub gpu_clock: bool,
 }
@@ -105,7 +103,6 @@ impl Default for EngineOptions {
             checkpoint_every: 4096,
             checkpoints: 2,
             prefix_cache: None,
-            cache_every: 1024,
             gpu_clock: false,
         }
     }
@@ -153,7 +150,8 @@ impl Engine {
     /// Starts with an executor that is there already; `options.placement` and `options.load` say nothing then.
     ///
     /// # Errors
-    /// A GPU's failure, or a thread that the system does not give.
+    /// A GPU's failure, [`Error::State`] for a prefix cache of another model's states, or a thread that the system does
+    /// not give.
     pub fn with_executor(executor: Box<dyn Executor>, options: EngineOptions) -> Result<Self> {
         let config = executor.config().clone();
         let (device, slots) = (executor.device().to_owned(), executor.slots());

@@ -85,6 +85,8 @@ pub(super) enum Work {
     Blocked,
     /// Its blend is not ready.
     Unprepared,
+    /// Its state is being read from a store.
+    Restoring,
 }
 
 /// What changes about the slots.

@@ -3,7 +3,7 @@
 use super::{
     Shared,
     blend::Blend,
-    job::{Goal, Job, Making},
+    job::{Goal, Job, Making, Prefix},
     outbox::{Outbox, TokenStream, Writer},
     request::Request,
     worker::Command,
@@ -200,6 +200,7 @@ impl Session {
             goal,
             level: i64::from(priority),
             alone: 0,
+            prefix: Prefix::default(),
         };
         self.engine.send(Command::Run(Box::new(job)))?;
         Ok(Asked {

@@ -46,6 +46,8 @@ pub struct EngineStats {
     pub cache_lookups: u64,
     /// See there.
     pub cache_hits: u64,
+    /// Of those, whose state had to be read from the store.
+    pub cache_reads: u64,
     /// Tokens that need not be fed because of that.
     pub cached_tokens: u64,
     /// Switches from one blend of adapters to another.
@@ -64,7 +66,7 @@ pub struct EngineStats {
 type Count = fn(&EngineStats) -> u64;
 
 /// Counts by the names that `metrics` has them under.
-const COUNTERS: [(&str, Count); 14] = [
+const COUNTERS: [(&str, Count); 15] = [
     ("rwkv_requests", |s| s.requests),
     ("rwkv_requests_finished", |s| s.finished),
     ("rwkv_requests_cancelled", |s| s.cancelled),
@@ -78,6 +80,7 @@ const COUNTERS: [(&str, Count); 14] = [
     ("rwkv_pauses", |s| s.pauses),
     ("rwkv_cache_lookups", |s| s.cache_lookups),
     ("rwkv_cache_hits", |s| s.cache_hits),
+    ("rwkv_cache_reads", |s| s.cache_reads),
     ("rwkv_cached_tokens", |s| s.cached_tokens),
 ];
 

@@ -76,6 +76,11 @@ impl StateCache {
         Self { shared, writer }
     }
 
+    /// What its states are.
+    pub fn layout(&self) -> StateLayout {
+        self.shared.layout
+    }
+
     /// The longest state for a prefix of `tokens`: one that leaves at least one token to feed, since a state without
     /// logits tells no next token. So a state after all of `tokens` is not found; [`checkpoints`](super::checkpoints)
     /// therefore has one a token before a prompt's end.

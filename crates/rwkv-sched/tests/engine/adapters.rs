@@ -19,7 +19,7 @@ use std::sync::Arc;
 type Blend = Vec<(Arc<Adapter>, f32)>;
 
 /// Changes some matrices by much.
-fn adapter(model: &Model, seed: u64) -> Arc<Adapter> {
+pub(crate) fn adapter(model: &Model, seed: u64) -> Adapter {
     let mut random = Random::new(seed);
     let mut adapter = Adapter::new(format!("adapter {seed}"));
     for weight in [B::AttKey, B::AttOutput, B::FfnKey].map(|w| Weight::Block(1, w)) {
@@ -37,11 +37,11 @@ fn adapter(model: &Model, seed: u64) -> Arc<Adapter> {
         };
         adapter.add_low_rank(weight, change);
     }
-    Arc::new(adapter)
+    adapter
 }
 
 fn blends(model: &Model) -> Vec<Blend> {
-    let [a, b] = [1, 2].map(|seed| adapter(model, seed));
+    let [a, b] = [1, 2].map(|seed| Arc::new(adapter(model, seed)));
     vec![
         vec![],
         vec![(a.clone(), 1.0)],
@@ -147,7 +147,7 @@ fn an_adapter_that_does_not_fit() {
         assert!(error.to_string().contains("adapter wrong"), "{error}");
         assert_eq!(all(fine).await.len(), 100);
         let mut asked = request(&[1], 1, 1);
-        asked.adapters = vec![(adapter(&model, 1), f32::NAN)];
+        asked.adapters = vec![(Arc::new(adapter(&model, 1)), f32::NAN)];
         let refused = good.generate(asked).await.err().unwrap();
         assert!(refused.to_string().contains("finite"), "{refused}");
         let again = bad.generate(request(&[1], 2, 1)).await.unwrap();

@@ -11,6 +11,7 @@ mod adapters;
 mod alone;
 mod cancelling;
 mod failing;
+mod prefixes;
 mod queue;
 mod schedules;
 mod sessions;

@@ -5,10 +5,10 @@ use super::{
     support::random_model::Random,
 };
 use rwkv_sched::{
-    Adapter, Error, State, TokenId,
-    engine::{End, EngineOptions, PrefixCache},
+    Error,
+    engine::{End, EngineOptions},
 };
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Many more sessions than slots: states go to the host and come back, and nothing is lost.
 #[test]
@@ -217,72 +217,4 @@ fn slow_readers() {
         let want = Alone::default().generate(oracle.as_mut(), &slow, usize::MAX);
         assert_eq!(got, want);
     });
-}
-
-#[derive(Default)]
-struct Cache {
-    states: Mutex<Vec<(Vec<TokenId>, Arc<State>)>>,
-}
-
-impl PrefixCache for Cache {
-    fn lookup(
-        &self,
-        blend: &[(Arc<Adapter>, f32)],
-        tokens: &[TokenId],
-    ) -> Option<(usize, Arc<State>)> {
-        assert!(blend.is_empty());
-        let states = self.states.lock().unwrap();
-        let fits = states.iter().filter(|(key, _)| tokens.starts_with(key));
-        let (key, state) = fits.max_by_key(|(key, _)| key.len())?;
-        Some((key.len(), state.clone()))
-    }
-
-    fn insert(&self, _: &[(Arc<Adapter>, f32)], tokens: &[TokenId], state: Arc<State>) {
-        let mut states = self.states.lock().unwrap();
-        states.push((tokens.to_vec(), state));
-    }
-}
-
-/// Prompts that share their beginning start from the longest state of it that is known.
-#[test]
-fn shared_prefixes_are_fed_once() {
-    let model = model(7);
-    let mut oracle = cpu(&model, 1);
-    let cache = Arc::new(Cache::default());
-    let options = EngineOptions {
-        prefix_cache: Some(cache.clone()),
-        cache_every: 64,
-        ..EngineOptions::default()
-    };
-    let engine = engine(&model, 4, options);
-    let shared = Random::new(1).tokens(300, VOCAB);
-    block_on(async {
-        for number in 0..6 {
-            let mut prompt = shared.clone();
-            // The same as a whole, a longer and another one.
-            prompt.extend(vec![number; number as usize % 3]);
-            let asked = request(&prompt, 8, 1);
-            let got = all(engine.session().generate(asked.clone()).await.unwrap()).await;
-            let want = Alone::default().generate(oracle.as_mut(), &asked, usize::MAX);
-            assert_eq!(got, want);
-        }
-    });
-    let stats = engine.stats();
-    assert_eq!((stats.cache_lookups, stats.cache_hits), (6, 5), "{stats:?}");
-    assert!(stats.prompt_tokens < 600, "{stats:?}");
-    let states = cache.states.lock().unwrap();
-    for (key, state) in states.iter() {
-        let alone = Alone {
-            base: None,
-            tokens: key.clone(),
-        };
-        assert_eq!(
-            **state,
-            alone.state(oracle.as_mut()),
-            "{} tokens",
-            key.len()
-        );
-    }
-    let whole = states.iter().filter(|(key, _)| *key == shared).count();
-    assert!(whole >= 1);
 }

@@ -1,6 +1,7 @@
 //! The engine's thread: it has the executor, the slots and what every session has seen.
 
 mod blends;
+mod prefixes;
 mod sessions;
 mod slots;
 mod steps;
@@ -10,9 +11,10 @@ use super::{
     history::History,
     job::{Goal, Job},
     policy::{Policy, Times, Turns},
+    prefix::Prefixes,
     stats::EngineStats,
 };
-use crate::{Error, Executor, Result, SlotId, State};
+use crate::{Error, Executor, Hit, Result, SlotId, State};
 use blends::Blends;
 use rwkv_gpu::Timing;
 use sessions::Session;
@@ -50,6 +52,11 @@ pub(super) enum Command {
     Forget {
         session: u64,
     },
+    /// A state for the beginning of a job's prompt was read, or could not be.
+    Restored {
+        job: u64,
+        hit: Option<Hit>,
+    },
     /// Something that was full has room.
     Wake,
     Stop,
@@ -68,6 +75,8 @@ pub(super) struct Worker {
     /// Whose state each slot holds.
     slots: Vec<Option<u64>>,
     blends: Blends,
+    /// After `commands`: what it still reads then need not be told.
+    prefixes: Option<Prefixes>,
     /// Tokens that samplers' penalties do not count.
     uncounted: HashSet<u32>,
     turns: Turns,
@@ -102,12 +111,16 @@ pub(super) struct Outside {
 impl Worker {
     pub(super) fn new(
         mut executor: Box<dyn Executor>,
-        options: EngineOptions,
+        mut options: EngineOptions,
     ) -> Result<(Self, Outside)> {
         if options.gpu_clock {
             executor.set_timing(Timing::Passes)?;
         }
         let (sender, commands) = std::sync::mpsc::channel();
+        let prefixes = match options.prefix_cache.take() {
+            Some(cache) => Some(Prefixes::new(cache, executor.as_mut(), sender.clone())?),
+            None => None,
+        };
         let (stopping, stopped) = oneshot::channel();
         let queue = Arc::new(Semaphore::new(
             options.queue.clamp(1, Semaphore::MAX_PERMITS),
@@ -135,6 +148,7 @@ impl Worker {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             blends: Blends::default(),
+            prefixes,
             turns: Turns::default(),
             times: Times::default(),
             clock: 0,
@@ -180,6 +194,7 @@ impl Worker {
                     reply,
                 } => drop(reply.send(self.rollback(session, tokens))),
                 Command::Forget { session } => self.forget(session),
+                Command::Restored { job, hit } => self.restored(job, hit),
                 Command::Wake => {}
                 Command::Stop => return false,
             }

@@ -1,7 +1,7 @@
 //! Which session's state lies in which slot.
 
 use super::{
-    Job, Result, SlotId, Worker,
+    Job, Result, SlotId, State, Worker,
     sessions::{Live, Session},
 };
 use crate::{
@@ -70,7 +70,7 @@ impl Worker {
 
     /// Brings the states of running jobs that have none on the device there. What cannot be brought fails.
     pub(super) fn place_all(&mut self) {
-        let jobs = self.running.values();
+        let jobs = self.running.values().filter(|job| !job.is_restoring());
         let all: Vec<(u64, u64, usize)> = jobs
             .filter_map(|job| {
                 let session = self.sessions.get(&job.session)?;
@@ -89,7 +89,6 @@ impl Worker {
     /// Puts a state of a session into a slot: the newest at `latest` or before.
     fn place(&mut self, session: u64, latest: usize) -> Result<()> {
         self.release(session);
-        self.look_up(session, latest);
         let slot = self.free_slot()?;
         let Some(record) = self.sessions.get_mut(&session) else {
             return Ok(());
@@ -112,32 +111,6 @@ impl Worker {
             *owner = Some(session);
         }
         Ok(())
-    }
-
-    /// Asks the prefix cache for a state of a session that has none but the first.
-    fn look_up(&mut self, session: u64, latest: usize) {
-        let Some(cache) = &self.options.prefix_cache else {
-            return;
-        };
-        let Some(record) = self.sessions.get_mut(&session) else {
-            return;
-        };
-        let history = &mut record.history;
-        if history.before(latest).is_none_or(|c| c.at > 0) {
-            return;
-        }
-        // Of more than one blend, the first one's tokens.
-        let fed_by_one = history.run(0).map_or(0, |(_, tokens)| tokens.len());
-        let Some((blend, tokens)) = history.prefix(latest.min(fed_by_one)) else {
-            return;
-        };
-        self.stats.cache_lookups += 1;
-        let found = cache.lookup(blend.parts(), tokens);
-        if let Some((at, state)) = found.filter(|(at, _)| (1..=tokens.len()).contains(at)) {
-            self.stats.cache_hits += 1;
-            self.stats.cached_tokens += at as u64;
-            history.keep(at, state);
-        }
     }
 
     /// A slot that holds nothing: that of the idle session that was used longest ago where none is free.
@@ -204,8 +177,20 @@ impl Worker {
         Ok(())
     }
 
-    /// Keeps states at intervals of a session's tokens, and tells the prefix cache those that may begin another prompt.
-    pub(super) fn keep_passing_state(&mut self, session: u64, prompt_ends: bool) {
+    /// The state in a slot, from the host if it is there too.
+    pub(super) fn state_of(&mut self, session: u64, live: Live) -> Result<Arc<State>> {
+        let record = self.sessions.get(&session);
+        let kept = record.and_then(|record| record.history.before(live.fed));
+        let kept = kept.filter(|kept| kept.at == live.fed);
+        if let Some(state) = kept.and_then(|kept| kept.state.clone()) {
+            return Ok(state);
+        }
+        self.stats.states_read += 1;
+        Ok(Arc::new(self.executor.state(live.slot)?))
+    }
+
+    /// Keeps states at intervals of a session's tokens.
+    pub(super) fn keep_passing_state(&mut self, session: u64) {
         let Some(record) = self.sessions.get(&session) else {
             return;
         };
@@ -214,34 +199,8 @@ impl Worker {
         };
         let kept = record.history.before(live.fed).map_or(0, |c| c.at);
         let due = live.fed - kept >= self.options.checkpoint_every.max(1);
-        let on_grid = live.fed.is_multiple_of(self.options.cache_every.max(1));
-        let cached = self.options.prefix_cache.is_some()
-            && (on_grid || prompt_ends)
-            && record.history.prefix(live.fed).is_some();
-        if !due && !cached {
-            return;
-        }
-        if let Err(error) = self.keep_state(session) {
+        if due && let Err(error) = self.keep_state(session) {
             tracing::warn!("a state cannot be kept: {error}");
-            return;
-        }
-        let (Some(cache), Some(record)) = (
-            self.options.prefix_cache.as_ref().filter(|_| cached),
-            self.sessions.get(&session),
-        ) else {
-            return;
-        };
-        let (prefix, kept) = (
-            record.history.prefix(live.fed),
-            record.history.before(live.fed),
-        );
-        if let (Some((blend, tokens)), Some(checkpoint)) = (prefix, kept)
-            && let Some(state) = checkpoint
-                .state
-                .as_ref()
-                .filter(|_| checkpoint.at == live.fed)
-        {
-            cache.insert(blend.parts(), tokens, state.clone());
         }
     }
 
@@ -259,18 +218,14 @@ impl Worker {
                 .map_or(target - session.unfed(target), |l| l.fed);
             let (blend, run) = history.run(fed).unwrap_or((&job.blend, &[]));
             let number = self.blends.number(blend);
-            let grid = match &self.options.prefix_cache {
-                Some(_) => {
-                    let every = self.options.cache_every.max(1);
-                    (fed + 1).next_multiple_of(every) - fed
-                }
-                None => usize::MAX,
-            };
+            let to_keep = job.keeps_next(fed).map_or(usize::MAX, |at| at - fed);
             let left = target.saturating_sub(fed);
-            let work = if !self.blends.is_ready(number) {
+            let work = if job.is_restoring() {
+                Work::Restoring
+            } else if !self.blends.is_ready(number) {
                 Work::Unprepared
             } else if left > 0 {
-                let most = left.min(run.len()).min(grid);
+                let most = left.min(run.len()).min(to_keep);
                 Work::Prompt { left, most }
             } else if job.is_blocked() {
                 Work::Blocked

@@ -31,6 +31,7 @@ impl Worker {
     /// Runs a step, if there is anything to run; says whether there may be more to do.
     pub(super) fn step(&mut self) -> bool {
         let before = self.running.len();
+        self.look_up_all();
         self.place_all();
         self.finish_fed();
         let mut views = self.running_views(Instant::now());
@@ -129,12 +130,11 @@ impl Worker {
             let Some(job) = self.running.get(id) else {
                 continue;
             };
-            let (session, ends) = (job.session, job.made() == Some(0));
+            let session = job.session;
             self.fed(session, span.tokens.len());
             self.clear_suspicion(*id);
-            let record = self.sessions.get(&session);
-            let all = record.is_some_and(|s| s.live.is_some_and(|l| l.fed == s.history.len()));
-            self.keep_passing_state(session, ends && all);
+            self.keep_passing_state(session);
+            self.keep_prefix(*id);
         }
         let samplers = choosing.iter().filter_map(|id| {
             let Goal::Generate(making) = &self.running.get(id)?.goal else {
@@ -249,7 +249,7 @@ impl Worker {
             if done.is_ok() {
                 self.fed(burst.session, ran as usize);
                 self.clear_suspicion(burst.job);
-                self.keep_passing_state(burst.session, false);
+                self.keep_passing_state(burst.session);
             }
         }
         if let Err(error) = done {

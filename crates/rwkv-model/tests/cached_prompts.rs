@@ -1,0 +1,111 @@
+//! Prompts that an engine saw before, with the demo model on the CPU and a store on a disk: after a restart too.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+use rwkv_model::{DiskStateStore, ModelFile, files::Checkpoint};
+use rwkv_sched::{
+    CacheKey, CpuExecutor, StateCache, StateCacheOptions, StateLayout, TokenId,
+    engine::{Engine, EngineOptions, EngineStats, PrefixCache, Request},
+    sampling::SamplerParams,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const SHARED: usize = 700;
+
+/// Tokens that both prompts begin with, and one of their own.
+fn prompt(last: TokenId) -> Vec<TokenId> {
+    let shared = (0..SHARED).map(|n| TokenId::try_from(n * n % 250 + 1).unwrap());
+    shared.chain([last]).collect()
+}
+
+/// Starts an engine with what `folder` has, asks for one prompt after the other, and stops it.
+fn run(folder: Option<&Path>, prompts: &[Vec<TokenId>]) -> (Vec<Vec<TokenId>>, EngineStats) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/demo.gguf");
+    let file = ModelFile::from_checkpoint(Checkpoint::open(&path).unwrap(), Some(&path)).unwrap();
+    let model = file.model().unwrap();
+    let prefix_cache = folder.map(|folder| {
+        let store = DiskStateStore::open(folder, &file.fingerprint(), 1 << 30).unwrap();
+        let layout = StateLayout::of(model.config());
+        let states = StateCache::new(layout, StateCacheOptions::default(), Some(Arc::new(store)));
+        PrefixCache::new(
+            Arc::new(states),
+            CacheKey::new(file.fingerprint().as_bytes()),
+        )
+    });
+    let options = EngineOptions {
+        prefix_cache,
+        ..EngineOptions::default()
+    };
+    let executor = CpuExecutor::new(&model, 2).unwrap();
+    let engine = Engine::with_executor(Box::new(executor), options).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let tokens = runtime.unwrap().block_on(async {
+        let mut all = Vec::new();
+        for prompt in prompts {
+            let request = Request {
+                prompt: prompt.clone(),
+                max_tokens: 12,
+                sampler: SamplerParams {
+                    temperature: 0.0,
+                    ..SamplerParams::default()
+                },
+                ..Request::default()
+            };
+            let mut session = engine.session();
+            let mut stream = session.generate(request).await.unwrap();
+            let mut tokens = Vec::new();
+            while let Some(token) = stream.next().await {
+                tokens.push(token.unwrap().id);
+            }
+            all.push(tokens);
+        }
+        all
+    });
+    (tokens, engine.stats())
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let all = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    all.filter(|p| p.extension().is_some_and(|e| e == "state"))
+        .collect()
+}
+
+#[test]
+fn a_restart_feeds_what_differs() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = [5, 6].map(prompt);
+    let (want, _) = run(None, &prompts);
+    let (got, first) = run(Some(folder.path()), &prompts);
+    assert_eq!(got, want);
+    // The last token of the first prompt is where they differ: the state before it serves both.
+    assert_eq!(first.prompt_tokens, SHARED as u64 + 2, "{first:?}");
+    assert_eq!((first.cache_hits, first.cache_reads), (1, 0));
+
+    let (got, second) = run(Some(folder.path()), &prompts);
+    assert_eq!(got, want);
+    assert_eq!(second.prompt_tokens, 2, "{second:?}");
+    assert_eq!((second.cache_hits, second.cache_reads), (2, 1));
+
+    // All is damaged: the prompt is fed again, and its states are there the next time.
+    for path in files(folder.path()) {
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+        fs::write(path, bytes).unwrap();
+    }
+    let (got, damaged) = run(Some(folder.path()), &prompts);
+    assert_eq!(got, want);
+    assert_eq!((damaged.cache_reads, damaged.failed), (0, 0));
+    assert_eq!(damaged.prompt_tokens, SHARED as u64 + 2, "{damaged:?}");
+    let (got, again) = run(Some(folder.path()), &prompts);
+    assert_eq!(got, want);
+    assert_eq!(again.prompt_tokens, 2, "{again:?}");
+}

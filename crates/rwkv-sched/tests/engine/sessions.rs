@@ -133,28 +133,39 @@ fn what_cannot_run_is_refused() {
     });
 }
 
-/// An empty prompt goes on from what the session has seen, also when all of it is in the state.
+/// An empty prompt goes on from what the session has seen, also when all of it is in the state, and when that is the only
+/// state that may be kept.
 #[test]
 fn going_on_without_a_prompt() {
     let model = model(4);
     let mut oracle = cpu(&model, 1);
-    let engine = engine(&model, 1, EngineOptions::default());
-    block_on(async {
-        let mut session = engine.session();
-        let mut alone = Alone::default();
-        session.feed(&[5, 6, 7], &[]).await.unwrap();
-        alone.tokens.extend([5, 6, 7]);
-        for saved in [false, true] {
-            if saved {
-                let state = session.save().await.unwrap();
-                assert_eq!(*state, alone.state(oracle.as_mut()));
+    let few = EngineOptions {
+        checkpoint_every: 100,
+        checkpoints: 1,
+        ..EngineOptions::default()
+    };
+    for (count, options) in [(3, EngineOptions::default()), (300, few)] {
+        let engine = engine(&model, 1, options);
+        let done = async {
+            let mut session = engine.session();
+            let mut alone = Alone::default();
+            let tokens = Random::new(8).tokens(count, VOCAB);
+            session.feed(&tokens, &[]).await.unwrap();
+            alone.tokens.extend(tokens);
+            for saved in [false, true] {
+                if saved {
+                    let state = session.save().await.unwrap();
+                    assert_eq!(*state, alone.state(oracle.as_mut()));
+                }
+                let go_on = request(&[], 6, 3);
+                let want = alone.generate(oracle.as_mut(), &go_on, usize::MAX);
+                let got = all(session.generate(go_on).await.unwrap()).await;
+                assert_eq!(got, want);
             }
-            let go_on = request(&[], 6, 3);
-            let want = alone.generate(oracle.as_mut(), &go_on, usize::MAX);
-            let got = all(session.generate(go_on).await.unwrap()).await;
-            assert_eq!(got, want);
-        }
-    });
+        };
+        let most = std::time::Duration::from_secs(60);
+        block_on(async { tokio::time::timeout(most, done).await }).unwrap();
+    }
 }
 
 /// Long sessions keep few states and tokens, and can go back as far as those reach.

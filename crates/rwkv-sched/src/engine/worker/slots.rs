@@ -173,6 +173,9 @@ impl Worker {
         record.history.keep(live.fed, state);
         let job = record.job.and_then(|job| self.running.get(&job));
         let needed = record.needed(job.map_or(0, Job::seen));
+        // What the slot has seen is not beyond reach, nor is the last token, whose logits may be asked for again.
+        let reachable = live.fed.min(record.history.len().saturating_sub(1));
+        let needed = needed.min(reachable);
         record.history.trim(self.options.checkpoints, needed);
         Ok(())
     }

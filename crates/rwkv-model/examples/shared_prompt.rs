@@ -1,5 +1,5 @@
-//! A long beginning that prompts share is fed once: the time to the first token of the first prompt, of the second one and,
-//! from the disk, after a restart.
+//! A long beginning that prompts share is fed once: the time to the first token of the first prompt, of others and, from the disk,
+//! after a restart.
 //!
 //!     cargo run --release -p rwkv-model --features demo --example shared_prompt -- 26000
 
@@ -26,9 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let shared: Vec<TokenId> = story.iter().copied().cycle().take(tokens).collect();
     let folder = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    for run in ["start", "restart"] {
+    let questions = ["Who?", "When?", "Where?", "Why?", "And then?"];
+    let (before, after) = questions.split_at(3);
+    for (run, questions) in [("start", before), ("restart", after)] {
         let engine = start(&file, folder.path())?;
-        for question in ["Who was it?", "What was her name?"] {
+        println!("{run}, on {}", engine.device());
+        for question in questions {
             let own = tokenizer.encode(question.as_bytes())?;
             let request = Request {
                 prompt: [&shared[..], &own].concat(),
@@ -39,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let took = runtime.block_on(first_token(&engine, request))?;
             let fed = engine.stats().prompt_tokens - fed;
             println!(
-                "{run}: first token after {:.1} ms, {fed} tokens fed",
+                "first token after {:.1} ms, {fed} tokens fed",
                 took.as_secs_f64() * 1e3
             );
         }

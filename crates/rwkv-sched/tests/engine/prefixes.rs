@@ -334,7 +334,7 @@ fn little_room_changes_no_token() {
     let stem = random.tokens(400, VOCAB);
     let prompts: Vec<Vec<TokenId>> = (0..24)
         .map(|_| {
-            let mut prompt = stem[..1 + random.below(400)].to_vec();
+            let mut prompt = stem[..=random.below(400)].to_vec();
             prompt.extend(random.prompt(60, VOCAB));
             prompt
         })

@@ -287,11 +287,11 @@ fn rounded_once() {
         let want = want.replace('W', "matmul_coop").replace('H', "half_rows");
         assert_eq!(got, want, "{version}, {tokens} tokens in {spans} spans");
     };
-    for batch in [(12, 12), (32, 32)] {
+    for (batch, up) in [((12, 12), "lora_up"), ((32, 32), "lora_up_coop")] {
         check(
             Version::V7,
             batch,
-            "norm_shift_halves W lora_up wkv7_step H W norm_shift_halves W H W",
+            &format!("norm_shift_halves W {up} wkv7_step H W norm_shift_halves W H W"),
         );
         check(
             Version::V5_2,
@@ -307,17 +307,16 @@ fn rounded_once() {
     let prompt = (600, 2);
     for version in [Version::V4, Version::V5_2] {
         let recurrence = if version == Version::V4 {
-            "W W W wkv4 map"
+            "W wkv4 map"
         } else {
-            "W W W W wkv6 norm map"
+            "W wkv6 norm map"
         };
-        let want = format!("norm_shift_halves {recurrence} H W norm_shift_halves W W H W map");
+        let want = format!("norm_shift_halves {recurrence} H W norm_shift_halves W H W map");
         check(version, prompt, &want);
     }
     check(
         Version::V7,
         prompt,
-        "norm_shift_halves W W W W W W W H W H W H W H W map keys7 wkv7 gated_heads_halves W \
-         norm_shift_halves W H W",
+        "norm_shift_halves W H W H W H W H W map keys7 wkv7 gated_heads_halves W norm_shift_halves W H W",
     );
 }

@@ -3,7 +3,11 @@
 //! What is compared is the least that a model runs with: prompts in the shortest chunks. Where there is room for longer
 //! ones, they are made when the model is loaded.
 
-use super::{SMALL, layout::BatchShape, memory, prompt};
+use super::{
+    layout::BatchShape,
+    memory,
+    plans::{SMALL, prompt},
+};
 use crate::{
     BlockWeight, Chosen, Error, LoadOptions, Model, Quantization, Result, Weight, WeightType,
 };

@@ -3,7 +3,7 @@
 use super::{
     choose,
     layout::{BatchShape, Layout, last_uses},
-    prompt,
+    plans::prompt,
     resident::{groups, resident_format, vector_groups},
 };
 use crate::{

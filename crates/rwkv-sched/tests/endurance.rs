@@ -24,7 +24,7 @@ use support::{
 const SLOTS: usize = 6;
 
 /// Plans that are kept at most, and blocks of parameters.
-const MOST_KEPT: [usize; 2] = [64, 4096];
+const MOST_KEPT: [usize; 2] = [32, 4096];
 
 /// Sequences that come and go.
 struct Traffic {

@@ -15,7 +15,8 @@ use std::{ops::Range, sync::OnceLock};
 /// what it returns, keeps such a matrix in memory.
 pub(crate) struct BoundWeights {
     checkpoint: Checkpoint,
-    sources: FxHashMap<Weight, Source>,
+    /// In boxes, so that free places of the map take little.
+    sources: FxHashMap<Weight, Box<Source>>,
 }
 
 /// Some rows of the matrix in a tensor.
@@ -97,7 +98,7 @@ impl BoundWeights {
             made: OnceLock::new(),
             checked: sparse::Checked::default(),
         };
-        self.sources.insert(weight, source);
+        self.sources.insert(weight, Box::new(source));
         Ok(())
     }
 
@@ -194,7 +195,7 @@ impl BoundWeights {
             made: OnceLock::from(bytes),
             checked: sparse::Checked::default(),
         };
-        self.sources.insert(weight, source);
+        self.sources.insert(weight, Box::new(source));
     }
 
     /// The elements of the tensor `name`.
@@ -238,7 +239,7 @@ impl BoundWeights {
                 made: OnceLock::new(),
                 checked: sparse::Checked::default(),
             };
-            self.sources.insert(weight, source);
+            self.sources.insert(weight, Box::new(source));
         }
         Ok(())
     }
@@ -294,9 +295,8 @@ impl BoundWeights {
     }
 
     fn source(&self, weight: Weight) -> Result<&Source, Error> {
-        self.sources
-            .get(&weight)
-            .ok_or_else(|| problem(&format!("{weight:?}"), "missing".to_owned()))
+        let source = self.sources.get(&weight).map(Box::as_ref);
+        source.ok_or_else(|| problem(&format!("{weight:?}"), "missing".to_owned()))
     }
 
     /// All rows of `source`, where they lie somewhere as they are.
@@ -456,7 +456,7 @@ impl Weights for BoundWeights {
     }
 
     fn is_in_place(&self, weight: Weight) -> bool {
-        let lent = |source| self.lent(source).is_ok_and(|lent| lent.is_some());
+        let lent = |source: &Box<Source>| self.lent(source).is_ok_and(|lent| lent.is_some());
         self.sources.get(&weight).is_none_or(lent)
     }
 

@@ -18,7 +18,7 @@ pub(super) type PlanKey = (BatchShape, u64);
 
 /// Batch shapes whose plans are kept: as many numbers of sequences as an engine has in turns. They share their activations, so
 /// what each keeps is on the host.
-pub(super) const PLANS: usize = 64;
+pub(super) const PLANS: usize = 32;
 
 /// Tokens of a plan that is small. Of larger ones only that of a chunk within a prompt is kept, the last one with a token a
 /// sequence, and the last other one.

@@ -456,8 +456,8 @@ impl Weights for BoundWeights {
     }
 
     fn is_in_place(&self, weight: Weight) -> bool {
-        let lent = |source: &Box<Source>| self.lent(source).is_ok_and(|lent| lent.is_some());
-        self.sources.get(&weight).is_none_or(lent)
+        let source = self.sources.get(&weight);
+        source.is_none_or(|source| self.lent(source).is_ok_and(|lent| lent.is_some()))
     }
 
     fn with_rows(

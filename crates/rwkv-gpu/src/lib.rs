@@ -36,7 +36,7 @@ pub use error::Error;
 pub use memory::GpuMemory;
 pub use pipeline::{BindGroup, Binding, Pipeline};
 pub use readback::Readback;
-pub use record::{Dispatch, Recorder, Submission};
+pub use record::{Dispatch, Recorder, Recording, Submission};
 pub use shader::{Access, Requirement, Shader, ShaderBinding};
 pub use staging::{StagedCopy, Staging, StagingPiece};
 pub use timing::{TimedSpan, Timer, Timing};

@@ -22,6 +22,12 @@ pub struct Recorder {
     failed: Option<Error>,
 }
 
+/// Work that was recorded: it can be submitted once, now or later. What it reads and writes stays as long as it does.
+#[derive(Debug)]
+pub struct Recording {
+    raw: wgpu::CommandBuffer,
+}
+
 /// A submission: what it is to wait for.
 #[derive(Clone, Debug)]
 pub struct Submission {
@@ -63,6 +69,18 @@ impl Gpu {
             encoder,
             failed: None,
         }
+    }
+
+    /// Submits what was recorded, one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] for work that does not validate, [`Error::Lost`] when the device is gone.
+    pub fn submit(&self, recordings: impl IntoIterator<Item = Recording>) -> Result<Submission> {
+        let recordings = recordings.into_iter().map(|recording| recording.raw);
+        let index = self.scoped(&|| "a submission".to_owned(), |_| {
+            self.queue().submit(recordings)
+        })?;
+        Ok(Submission { index })
     }
 
     /// Blocks until everything that was submitted or written is done. Until then the driver keeps the memory of buffers
@@ -138,11 +156,11 @@ impl Recorder {
         self.copy((buffer, offset), (readback.buffer(), at), bytes);
     }
 
-    /// Submits what was recorded.
+    /// What was recorded, to be submitted later.
     ///
     /// # Errors
     /// [`Error::Rejected`] for work that does not validate or a kernel that is not compiled, [`Error::Lost`] when the device is gone.
-    pub fn submit(self) -> Result<Submission> {
+    pub fn finish(self) -> Result<Recording> {
         let Self {
             gpu,
             encoder,
@@ -151,9 +169,17 @@ impl Recorder {
         if let Some(error) = failed {
             return Err(error);
         }
-        let index = gpu.scoped(&|| "a submission".to_owned(), |_| {
-            gpu.queue().submit([encoder.finish()])
-        })?;
-        Ok(Submission { index })
+        let raw = gpu.scoped(&|| "a submission".to_owned(), |_| encoder.finish())?;
+        Ok(Recording { raw })
+    }
+
+    /// Submits what was recorded.
+    ///
+    /// # Errors
+    /// Those of [`finish`](Self::finish).
+    pub fn submit(self) -> Result<Submission> {
+        let gpu = self.gpu.clone();
+        let recording = self.finish()?;
+        gpu.submit([recording])
     }
 }

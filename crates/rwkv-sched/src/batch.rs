@@ -115,6 +115,46 @@ impl Batch {
     }
 }
 
+/// How large a batch is: what steps must agree in to be planned, or recorded, alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BatchShape {
+    /// Tokens of all spans.
+    pub tokens: usize,
+    /// Spans.
+    pub spans: usize,
+    /// Tokens whose logits are wanted.
+    pub outputs: usize,
+}
+
+impl BatchShape {
+    /// One token for each of so many sequences, with the logits of all.
+    pub fn decode(sequences: usize) -> Self {
+        Self {
+            tokens: sequences,
+            spans: sequences,
+            outputs: sequences,
+        }
+    }
+
+    pub(crate) fn of(tables: &Tables) -> Self {
+        Self {
+            tokens: tables.tokens.len(),
+            spans: tables.spans.len(),
+            outputs: tables.outputs.len(),
+        }
+    }
+
+    /// Whether every span has one token: then it is the token's number.
+    pub(crate) fn is_single(self) -> bool {
+        self.tokens == self.spans
+    }
+
+    /// Whether every token's logits are wanted.
+    pub(crate) fn wants_all(self) -> bool {
+        self.tokens == self.outputs
+    }
+}
+
 /// A batch as the kernels read it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {

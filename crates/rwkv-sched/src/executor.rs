@@ -1,9 +1,10 @@
 //! What an executor is, and choosing one for a device.
 
 use crate::{
-    Adapter, Batch, BlendProgress, CpuExecutor, Decoding, Device, ExecutorStats, GpuExecutor,
-    Logits, Model, ModelConfig, OnTokens, Placement, Quantization, Result, SlotId, SparseWeights,
-    SplitExecutor, State, StepTimes, TokenId, WeightReads, decode::on_the_host, part::PartExecutor,
+    Adapter, Batch, BlendProgress, CpuExecutor, Decoding, Device, ExecutorStats, Expected,
+    GpuExecutor, Logits, Model, ModelConfig, OnTokens, Placement, Quantization, Result, SlotId,
+    SparseWeights, SplitExecutor, State, StepTimes, TokenId, WeightReads, decode::on_the_host,
+    part::PartExecutor,
 };
 use rwkv_gpu::Timing;
 use rwkv_kernels::Simd;
@@ -58,6 +59,12 @@ pub trait Executor: Send {
     /// Whether [`decode`](Self::decode) computes ahead of `take`, so that breaking off has a cost.
     fn runs_ahead(&self) -> bool {
         false
+    }
+
+    /// Where it can be told what it will likely be asked for next, at any time and from any thread; none where it would not use
+    /// that.
+    fn expected(&self) -> Option<Expected> {
+        None
     }
 
     /// Makes `slot` a sequence that has seen nothing: it holds the initial state, which is the model's

@@ -15,6 +15,8 @@ mod device;
 pub mod engine;
 mod error;
 mod executor;
+mod expected;
+mod forecast;
 mod fuse;
 mod generation;
 mod gpu;
@@ -33,7 +35,7 @@ mod traffic;
 mod weights;
 
 pub use adapter::{Adapter, BlendProgress, Factor, LowRank, PackedBytes};
-pub use batch::{Batch, BatchSpan, Logits, SlotId, TokenId, Wanted};
+pub use batch::{Batch, BatchShape, BatchSpan, Logits, SlotId, TokenId, Wanted};
 pub use config::{ModelConfig, Version};
 pub use cpu::CpuExecutor;
 pub use decode::{Decoding, OnTokens};
@@ -42,6 +44,8 @@ pub use error::Error;
 pub use executor::{
     Executor, LoadOptions, LoadProgress, LoadStage, WeightsDType, load, load_placed,
 };
+pub use expected::Expected;
+pub use forecast::Forecast;
 pub use generation::{Generation, prefill};
 pub use gpu::{DeviceMemory, GpuExecutor, Shortfall};
 pub use graph::{Domain, Graph, Node, Op, ShiftHalf, Value, ValueId};

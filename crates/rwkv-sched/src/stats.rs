@@ -20,6 +20,9 @@ pub struct ExecutorStats {
     pub warm_up: Duration,
     /// Lookups of plans, one a step.
     pub plans: CacheCounts,
+    /// Steps that a GPU was asked for one by one, and first ones of those that run ahead: a hit was recorded while the GPU ran
+    /// another one.
+    pub prepared: CacheCounts,
     /// Requests of kernel parameters, while plans are made.
     pub params: CacheCounts,
     /// Lookups of compiled pipelines: a miss compiles one.
@@ -51,6 +54,7 @@ impl ExecutorStats {
             wait: self.wait + other.wait,
             warm_up: self.warm_up + other.warm_up,
             plans: sum(self.plans, other.plans),
+            prepared: sum(self.prepared, other.prepared),
             params: sum(self.params, other.params),
             pipelines: sum(self.pipelines, other.pipelines),
             pipelines_kept: self.pipelines_kept + other.pipelines_kept,
@@ -72,6 +76,7 @@ impl ExecutorStats {
             wait: self.wait.saturating_sub(earlier.wait),
             warm_up: self.warm_up.saturating_sub(earlier.warm_up),
             plans: self.plans.since(earlier.plans),
+            prepared: self.prepared.since(earlier.prepared),
             params: self.params.since(earlier.params),
             pipelines: self.pipelines.since(earlier.pipelines),
             pipelines_kept: self.pipelines_kept.saturating_sub(earlier.pipelines_kept),

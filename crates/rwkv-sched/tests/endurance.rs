@@ -24,7 +24,7 @@ use support::{
 const SLOTS: usize = 6;
 
 /// Plans that are kept at most, and blocks of parameters.
-const MOST_KEPT: [usize; 2] = [32, 4096];
+const MOST_KEPT: [usize; 2] = [64, 4096];
 
 /// Sequences that come and go.
 struct Traffic {
@@ -65,7 +65,7 @@ impl Traffic {
         match self.random.below(10) {
             0 => self.join(),
             1 => self.leave(),
-            2 => self.prompts(),
+            2..5 => self.prompts(),
             _ => self.decode(),
         }
     }
@@ -81,7 +81,7 @@ impl Traffic {
             None => self.executor.reset(id).unwrap(),
         }
         // Seldom one of more than a small plan's tokens.
-        let most = [40, 40, 40, 300][self.random.below(4)];
+        let most = [40, 40, 100, 300][self.random.below(4)];
         let batch = Batch::single(id, &self.random.prompt(most, self.vocab), Wanted::Last);
         self.run(&batch);
         let params = SamplerParams {
@@ -109,7 +109,7 @@ impl Traffic {
         for slot in 0..SLOTS as u32 {
             if self.random.below(3) == 0 {
                 let wanted = [Wanted::None, Wanted::Last, Wanted::All][self.random.below(3)];
-                spans.push(span(slot, &self.random.prompt(20, self.vocab), wanted));
+                spans.push(span(slot, &self.random.prompt(50, self.vocab), wanted));
             }
         }
         self.random.shuffle(&mut spans);

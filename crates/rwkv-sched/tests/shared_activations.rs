@@ -58,6 +58,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         vec![7],
         vec![3, 1, 12],
         vec![40],
+        vec![17, 2],
+        vec![131],
         vec![300],
         vec![20, 290],
     ]);

@@ -125,7 +125,7 @@ pub(super) struct Times {
 }
 
 /// Whose turn it was.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Turns {
     clock: u64,
     last_chunk: u64,

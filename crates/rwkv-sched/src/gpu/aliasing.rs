@@ -10,10 +10,10 @@
 
 use super::{
     choose::Chosen,
-    layout::{BatchShape, Layout, Place, last_uses, skipped},
+    layout::{Layout, Place, last_uses, skipped},
 };
 use crate::{
-    BlockWeight as B, Graph, ShiftHalf, ValueId, Version, Weight,
+    BatchShape, BlockWeight as B, Graph, ShiftHalf, ValueId, Version, Weight,
     fuse::{
         Group, Kernel, Step, fuse, fuse_decode, join_channel_mixes, join_norms, join_outputs,
         small_graph,

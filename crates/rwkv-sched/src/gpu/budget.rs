@@ -4,12 +4,12 @@
 //! ones, they are made when the model is loaded.
 
 use super::{
-    layout::BatchShape,
     memory,
     plans::{SMALL, prompt},
 };
 use crate::{
-    BlockWeight, Chosen, Error, LoadOptions, Model, Quantization, Result, Weight, WeightType,
+    BatchShape, BlockWeight, Chosen, Error, LoadOptions, Model, Quantization, Result, Weight,
+    WeightType,
 };
 use rwkv_gpu::Gpu;
 use rwkv_kernels::Kernels;
@@ -186,7 +186,8 @@ impl<'a> Need<'a> {
             tokens: slots,
             spans: slots,
             outputs: slots,
-        };
+        }
+        .padded();
         let shapes = [decode, prompt(SMALL)];
         // The pool's sizes are a fifth larger at most, and half of that on average.
         let plans = memory::shared(self.model, &shapes, self.rounding);

@@ -1,15 +1,13 @@
 //! Which groups of steps run as one kernel for a batch, and which are taken apart.
 
 use super::{
-    channel_mixes,
-    layout::BatchShape,
-    norm_projects,
+    channel_mixes, norm_projects,
     plan::Context,
     recurrence_outputs,
     resident::{groups, is_pair},
 };
 use crate::{
-    Graph, Op, ValueId, Weight,
+    BatchShape, Graph, Op, ValueId, Weight,
     fuse::{Group, Kernel, LinearStep, Mix6, Step, join_channel_mixes, join_norms, join_outputs},
 };
 use rwkv_kernels::{
@@ -40,7 +38,7 @@ pub(super) struct Chosen {
 
 /// The steps for batches of `shape`.
 pub(super) fn steps(context: &Context<'_>, shape: BatchShape) -> Chosen {
-    let single = shape.tokens == shape.spans;
+    let single = shape.is_single();
     let mut choice = Choice {
         context,
         tokens: shape.tokens,

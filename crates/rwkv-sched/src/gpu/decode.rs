@@ -4,12 +4,12 @@
 //! reads the tokens a few steps behind. When the caller stops, the states have run ahead of it: they go back to a copy
 //! that was made on the way, and the few tokens since are fed again, by the same kernels.
 
-use super::{BatchShape, GpuExecutor, blend::out_of_memory, meter::Meter, plan::Plan};
+use super::{GpuExecutor, blend::out_of_memory, meter::Meter, plan::Plan, prepare::Prepared};
 use crate::{
-    Decoding, Error, Executor, OnTokens, Result, SlotId, TokenId, Wanted, batch::Tables,
-    decode::batch,
+    BatchShape, Decoding, Error, Executor, OnTokens, Result, SlotId, TokenId, Wanted,
+    batch::Tables, decode::batch,
 };
-use rwkv_gpu::{Binding, BufferKind, Dispatch, Readback, Recorder, Submission};
+use rwkv_gpu::{Binding, BufferKind, Dispatch, Readback, Recorder, Recording, Submission};
 use rwkv_kernels::{
     View,
     ops::Sample,
@@ -183,6 +183,8 @@ struct Run<'a> {
     meter: &'a mut Meter,
     /// The plan's, and the sampler's.
     dispatches: Vec<Dispatch>,
+    /// The plan's for the first step, if they were recorded before.
+    first: Option<Recording>,
     samplers: Samplers,
     readbacks: &'a [Readback],
     slots: Vec<SlotId>,
@@ -212,6 +214,7 @@ impl Run<'_> {
     /// Submits `steps` steps: in one pass, since a pass and a copy between two steps cost them some 10 µs.
     fn submit(&mut self, steps: usize) -> Result<()> {
         let gpu = self.executor.kernels.gpu();
+        let mut recordings = Vec::new();
         let mut recorder = gpu.recorder("steps");
         self.meter.begin();
         let steps = self.submitted..self.submitted + steps;
@@ -220,9 +223,17 @@ impl Run<'_> {
             if from.is_multiple_of(BETWEEN_COPIES) {
                 self.copy_states(&mut recorder, from)?;
             }
-            let to = (from + 1).next_multiple_of(BETWEEN_COPIES).min(steps.end);
-            self.meter
-                .dispatch(&mut recorder, &self.dispatches, to - from)?;
+            let mut to = (from + 1).next_multiple_of(BETWEEN_COPIES).min(steps.end);
+            let mut dispatches = &self.dispatches[..];
+            if let (Some(ready), Some((sample, before))) =
+                (self.first.take(), dispatches.split_last())
+            {
+                let copies = std::mem::replace(&mut recorder, gpu.recorder("steps"));
+                recordings.extend([copies.finish()?, ready]);
+                self.meter.launch(before.len());
+                (dispatches, to) = (std::slice::from_ref(sample), from + 1);
+            }
+            self.meter.dispatch(&mut recorder, dispatches, to - from)?;
             from = to;
         }
         let number = self.submissions;
@@ -233,9 +244,10 @@ impl Run<'_> {
             return Err(unread());
         };
         recorder.read(ids, 0, *bytes, readback);
+        recordings.push(recorder.finish()?);
         self.meter.recorded();
         self.waiting.push_back(Submitted {
-            submission: recorder.submit()?,
+            submission: gpu.submit(recordings)?,
             number,
             steps: steps.clone(),
         });
@@ -331,7 +343,7 @@ impl GpuExecutor {
     ) -> Result<bool> {
         let tables =
             batch(sequences, Wanted::Last).tables(self.model.config().vocab, self.slots())?;
-        let plan = self.plan(BatchShape::of(&tables))?;
+        let plan = self.plan(BatchShape::of(&tables).padded())?;
         let mut readbacks = std::mem::take(&mut self.token_readbacks);
         let bytes = ring_bytes(sequences.len());
         if readbacks.len() <= AHEAD || readbacks.iter().any(|r| r.capacity() < bytes) {
@@ -350,8 +362,9 @@ impl GpuExecutor {
             readbacks = made;
         }
         let mut meter = std::mem::take(&mut self.meter);
+        let mut prepared = std::mem::take(&mut self.prepared);
         let done = self.run_ahead(
-            (&mut meter, &readbacks),
+            (&mut meter, &mut prepared, &readbacks),
             &plan,
             (sequences, steps),
             counted,
@@ -359,6 +372,7 @@ impl GpuExecutor {
             &tables,
         );
         self.meter = meter;
+        self.prepared = prepared;
         self.token_readbacks = readbacks;
         let Some(replay) = done? else {
             return Ok(false);
@@ -378,7 +392,7 @@ impl GpuExecutor {
     /// is no memory for running ahead.
     fn run_ahead(
         &self,
-        (meter, readbacks): (&mut Meter, &[Readback]),
+        (meter, prepared, readbacks): (&mut Meter, &mut Prepared, &[Readback]),
         plan: &Plan,
         (sequences, steps): (&mut [Decoding], usize),
         counted: &dyn Fn(TokenId) -> bool,
@@ -396,6 +410,9 @@ impl GpuExecutor {
             return Ok(None);
         };
         plan.write_tables(gpu, tables)?;
+        let timing = meter.is_timing();
+        let first = plan.take_recording().filter(|_| !timing);
+        meter.prepared(first.is_some());
         let mut run = Run {
             executor: self,
             meter,
@@ -405,6 +422,7 @@ impl GpuExecutor {
                 .chain([&samplers.sample])
                 .cloned()
                 .collect(),
+            first,
             samplers,
             readbacks,
             slots: sequences.iter().map(|s| s.slot).collect(),
@@ -429,6 +447,10 @@ impl GpuExecutor {
                 }
                 run.submit(next)?;
             }
+            // Now, while the GPU has several steps before it.
+            if run.read == 0 && !timing {
+                prepared.record(self);
+            }
             fed.push(sequences.iter().map(|s| s.token).collect());
             let tokens = run.tokens()?;
             for (sequence, token) in sequences.iter_mut().zip(&tokens) {
@@ -437,6 +459,9 @@ impl GpuExecutor {
             }
             if take(&tokens) == ControlFlow::Break(()) {
                 break;
+            }
+            if !timing {
+                prepared.record_expected(self);
             }
         }
         if run.submitted == run.read {

@@ -2,7 +2,7 @@
 
 use super::plan::Activations;
 use crate::{
-    Result, ValueId,
+    BatchShape, Domain, Graph, Result, ValueId,
     part::{Carried, carried_value},
 };
 use rwkv_gpu::{Buffer, Gpu, Readback, Recorder};
@@ -11,24 +11,29 @@ use rwkv_kernels::View;
 /// Values of a plan, with their places.
 pub(super) struct HostValues(Vec<HostValue>);
 
-/// Rows in a buffer.
+/// Rows in a buffer: as many as a batch has, and more to which it is padded.
 struct HostValue {
     id: ValueId,
+    domain: Domain,
     buffer: Buffer,
     offset: u64,
-    rows: usize,
     width: usize,
 }
 
 impl HostValue {
-    fn bytes(&self) -> u64 {
-        View::bytes(self.rows, self.width)
+    /// Elements of the rows of a batch of `shape`, with what pads each.
+    fn elements(&self, shape: BatchShape) -> usize {
+        shape.rows(self.domain) * View::stride(self.width)
+    }
+
+    fn bytes(&self, shape: BatchShape) -> u64 {
+        (self.elements(shape) * 4) as u64
     }
 
     /// `rows` as they lie on the GPU.
     fn padded(&self, rows: &[f32]) -> Vec<f32> {
         let stride = View::stride(self.width);
-        let mut padded = vec![0.0; self.rows * stride];
+        let mut padded = vec![0.0; rows.len() / self.width * stride];
         let source = rows.chunks_exact(self.width);
         for (to, from) in padded.chunks_exact_mut(stride).zip(source) {
             to[..self.width].copy_from_slice(from);
@@ -47,24 +52,26 @@ impl HostValue {
 }
 
 impl HostValues {
-    /// Those of `ids` that have rows.
+    /// Those of `ids` that have rows in batches of `shape`.
     pub(super) fn new(
         activations: &Activations,
+        graph: &Graph,
         ids: impl IntoIterator<Item = ValueId>,
-        has_rows: impl Fn(ValueId) -> bool,
+        shape: BatchShape,
     ) -> Result<Self> {
-        let ids = ids.into_iter().filter(|id| has_rows(*id));
-        let place = |id| {
+        let all = ids.into_iter().map(|id| (id, graph.value(id).domain));
+        let some = all.filter(|(_, domain)| shape.rows(*domain) > 0);
+        let place = |(id, domain)| {
             let view = activations.view(id)?;
             Ok(HostValue {
                 id,
+                domain,
                 buffer: view.buffer.clone(),
                 offset: view.offset,
-                rows: view.rows,
                 width: view.width,
             })
         };
-        Ok(Self(ids.map(place).collect::<Result<_>>()?))
+        Ok(Self(some.map(place).collect::<Result<_>>()?))
     }
 
     /// Writes them before what is submitted next.
@@ -81,25 +88,26 @@ impl HostValues {
         Ok(())
     }
 
-    /// Bytes of a readback buffer that takes them.
-    pub(super) fn bytes(&self) -> u64 {
-        self.0.iter().map(HostValue::bytes).sum()
+    /// Bytes of a readback buffer that takes them after a batch of `shape`, which may be padded to the plan's.
+    pub(super) fn bytes(&self, shape: BatchShape) -> u64 {
+        self.0.iter().map(|value| value.bytes(shape)).sum()
     }
 
     /// Records copying them to `readback`.
-    pub(super) fn read(&self, recorder: &mut Recorder, readback: &Readback) {
+    pub(super) fn read(&self, recorder: &mut Recorder, shape: BatchShape, readback: &Readback) {
         let mut at = 0;
         for value in &self.0 {
-            recorder.read_to(&value.buffer, value.offset, value.bytes(), readback, at);
-            at += value.bytes();
+            let bytes = value.bytes(shape);
+            recorder.read_to(&value.buffer, value.offset, bytes, readback, at);
+            at += bytes;
         }
     }
 
     /// Adds them to `carried` from what was copied.
-    pub(super) fn take(&self, raw: &[u8], carried: &mut Carried) {
+    pub(super) fn take(&self, raw: &[u8], shape: BatchShape, carried: &mut Carried) {
         let mut rest: &[f32] = bytemuck::cast_slice(raw);
         for value in &self.0 {
-            let (own, after) = rest.split_at(value.rows * View::stride(value.width));
+            let (own, after) = rest.split_at(value.elements(shape));
             carried.insert(value.id, value.unpadded(own));
             rest = after;
         }

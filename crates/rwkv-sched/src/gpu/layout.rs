@@ -1,17 +1,9 @@
 //! Which buffer each value of a step lies in.
 
 use super::choose::Chosen;
-use crate::{Domain, Graph, Op, ValueId, fuse::Step};
+use crate::{BatchShape, Graph, Op, ValueId, fuse::Step};
 use rwkv_kernels::{View, ops::HalfRows};
 use std::collections::HashMap;
-
-/// What batches must agree in to share a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct BatchShape {
-    pub(super) tokens: usize,
-    pub(super) spans: usize,
-    pub(super) outputs: usize,
-}
 
 /// Bytes from which on a block may lie in a buffer of another size. Those of short steps are smaller: there memory matters
 /// less than that kernels seldom meet.
@@ -189,7 +181,7 @@ fn selects_all(graph: &Graph, shape: BatchShape, step: &Step) -> Option<(ValueId
         return None;
     };
     let node = graph.nodes().get(*index)?;
-    let all = matches!(node.op, Op::Select) && shape.outputs == shape.tokens;
+    let all = matches!(node.op, Op::Select) && shape.wants_all();
     Some((*node.outputs.first()?, *node.inputs.first()?)).filter(|_| all)
 }
 
@@ -198,13 +190,4 @@ fn selections(graph: &Graph, shape: BatchShape, steps: &[Step]) -> HashMap<Value
         .iter()
         .filter_map(|step| selects_all(graph, shape, step));
     all.collect()
-}
-
-impl BatchShape {
-    pub(super) fn rows(self, domain: Domain) -> usize {
-        match domain {
-            Domain::Tokens => self.tokens,
-            Domain::Outputs => self.outputs,
-        }
-    }
 }

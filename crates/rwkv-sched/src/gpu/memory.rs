@@ -2,13 +2,13 @@
 
 use super::{
     choose,
-    layout::{BatchShape, Layout, last_uses},
+    layout::{Layout, last_uses},
     plans::prompt,
     resident::{groups, resident_format, vector_groups},
 };
 use crate::{
-    Chosen, Domain, Graph, LoadOptions, Model, Node, Op, Result, SparseWeights, Value, ValueId,
-    Weight, Weights, WeightsDType,
+    BatchShape, Chosen, Domain, Graph, LoadOptions, Model, Node, Op, Result, SparseWeights, Value,
+    ValueId, Weight, Weights, WeightsDType,
     fuse::{Group, Step, fuse, fuse_decode},
 };
 use rwkv_gpu::Kind;

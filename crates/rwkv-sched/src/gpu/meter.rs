@@ -1,7 +1,7 @@
 //! Counts a GPU executor's steps, and times them by the host's clock and, if asked to, by the GPU's.
 
 use crate::{ExecutorStats, Result, StepTimes};
-use rwkv_gpu::{Dispatch, Gpu, Recorder, Timer, Timing};
+use rwkv_gpu::{CacheCounts, Dispatch, Gpu, Recorder, Timer, Timing};
 use std::time::{Duration, Instant};
 
 /// What a submission tells of itself, in this order: `begin`, `dispatch` for each step, `recorded`, `submitted`, and, where others were
@@ -20,13 +20,12 @@ pub(super) struct Meter {
 impl Meter {
     /// A plan was looked up.
     pub(super) fn plan(&mut self, known: bool) {
-        let plans = &mut self.stats.plans;
-        let count = if known {
-            &mut plans.hits
-        } else {
-            &mut plans.misses
-        };
-        *count += 1;
+        count(&mut self.stats.plans, known);
+    }
+
+    /// A step was asked for, that was recorded before or was not.
+    pub(super) fn prepared(&mut self, known: bool) {
+        count(&mut self.stats.prepared, known);
     }
 
     /// Whether the GPU's clock is read, a submission at a time.
@@ -63,6 +62,11 @@ impl Meter {
             recorder.dispatch(all);
         }
         Ok(())
+    }
+
+    /// So many dispatches were recorded before.
+    pub(super) fn launch(&mut self, dispatches: usize) {
+        self.dispatches += dispatches as u64;
     }
 
     pub(super) fn recorded(&mut self) {
@@ -125,4 +129,13 @@ impl Meter {
         self.collect();
         std::mem::take(&mut self.times)
     }
+}
+
+fn count(counts: &mut CacheCounts, known: bool) {
+    let count = if known {
+        &mut counts.hits
+    } else {
+        &mut counts.misses
+    };
+    *count += 1;
 }

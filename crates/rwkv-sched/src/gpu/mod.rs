@@ -16,17 +16,19 @@ mod meter;
 mod norm_projects;
 mod plan;
 mod plans;
+mod prepare;
 mod recurrence_outputs;
 mod resident;
 mod resolve;
 mod resolve_group;
 mod rounded;
 mod run;
+mod shape;
 mod states;
 mod tune;
 
 use crate::{
-    Adapter, Batch, BlendProgress, Decoding, Error, Executor, ExecutorStats, LoadOptions,
+    Adapter, Batch, BlendProgress, Decoding, Error, Executor, ExecutorStats, Expected, LoadOptions,
     LoadProgress, Logits, Model, ModelConfig, OnTokens, Op, Result, SlotId, State, StepTimes,
     TokenId, Weight, WeightReads, WeightsDType,
     adapter::{Blends, Recipe},
@@ -37,12 +39,10 @@ use crate::{
 use arena::Arena;
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
 pub use budget::Shortfall;
-use layout::BatchShape;
 pub use memory::DeviceMemory;
 use meter::Meter;
-use plan::Plan;
-use plans::{PLANS, PlanKey};
-use quick_cache::unsync::Cache;
+use plans::{PLANS, Plans};
+use prepare::Prepared;
 use resident::ResidentWeights;
 use rwkv_gpu::{Gpu, Kind, Readback, Submission, Timing};
 use rwkv_kernels::{GpuVector, Kernels};
@@ -59,10 +59,13 @@ pub struct GpuExecutor {
     weights: ResidentWeights,
     states: States,
     decode_steps: Vec<Step>,
-    /// Looked up by every step, which takes no lock: they are the executor's own.
-    plans: Cache<PlanKey, Arc<Plan>>,
+    plans: Plans,
+    prepared: Prepared,
+    expected: Expected,
     /// The activations of all of them.
     arena: Arena,
+    /// Bytes that the largest plan needs of those that every model has from the start.
+    usual: u64,
     /// Tokens of a prompt's chunk.
     chunk: usize,
     /// The last batch whose logits nobody wanted, if it was not waited for, and its tokens.
@@ -153,8 +156,11 @@ impl GpuExecutor {
             weights,
             states,
             decode_steps,
-            plans: Cache::new(PLANS),
+            plans: Plans::new(PLANS),
+            prepared: Prepared::default(),
+            expected: Expected::default(),
             arena: Arena::default(),
+            usual: 0,
             chunk,
             unread: None,
             readback: None,
@@ -295,6 +301,10 @@ impl Executor for GpuExecutor {
 
     fn runs_ahead(&self) -> bool {
         true
+    }
+
+    fn expected(&self) -> Option<Expected> {
+        Some(self.expected.clone())
     }
 
     fn reset(&mut self, slot: SlotId) -> Result<()> {

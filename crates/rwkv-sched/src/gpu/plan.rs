@@ -5,14 +5,15 @@ use super::{
     blend::ActiveWeights,
     choose,
     host_values::HostValues,
-    layout::{BatchShape, Layout, last_uses, skipped},
+    layout::{Layout, last_uses, skipped},
     resolve::Resolver,
     rounded::Rounded,
     states::States,
 };
-use crate::{Error, Graph, Model, Result, ValueId, batch::Tables, fuse::Step};
+use crate::{BatchShape, Error, Graph, Model, Result, ValueId, batch::Tables, fuse::Step};
+use parking_lot::Mutex;
 use rayon::prelude::*;
-use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline};
+use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch, Gpu, Pipeline, Recording};
 use rwkv_kernels::{BatchTables, Kernels, View, ops::HalfRows, tuning::Problem};
 use rwkv_mem::{Pool, Pooled};
 use std::{
@@ -48,6 +49,8 @@ pub(super) struct Plan {
     /// Activations, and inputs of products rounded to f16, in buffers that other plans have too: between two steps nothing
     /// in them is needed.
     leased: Leased,
+    /// Of a step that is not asked for yet.
+    recording: Mutex<Option<Recording>>,
 }
 
 impl Plan {
@@ -84,10 +87,9 @@ impl Plan {
                 .release(|id| last_use.get(&id) == Some(&index));
         }
         let leased = resolver.rounded.into_leased();
-        let has_rows = |id| shape.rows(graph.value(id).domain) > 0;
-        let inputs = HostValues::new(&activations, graph.inputs(), has_rows)?;
+        let inputs = HostValues::new(&activations, graph, graph.inputs(), shape)?;
         let results = graph.results().iter().copied();
-        let results = HostValues::new(&activations, results, has_rows)?;
+        let results = HostValues::new(&activations, graph, results, shape)?;
         Ok(Self {
             shape,
             dispatches,
@@ -96,7 +98,26 @@ impl Plan {
             inputs,
             results,
             leased,
+            recording: Mutex::default(),
         })
+    }
+
+    /// Records a step to be run later.
+    pub(super) fn prepare(&self, gpu: &Gpu) -> Result<()> {
+        let mut recorder = gpu.recorder("step");
+        recorder.dispatch(&self.dispatches);
+        *self.recording.lock() = Some(recorder.finish()?);
+        Ok(())
+    }
+
+    /// Whether a step is recorded that nobody has asked for.
+    pub(super) fn has_recording(&self) -> bool {
+        self.recording.lock().is_some()
+    }
+
+    /// That step.
+    pub(super) fn take_recording(&self) -> Option<Recording> {
+        self.recording.lock().take()
     }
 
     /// Where its activations and inputs in f16 lie.
@@ -133,9 +154,9 @@ impl Plan {
         &self.results
     }
 
-    /// Writes what differs between steps of one shape.
+    /// Writes what differs between steps of one shape: the tables of a batch that is padded to it.
     pub(super) fn write_tables(&self, gpu: &Gpu, tables: &Tables) -> Result<()> {
-        self.tables.write(gpu, tables)
+        self.tables.write(gpu, &self.shape.pad(tables))
     }
 }
 

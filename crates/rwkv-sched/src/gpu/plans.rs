@@ -4,10 +4,10 @@
 use super::{
     GpuExecutor,
     blend::{self, ActiveWeights},
-    layout::BatchShape,
     plan::{self, Plan},
 };
-use crate::Result;
+use crate::{BatchShape, Result};
+use quick_cache::unsync::Cache;
 use rwkv_gpu::Gpu;
 use rwkv_kernels::Kernels;
 use std::{sync::Arc, time::Instant};
@@ -16,12 +16,14 @@ use std::{sync::Arc, time::Instant};
 /// has bound.
 pub(super) type PlanKey = (BatchShape, u64);
 
-/// Batch shapes whose plans are kept: as many numbers of sequences as an engine has in turns. They share their activations, so
-/// what each keeps is on the host.
-pub(super) const PLANS: usize = 32;
+/// The plans of an executor. Looked up by every step, which takes no lock: they are the executor's own.
+pub(super) type Plans = Cache<PlanKey, Arc<Plan>>;
 
-/// Tokens of a plan that is small. Of larger ones only that of a chunk within a prompt is kept, the last one with a token a
-/// sequence, and the last other one.
+/// Batch shapes whose plans are kept. They share their activations, so what each keeps is on the host: a few hundred bind groups.
+/// Of plans that need more memory than a chunk of a prompt, only the newest is kept.
+pub(super) const PLANS: usize = 64;
+
+/// Tokens of a plan that is small: such a one is kept where memory does not suffice for a larger one.
 pub(super) const SMALL: usize = 256;
 
 /// A chunk of a prompt that goes on: nobody wants its logits.
@@ -39,6 +41,7 @@ pub(super) fn prompt(tokens: usize) -> BatchShape {
         spans: 1,
         outputs: 1,
     }
+    .padded()
 }
 
 impl GpuExecutor {
@@ -72,9 +75,13 @@ impl GpuExecutor {
         Ok((names.collect(), plan.leased().needed()))
     }
 
-    /// The plan for batches of this shape, made on first use.
+    /// The plan for batches of this shape, to which they are padded, made on first use.
     pub(super) fn plan(&mut self, shape: BatchShape) -> Result<Arc<Plan>> {
         let key = (shape, self.blends.number());
+        self.prepared.observe(&key);
+        for (key, plan) in std::mem::take(&mut self.prepared.made) {
+            self.take_in(key, plan)?;
+        }
         let known = self.plans.get(&key).cloned();
         self.meter.plan(known.is_some());
         if let Some(plan) = known {
@@ -89,16 +96,17 @@ impl GpuExecutor {
             resolved => resolved?,
         };
         plan::compile(self.kernels.gpu(), plan.pipelines())?;
-        if shape.tokens > SMALL {
-            let chunk = (within_prompt(self.chunk), self.blends.number());
-            let single = |shape: BatchShape| shape.tokens == shape.spans;
-            self.plans.retain(|key, _| {
-                let known = key.0;
-                known.tokens <= SMALL || *key == chunk || single(known) != single(shape)
-            });
+        self.take_in(key, Arc::new(plan))
+    }
+
+    /// Keeps a new plan, and lets go of others where they hold too much.
+    fn take_in(&mut self, key: PlanKey, plan: Arc<Plan>) -> Result<Arc<Plan>> {
+        let usual = self.usual;
+        if plan.leased().needed() > usual {
+            self.plans
+                .retain(|_, known| known.leased().needed() <= usual);
             self.pool.trim();
         }
-        let plan = Arc::new(plan);
         self.plans.insert(key, plan.clone());
         self.gather(key, plan)
     }
@@ -211,11 +219,13 @@ impl GpuExecutor {
         } else {
             None
         };
+        let needed = plans.iter().map(|(_, plan)| plan.leased().needed());
+        self.usual = needed.max().unwrap_or(0);
         let pipelines = plans.iter().flat_map(|(_, plan)| plan.pipelines());
         plan::compile(&gpu, pipelines.chain(&sample))?;
         // What a token or a short prompt hands back.
         let read = plans.iter().filter(|(shape, _)| shape.tokens <= SMALL);
-        let read = read.map(|(_, plan)| plan.results().bytes()).max();
+        let read = read.map(|(shape, plan)| plan.results().bytes(*shape)).max();
         self.readback(read.unwrap_or(0))?;
         for (shape, plan) in plans {
             let key = (shape, self.blends.number());
@@ -233,5 +243,8 @@ impl GpuExecutor {
     pub(super) fn drop_stale_plans(&mut self) {
         let blends = &self.blends;
         self.plans.retain(|key, _| blends.has_number(key.1));
+        self.prepared
+            .made
+            .retain(|(key, _)| blends.has_number(key.1));
     }
 }

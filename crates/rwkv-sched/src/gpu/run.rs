@@ -1,10 +1,9 @@
 //! One batch on its way: tables and inputs in, the dispatches of its plan, results out.
 
-use super::{GpuExecutor, layout::BatchShape};
+use super::GpuExecutor;
 use crate::{
-    Adapter, Batch, Executor, Result,
+    Adapter, Batch, BatchShape, Executor, Result,
     adapter::Recipe,
-    batch::Tables,
     part::{Carried, PartExecutor},
 };
 use std::sync::Arc;
@@ -20,20 +19,28 @@ impl PartExecutor for GpuExecutor {
         if self.model.graph().logits().is_none() {
             tables.outputs.clear();
         }
-        let plan = self.plan(BatchShape::of(&tables))?;
+        let shape = BatchShape::of(&tables);
+        let plan = self.plan(shape.padded())?;
         let gpu = self.kernels.gpu().clone();
-        let bytes = plan.results().bytes();
+        let bytes = plan.results().bytes(shape);
         self.readback(bytes)?;
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
         plan.write_tables(&gpu, &tables)?;
         plan.inputs().write(&gpu, carried)?;
         let before = self.unread.take();
+        let timing = self.meter.is_timing();
+        let ready = plan.take_recording().filter(|_| !timing);
+        self.meter.prepared(ready.is_some());
         let mut dispatches = plan.dispatches();
+        if ready.is_some() {
+            self.meter.launch(dispatches.len());
+            dispatches = &[];
+        }
         let busy = before
             .as_ref()
             .is_some_and(|(_, tokens)| *tokens > LONG_STEP);
-        if !busy && !self.meter.is_timing() && tables.tokens.len() > LONG_STEP {
+        if !busy && !timing && tables.tokens.len() > LONG_STEP {
             // The GPU begins while the rest is recorded, which takes the host less time.
             let mut part = FIRST;
             while dispatches.len() > 2 * part {
@@ -45,20 +52,29 @@ impl PartExecutor for GpuExecutor {
             }
         }
         let mut recorder = gpu.recorder("step");
-        self.meter.dispatch(&mut recorder, dispatches, 1)?;
-        if let Some(readback) = &self.readback {
-            plan.results().read(&mut recorder, readback);
+        if !dispatches.is_empty() {
+            self.meter.dispatch(&mut recorder, dispatches, 1)?;
         }
+        if let Some(readback) = &self.readback {
+            plan.results().read(&mut recorder, shape, readback);
+        }
+        let rest = recorder.finish()?;
         self.meter.recorded();
         drop(stage);
         let stage = tracing::trace_span!("submit").entered();
-        let submission = recorder.submit()?;
+        let submission = gpu.submit(ready.into_iter().chain([rest]))?;
         self.meter.submitted()?;
         drop(stage);
+        if !timing {
+            let _stage = tracing::trace_span!("prepare").entered();
+            let mut prepared = std::mem::take(&mut self.prepared);
+            prepared.record(self);
+            self.prepared = prepared;
+        }
         let _stage = tracing::trace_span!("wait").entered();
         match &self.readback {
             Some(readback) if bytes > 0 => readback.view(&gpu, &submission, bytes, |raw| {
-                plan.results().take(raw, carried);
+                plan.results().take(raw, shape, carried);
             })?,
             _ if self.meter.is_timing() => gpu.wait(&submission)?,
             // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
@@ -77,16 +93,5 @@ impl PartExecutor for GpuExecutor {
         self.blends.forget_one(&Recipe::new(blend)?);
         self.drop_stale_plans();
         Ok(())
-    }
-}
-
-impl BatchShape {
-    /// The shape of a batch.
-    pub(super) fn of(tables: &Tables) -> Self {
-        Self {
-            tokens: tables.tokens.len(),
-            spans: tables.spans.len(),
-            outputs: tables.outputs.len(),
-        }
     }
 }

@@ -5,9 +5,9 @@
 //! another candidate; its steps are timed kernel by kernel. The best of each problem are timed once more beside the
 //! default, which stays where nothing is clearly faster, and where whole steps are not.
 
-use super::{BatchShape, GpuExecutor, plan, plan::Plan};
+use super::{GpuExecutor, plan, plan::Plan};
 use crate::{
-    Batch, BatchSpan, Error, Executor, LoadProgress, LoadStage, Result, SlotId, Wanted,
+    Batch, BatchShape, BatchSpan, Error, Executor, LoadProgress, LoadStage, Result, SlotId, Wanted,
     part::Carried,
 };
 use rwkv_gpu::{Timer, Timing, read_cache_file, write_cache_file};

@@ -56,6 +56,8 @@ struct Report {
     gpu_busy: Option<f64>,
     /// Of lookups of plans.
     plan_hit_rate: Option<f64>,
+    /// Of steps, or bursts of them, those that were recorded before they were asked for.
+    prepared_rate: Option<f64>,
 }
 
 /// Of how long something took.
@@ -199,7 +201,7 @@ fn report(
     let between = fared.iter().flat_map(|times| times.windows(2));
     let between = between.filter_map(|pair| Some(pair.last()?.saturating_sub(*pair.first()?)));
     let steps = stats.token_steps - before.token_steps;
-    let plans = stats.executor.since(&before.executor).plans;
+    let executor = stats.executor.since(&before.executor);
     let share = |time: Duration| time.as_secs_f64() / seconds;
     let gpu_time = stats.gpu_time.saturating_sub(before.gpu_time);
     Report {
@@ -226,7 +228,8 @@ fn report(
         pauses: stats.pauses - before.pauses,
         in_steps: share(stats.step_time.saturating_sub(before.step_time)),
         gpu_busy: (!gpu_time.is_zero()).then(|| share(gpu_time)),
-        plan_hit_rate: plans.rate(),
+        plan_hit_rate: executor.plans.rate(),
+        prepared_rate: executor.prepared.rate(),
     }
 }
 
@@ -266,6 +269,9 @@ fn write_text(out: &mut String, r: &Report) -> std::fmt::Result {
     }
     if let Some(hits) = r.plan_hit_rate {
         write!(out, "; {:.0} % of plans were there", hits * 100.0)?;
+    }
+    if let Some(hits) = r.prepared_rate {
+        write!(out, ", {:.0} % of steps recorded in advance", hits * 100.0)?;
     }
     writeln!(out)?;
     writeln!(

@@ -1,6 +1,7 @@
 //! The engine's thread: it has the executor, the slots and what every session has seen.
 
 mod blends;
+mod lookahead;
 mod prefixes;
 mod sessions;
 mod slots;

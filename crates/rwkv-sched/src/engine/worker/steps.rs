@@ -1,6 +1,6 @@
 //! Steps: chunks of prompts, and tokens of those whose prompts are done.
 
-use super::{Error, Goal, Job, Worker};
+use super::{Command, Error, Goal, Job, Worker, lookahead::Lookahead};
 use crate::{
     Batch, BatchSpan, Decoding, Result, TokenId, Wanted,
     engine::policy::{Step, Work},
@@ -43,7 +43,10 @@ impl Worker {
         if let Some(suspect) = suspect.map(|view| view.id) {
             views.retain(|view| view.id == suspect);
         }
-        let step = self.policy.next(&views, &self.turns, self.times);
+        let mut step = self.policy.next(&views, &self.turns, self.times);
+        if let Step::Tokens { ids, steps, .. } = &mut step {
+            *steps = self.steps_with_work(ids, *steps);
+        }
         let prepares = self.prepare_blends(&used, step == Step::Nothing);
         let changed = self.running.len() != before;
         let blend = match &step {
@@ -53,6 +56,7 @@ impl Worker {
         if !self.activate(blend) {
             return true;
         }
+        let ahead = self.look_ahead(&step, &views);
         self.turns.took(&step);
         let started = Instant::now();
         match step {
@@ -62,7 +66,7 @@ impl Worker {
                 blend_in(&mut self.times.chunk, started.elapsed());
             }
             Step::Tokens { ids, steps, .. } => {
-                let ran = self.run_tokens(&ids, steps);
+                let ran = self.run_tokens(&ids, steps, ahead);
                 if let Some(each) = started.elapsed().checked_div(ran) {
                     blend_in(&mut self.times.token, each);
                 }
@@ -158,10 +162,32 @@ impl Worker {
         self.finish_fed();
     }
 
+    /// Whether all of so many sequences stop when one of them ends.
+    fn stop_together(&self, sequences: usize) -> bool {
+        !self.executor.runs_ahead() || sequences <= FEW
+    }
+
+    /// Of `steps` tokens for each of these jobs, those that there is anything to make for: beyond the first end where all stop
+    /// together, else beyond the last, there is nothing.
+    fn steps_with_work(&self, ids: &[u64], steps: usize) -> usize {
+        let left = ids.iter().filter_map(|id| {
+            let Goal::Generate(making) = &self.running.get(id)?.goal else {
+                return None;
+            };
+            let unmade = making.most.saturating_sub(making.made);
+            Some(unmade.min(making.writer.0.room()).max(1))
+        });
+        let most = if self.stop_together(ids.len()) {
+            left.min()
+        } else {
+            left.max()
+        };
+        most.map_or(0, |most| steps.min(most))
+    }
+
     /// Makes up to `steps` tokens for each of these jobs; says how many each has been fed.
-    fn run_tokens(&mut self, ids: &[u64], steps: usize) -> u32 {
+    fn run_tokens(&mut self, ids: &[u64], steps: usize, mut lookahead: Option<Lookahead>) -> u32 {
         let (mut sequences, mut bursts) = (Vec::new(), Vec::new());
-        let mut left = Vec::new();
         for id in ids {
             let Some((job, session)) = self.job_and_session(*id) else {
                 continue;
@@ -172,8 +198,6 @@ impl Worker {
             let Some(&token) = session.history.run(live.fed).and_then(|(_, t)| t.first()) else {
                 continue;
             };
-            let unmade = making.most.saturating_sub(making.made);
-            left.push(unmade.min(making.writer.0.room()).max(1));
             sequences.push(Decoding {
                 slot: live.slot,
                 token,
@@ -187,17 +211,11 @@ impl Worker {
             });
         }
         let batch = sequences.len();
-        let ahead = self.executor.runs_ahead();
-        let together = !ahead || batch <= FEW;
-        // Beyond the first end where all stop together, else beyond the last, there is nothing to make.
-        let most = if together {
-            left.iter().min()
-        } else {
-            left.iter().max()
-        };
-        let Some(steps) = most.map(|most| steps.min(*most)) else {
+        if batch == 0 {
             return 0;
-        };
+        }
+        let ahead = self.executor.runs_ahead();
+        let together = self.stop_together(batch);
         let _span = tracing::debug_span!("tokens", sequences = batch, steps).entered();
         let Self {
             executor,
@@ -225,7 +243,12 @@ impl Worker {
                 handed_out += 1;
                 burst.ended = making.take(*token, counted(*token), batch);
             }
-            inbox.extend(commands.try_iter());
+            for command in commands.try_iter() {
+                if let (Command::Run(job), Some(lookahead)) = (&command, &mut lookahead) {
+                    lookahead.came(job);
+                }
+                inbox.push_back(command);
+            }
             let all = bursts.iter().all(|burst| burst.ended);
             let any = bursts.iter().any(|burst| burst.ended);
             // Where nothing runs ahead, stopping costs nothing.

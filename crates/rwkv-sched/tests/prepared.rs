@@ -87,7 +87,7 @@ fn what_is_told_is_there() {
         spans: 2,
         outputs: 2,
     };
-    let mut decode = |executor: &mut GpuExecutor| {
+    let decode = |executor: &mut GpuExecutor| {
         let mut steps = 0;
         let take = &mut |_: &[u32]| {
             steps += 1;

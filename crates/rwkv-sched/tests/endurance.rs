@@ -203,6 +203,7 @@ fn endure(steps: u64, slack: u64) {
     let gpu = open(&OpenOptions::default());
     let mut traffic = Traffic::new(&gpu);
     let (start, half, mut next) = (Instant::now(), steps / 2, 0);
+    let mut told = steps / 10;
     let [mut before, mut after] = [Memory::default(); 2];
     let mut largest_kept = [0, 0];
     while traffic.steps < steps {
@@ -226,6 +227,14 @@ fn endure(steps: u64, slack: u64) {
                 traffic.steps
             );
             *largest = kept.max(*largest);
+        }
+        if traffic.steps >= told {
+            told += steps / 10;
+            let rate = traffic.steps as f64 / start.elapsed().as_secs_f64();
+            println!(
+                "{} steps, {rate:.0} a second: {now:?}; kept {kept:?} of {MOST_KEPT:?}",
+                traffic.steps
+            );
         }
     }
     let stats = traffic.executor.stats();

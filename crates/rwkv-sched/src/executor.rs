@@ -3,8 +3,8 @@
 use crate::{
     Adapter, Batch, BlendProgress, CpuExecutor, Decoding, Device, ExecutorStats, Expected,
     GpuExecutor, Logits, Model, ModelConfig, OnTokens, Placement, Quantization, Result, SlotId,
-    SparseWeights, SplitExecutor, State, StepTimes, TokenId, WeightReads, decode::on_the_host,
-    part::PartExecutor,
+    SparseWeights, SplitExecutor, State, StepTimes, TokenId, TokenTables, WeightReads,
+    decode::on_the_host, part::PartExecutor,
 };
 use rwkv_gpu::Timing;
 use rwkv_kernels::Simd;
@@ -161,6 +161,8 @@ pub struct LoadOptions {
     /// Which matrices a GPU keeps as compressed sparse rows. The CPU uses those that the file has so, and the others
     /// where they lie.
     pub sparse: SparseWeights,
+    /// Where a GPU's model has its tables of tokens.
+    pub token_tables: TokenTables,
     /// Bytes of blends of adapters that are kept beside the model's own weights, so that switching back to one costs
     /// nothing; 4 GiB by default. Those that were used least recently go first. The blend in use, one that was prepared
     /// and waits to be used, and the one that is being computed stay whatever they take: 0 keeps no others. A tensor
@@ -193,6 +195,7 @@ impl Default for LoadOptions {
             weights_dtype: WeightsDType::default(),
             quantization: None,
             sparse: SparseWeights::default(),
+            token_tables: TokenTables::default(),
             blend_bytes: BLEND_BYTES,
             deterministic: false,
             tune: true,

@@ -31,6 +31,7 @@ mod split;
 mod state;
 mod state_cache;
 mod stats;
+mod token_tables;
 mod traffic;
 mod weights;
 
@@ -63,6 +64,7 @@ pub use state_cache::{
     Stored, checkpoints,
 };
 pub use stats::{ExecutorStats, StepTimes};
+pub use token_tables::TokenTables;
 pub use traffic::WeightReads;
 pub use weights::{Affine, BlockWeight, InMemoryWeights, Lora, Mix, Weight, Weights};
 

@@ -1,7 +1,8 @@
 //! A graph with weights.
 
 use crate::{
-    BlockWeight, Graph, ModelConfig, Result, State, StateLayout, Version, Weight, Weights, layers,
+    BlockWeight, Graph, ModelConfig, Result, State, StateLayout, ValueId, Version, Weight, Weights,
+    layers,
 };
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
@@ -14,6 +15,8 @@ pub struct Model {
     graph: Arc<Graph>,
     layers: Range<usize>,
     weights: Arc<dyn Weights>,
+    /// What the graph takes as inputs of tables that stay on the host.
+    host_tables: Vec<(ValueId, Weight)>,
 }
 
 impl Model {
@@ -30,6 +33,7 @@ impl Model {
             whole: graph.clone(),
             graph,
             weights,
+            host_tables: Vec::new(),
         })
     }
 
@@ -39,6 +43,7 @@ impl Model {
         Self {
             graph: Arc::new(self.whole.part(layers.clone())),
             layers,
+            host_tables: Vec::new(),
             ..self.clone()
         }
     }
@@ -48,8 +53,26 @@ impl Model {
         Self {
             graph: self.whole.clone(),
             layers: 0..self.config.layers,
+            host_tables: Vec::new(),
             ..self.clone()
         }
+    }
+
+    /// The same with `tables` on the host: its graph takes what is looked up there as inputs.
+    pub(crate) fn with_host_tables(&self, tables: &HashSet<Weight>) -> Self {
+        let left = self.graph.lookups();
+        let left = left.filter(|(_, table)| tables.contains(table));
+        let host_tables = self.host_tables.iter().copied().chain(left).collect();
+        Self {
+            graph: Arc::new(self.graph.without_tables(tables)),
+            host_tables,
+            ..self.clone()
+        }
+    }
+
+    /// The tables that its graph does not have, and the inputs that it takes instead.
+    pub(crate) fn host_tables(&self) -> &[(ValueId, Weight)] {
+        &self.host_tables
     }
 
     /// Whether it is no part.

@@ -72,7 +72,7 @@ impl SplitExecutor {
         for (part, device) in &parts {
             match device {
                 Device::Cpu => chunk = CHUNK,
-                Device::Gpu(gpu) => check_memory(part, gpu, options)?,
+                Device::Gpu(gpu) => _ = check_memory(part, gpu, options)?,
             }
         }
         let mut stages = Vec::new();

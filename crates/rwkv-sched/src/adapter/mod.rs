@@ -21,7 +21,7 @@ mod recipe;
 pub use blends::BlendProgress;
 pub(crate) use blends::{Blender, Blends, Held};
 pub use factor::{Factor, PackedBytes};
-pub(crate) use recipe::{Recipe, RecipeKey};
+pub(crate) use recipe::{Recipe, RecipeKey, TensorRecipe};
 
 use crate::{Error, Model, Result, Weight, Weights};
 use std::{

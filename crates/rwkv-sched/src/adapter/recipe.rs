@@ -67,6 +67,12 @@ impl Recipe {
         Ok(all.filter(|w| changed.contains(w)).collect())
     }
 
+    /// Whether it changes `weight`.
+    pub(crate) fn changes(&self, weight: Weight) -> bool {
+        let mut adapters = self.parts.iter().map(|(adapter, _)| adapter);
+        adapters.any(|a| a.low_rank.contains_key(&weight) || a.whole.contains_key(&weight))
+    }
+
     /// What it does to `weight`, which is `rows × cols` in the base.
     pub(crate) fn of(&self, weight: Weight, rows: usize, cols: usize) -> TensorRecipe {
         let pairs = || {
@@ -197,6 +203,16 @@ impl TensorRecipe {
 
     /// Rows `first ..` of the blend of `base`, as many as `out` holds.
     pub(crate) fn rows(&self, base: &Matrix<'_>, first: usize, out: &mut [f32]) -> Result<()> {
+        self.blended(base, first, first, out)
+    }
+
+    /// Row `index` of the blend of the matrix whose row that `row` is.
+    pub(crate) fn row(&self, row: &Matrix<'_>, index: usize, out: &mut [f32]) -> Result<()> {
+        self.blended(row, 0, index, out)
+    }
+
+    /// Rows `first ..` of the blend, which begin at row `at` of `base`.
+    fn blended(&self, base: &Matrix<'_>, at: usize, first: usize, out: &mut [f32]) -> Result<()> {
         let count = out.len() / self.cols.max(1);
         let whole = self.whole(first, count)?;
         let change = Change {
@@ -205,6 +221,6 @@ impl TensorRecipe {
             b: self.b(first, count),
             whole: &whole,
         };
-        ops::blend(base, first, &change, out).map_err(Error::from)
+        ops::blend(base, at, &change, out).map_err(Error::from)
     }
 }

@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     BatchShape, BlockWeight, Chosen, Error, LoadOptions, Model, Quantization, Result, Weight,
-    WeightType,
+    WeightType, token_tables,
 };
-use rwkv_gpu::Gpu;
+use rwkv_gpu::{Gpu, GpuMemory};
 use rwkv_kernels::Kernels;
 use std::{collections::HashMap, fmt, ops::Range};
 
@@ -24,6 +24,8 @@ pub struct Shortfall {
     pub part: Option<Range<usize>>,
     /// The tensors, as they would lie there.
     pub weights: u64,
+    /// Tables of tokens that were to stay on the host, as they lie there.
+    pub host_tables: u64,
     /// Sequences that were asked for.
     pub slots: usize,
     /// Their states.
@@ -62,63 +64,85 @@ impl Shortfall {
     }
 }
 
-/// Fails where `model` does not fit what `gpu` has, as far as that is known.
+/// `model` with its tables of tokens where it fits what `gpu` has, as far as that is known.
 ///
 /// # Errors
 /// [`Error::DoesNotFit`], or a tensor that cannot be described.
-pub(super) fn check(model: &Model, gpu: &Gpu, options: &LoadOptions) -> Result<()> {
+pub(super) fn check(model: &Model, gpu: &Gpu, options: &LoadOptions) -> Result<Model> {
     if gpu.memory().available().is_none() {
-        return Ok(());
+        return options.token_tables.unasked(model);
     }
-    let need = Need::of(model, gpu, options)?;
-    let needed = need.total(need.weights, options.slots);
+    let placed = options.token_tables.placed(model);
+    let needs: Vec<Need<'_>> = placed
+        .iter()
+        .map(|model| Need::of(model, gpu, options))
+        .collect::<Result<_>>()?;
+    let needed = |need: &Need<'_>| need.total(need.weights, options.slots);
     let mut memory = gpu.memory();
-    if memory.available().is_some_and(|have| have < needed) {
+    if memory.available() < needs.first().map(needed) {
         // A model that was dropped just now may still have its memory.
         gpu.finish()?;
         memory = gpu.memory();
     }
     let Some(available) = memory.available() else {
-        return Ok(());
+        return options.token_tables.unasked(model);
     };
-    let fits = |weights: u64, slots: usize| need.total(weights, slots) <= available;
-    tracing::debug!(needed, available, "memory");
-    if needed <= available {
-        return Ok(());
+    if let Some(need) = needs.iter().find(|need| needed(need) <= available) {
+        let (needed, host_tables) = (needed(need), need.host_tables);
+        tracing::debug!(needed, available, host_tables, "memory");
+        return Ok(need.model.clone());
     }
-    let mut quantization = None;
-    for name in OFFERED {
-        let weight_type: WeightType = name.parse()?;
-        let weights = need.weights_as(&Quantization::from(weight_type), options)?;
-        if weights < need.weights && fits(weights, options.slots) {
-            quantization = Some((weight_type, need.total(weights, options.slots)));
-            break;
+    let Some(need) = needs.iter().min_by_key(|need| needed(need)) else {
+        return Ok(model.clone());
+    };
+    Err(Error::DoesNotFit(Box::new(
+        need.shortfall(gpu, options, memory)?,
+    )))
+}
+
+impl Need<'_> {
+    /// What is said where there is less than this.
+    fn shortfall(&self, gpu: &Gpu, options: &LoadOptions, memory: GpuMemory) -> Result<Shortfall> {
+        let available = memory.available().unwrap_or(0);
+        let fits = |weights: u64, slots: usize| self.total(weights, slots) <= available;
+        let mut quantization = None;
+        for name in OFFERED {
+            let weight_type: WeightType = name.parse()?;
+            let weights = self.weights_as(&Quantization::from(weight_type), options)?;
+            if weights < self.weights && fits(weights, options.slots) {
+                quantization = Some((weight_type, self.total(weights, options.slots)));
+                break;
+            }
         }
+        let layers = self.model.layers();
+        let first_fit = |layers: usize| {
+            let part = self.model.part(0..layers);
+            let mut placed = options.token_tables.placed(&part).into_iter();
+            placed.any(|part| {
+                let need = Need::of(&part, gpu, options);
+                need.is_ok_and(|need| need.total(need.weights, options.slots) <= available)
+            })
+        };
+        let fewer_layers = if layers.start == 0 {
+            most(layers.end, first_fit)
+        } else {
+            None
+        };
+        Ok(Shortfall {
+            adapter: gpu.name().to_owned(),
+            part: (!self.model.is_whole()).then_some(layers),
+            weights: self.weights,
+            host_tables: self.host_tables,
+            slots: options.slots,
+            states: self.states(options.slots),
+            activations: self.activations(options.slots),
+            available,
+            limited: memory.is_limited(),
+            quantization,
+            fewer_layers,
+            fewer_slots: most(options.slots, |slots| fits(self.weights, slots)),
+        })
     }
-    let layers = model.layers();
-    let first_fit = |layers: usize| {
-        let part = model.part(0..layers);
-        let need = Need::of(&part, gpu, options);
-        need.is_ok_and(|need| need.total(need.weights, options.slots) <= available)
-    };
-    let fewer_layers = if layers.start == 0 {
-        most(layers.end, first_fit)
-    } else {
-        None
-    };
-    Err(Error::DoesNotFit(Box::new(Shortfall {
-        adapter: gpu.name().to_owned(),
-        part: (!model.is_whole()).then_some(layers),
-        weights: need.weights,
-        slots: options.slots,
-        states: need.states(options.slots),
-        activations: need.activations(options.slots),
-        available,
-        limited: memory.is_limited(),
-        quantization,
-        fewer_layers,
-        fewer_slots: most(options.slots, |slots| fits(need.weights, slots)),
-    })))
 }
 
 /// The largest number from 1 to below `end` that `fits`, where every smaller one does too.
@@ -141,6 +165,8 @@ struct Need<'a> {
     /// Whether inputs of products are rounded to f16.
     rounding: bool,
     weights: u64,
+    /// What stays on the host.
+    host_tables: u64,
     /// One sequence's state.
     state: u64,
     /// States that lie there beside those of the sequences: what they begin with, where the model says.
@@ -158,6 +184,7 @@ impl<'a> Need<'a> {
             model,
             rounding: !gpu.capabilities().cooperative_matrices.is_empty(),
             weights: 0,
+            host_tables: token_tables::host_bytes(model)?,
             state: model.state_layout().bytes(),
             initial_states: u64::from(tuned),
         };
@@ -219,7 +246,12 @@ impl fmt::Display for Shortfall {
                 part.end.saturating_sub(1)
             )?,
         }
-        write!(f, "{needed} of GPU memory (weights {weights}, ")?;
+        write!(f, "{needed} of GPU memory (weights {weights}")?;
+        if self.host_tables > 0 {
+            let tables = Bytes(self.host_tables);
+            write!(f, " besides {tables} of tables on the host")?;
+        }
+        f.write_str(", ")?;
         match self.slots {
             1 => write!(f, "one state {}", Bytes(self.states))?,
             slots => write!(f, "{slots} states {}", Bytes(self.states))?,
@@ -306,6 +338,7 @@ mod tests {
             adapter: "A100".to_owned(),
             part: None,
             weights: 3 << 30,
+            host_tables: 0,
             slots: 1,
             states: 8 << 20,
             activations: 120 << 20,
@@ -321,6 +354,7 @@ mod tests {
              least), but A100 has 2.00 GiB free, 1.12 GiB too little; what would fit: --device cpu"
         );
         let offers = Shortfall {
+            host_tables: 300 << 20,
             slots: 4,
             limited: true,
             quantization: Some(("q4_k".parse().unwrap(), 1 << 30)),
@@ -332,7 +366,8 @@ mod tests {
         let text = offers.to_string();
         let end = "what would fit: --quant q4_k (1.00 GiB), --gpu-layers 20, 2 sequences at a time, or --device cpu";
         assert!(text.ends_with(end), "{text}");
-        assert!(text.starts_with("layers 0-23 need 3.12 GiB of"), "{text}");
+        let start = "layers 0-23 need 3.12 GiB of GPU memory (weights 3.00 GiB besides 300.00 MiB of tables on the host, 4";
+        assert!(text.starts_with(start), "{text}");
         assert!(text.contains("4 states 8.00 MiB"), "{text}");
         assert!(text.contains("but --gpu-memory leaves 2.00 GiB,"), "{text}");
     }

@@ -3,11 +3,13 @@
 //! The sampling kernel writes each token where the next step's embedding reads it, so nothing waits for the host, which
 //! reads the tokens a few steps behind. When the caller stops, the states have run ahead of it: they go back to a copy
 //! that was made on the way, and the few tokens since are fed again, by the same kernels.
+//!
+//! Where tables of tokens are on the host, each step waits for the token of the one before: only sampling stays on the GPU.
 
 use super::{GpuExecutor, blend::out_of_memory, meter::Meter, plan::Plan, prepare::Prepared};
 use crate::{
     BatchShape, Decoding, Error, Executor, OnTokens, Result, SlotId, TokenId, Wanted,
-    batch::Tables, decode::batch,
+    batch::Tables, decode::batch, part::Carried,
 };
 use rwkv_gpu::{Binding, BufferKind, Dispatch, Readback, Recorder, Recording, Submission};
 use rwkv_kernels::{
@@ -201,7 +203,16 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// How many steps the next submission should have: one at first, so that the first token is soon there.
+    /// How many steps the next submission should have, and how many may be on their way: one of each where the host has to
+    /// bring rows of the last token. One in the first submission, so that the first token is soon there.
+    fn ahead(&self) -> (usize, usize) {
+        if !self.executor.host_tables.is_empty() {
+            return (1, 1);
+        }
+        let together = self.together();
+        (together, (2 * together).clamp(LEAST_AHEAD, AHEAD))
+    }
+
     fn together(&self) -> usize {
         if self.read == 0 || self.meter.is_timing() {
             return 1;
@@ -388,6 +399,17 @@ impl GpuExecutor {
         Ok(true)
     }
 
+    /// Writes what the next step reads of tables on the host.
+    fn bring_rows(&self, plan: &Plan, sequences: &[Decoding]) -> Result<()> {
+        if self.host_tables.is_empty() {
+            return Ok(());
+        }
+        let tokens: Vec<TokenId> = sequences.iter().map(|s| s.token).collect();
+        let mut rows = Carried::new();
+        self.host_tables.look_up(&self.model, &tokens, &mut rows)?;
+        plan.inputs().write(self.kernels.gpu(), &rows)
+    }
+
     /// The tokens that are to be fed once more, step by step; none where the sampler's kernel does not serve, or where there
     /// is no memory for running ahead.
     fn run_ahead(
@@ -405,7 +427,13 @@ impl GpuExecutor {
             return Ok(None);
         };
         let state_bytes = self.model.state_layout().bytes();
-        let copies = Copies::new(&self.pool, state_bytes, sequences.len());
+        // What does not run ahead has nothing to undo.
+        let copied = if self.runs_ahead() {
+            sequences.len()
+        } else {
+            0
+        };
+        let copies = Copies::new(&self.pool, state_bytes, copied);
         let Some(copies) = if_there_is_room(copies)? else {
             return Ok(None);
         };
@@ -439,12 +467,12 @@ impl GpuExecutor {
         let mut fed: Vec<Vec<TokenId>> = Vec::new();
         while run.read < steps {
             loop {
-                let together = run.together();
-                let ahead = (2 * together).clamp(LEAST_AHEAD, AHEAD);
+                let (together, ahead) = run.ahead();
                 let next = together.min(steps - run.submitted);
                 if next == 0 || run.submitted - run.read + next > ahead {
                     break;
                 }
+                self.bring_rows(plan, sequences)?;
                 run.submit(next)?;
             }
             // Now, while the GPU has several steps before it.

@@ -99,17 +99,19 @@ fn largest_value(model: &Model, tokens: usize) -> u64 {
 }
 
 impl DeviceMemory {
-    /// What `model` takes with one sequence.
+    /// What `model` takes with one sequence; its tables of tokens are counted unless they are to stay on the host
+    /// ([`LoadOptions::token_tables`]).
     ///
     /// # Errors
     /// [`crate::Error::Weight`] for a tensor that cannot be read, [`crate::Error::Quantization`] for layers that the
     /// model does not have.
     pub fn estimate(model: &Model, options: &LoadOptions) -> Result<Self> {
+        let model = options.token_tables.first(model);
         let chosen = match &options.quantization {
-            Some(quantization) => quantization.choose_all(model)?,
+            Some(quantization) => quantization.choose_all(&model)?,
             None => HashMap::new(),
         };
-        Self::with_chosen(model, &chosen, options.weights_dtype)
+        Self::with_chosen(&model, &chosen, options.weights_dtype)
     }
 
     /// The same where it is known what the matrices become ([`Quantization::choose_all`]): choosing may take longer than

@@ -35,6 +35,7 @@ use crate::{
     decode::on_the_host,
     fuse::{Step, fuse, fuse_decode},
     part::{Carried, PartExecutor},
+    token_tables::HostTables,
 };
 use arena::Arena;
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
@@ -57,6 +58,8 @@ pub struct GpuExecutor {
     kernels: Kernels,
     pool: Pool,
     weights: ResidentWeights,
+    /// What is not among them.
+    host_tables: HostTables,
     states: States,
     decode_steps: Vec<Step>,
     plans: Plans,
@@ -84,15 +87,17 @@ pub struct GpuExecutor {
 /// After this long no more candidates are timed.
 const TUNING: Duration = Duration::from_secs(4);
 
-/// Fails where `model` is known not to fit the memory of `gpu`, unless nobody wants to know.
+/// `model` as `gpu` will have it: with its tables of tokens there or on the host. Fails where it is known not to fit the
+/// memory in any of the ways that `options` allow, unless nobody wants to know.
 ///
 /// # Errors
 /// [`Error::DoesNotFit`], or a tensor that cannot be described.
-pub(crate) fn check_memory(model: &Model, gpu: &Gpu, options: &LoadOptions) -> Result<()> {
+pub(crate) fn check_memory(model: &Model, gpu: &Gpu, options: &LoadOptions) -> Result<Model> {
     if options.check_memory {
-        budget::check(model, gpu, options)?;
+        budget::check(model, gpu, options)
+    } else {
+        options.token_tables.unasked(model)
     }
-    Ok(())
 }
 
 impl GpuExecutor {
@@ -124,7 +129,7 @@ impl GpuExecutor {
                 problem: "0 slots".to_owned(),
             });
         }
-        check_memory(model, gpu, options)?;
+        let model = &check_memory(model, gpu, options)?;
         Self::load(model, gpu, options, chunk, progress).inspect_err(|_| {
             // What was on its way to buffers that are gone keeps their memory till it has arrived. A device that is lost is
             // what the load has failed with.
@@ -154,6 +159,7 @@ impl GpuExecutor {
             kernels,
             pool: Pool::new(gpu),
             weights,
+            host_tables: HostTables::of(model),
             states,
             decode_steps,
             plans: Plans::new(PLANS),
@@ -209,6 +215,7 @@ impl GpuExecutor {
     /// its place; where memory does not suffice, all blends that are not in use go, once.
     fn prepare(&mut self, recipe: &Recipe, tensors: usize) -> Result<BlendProgress> {
         let mut left = tensors.max(1);
+        let recipe = &self.resident_part(recipe)?;
         loop {
             let mut prepared = self.try_prepare(recipe);
             self.drop_stale_plans();
@@ -223,6 +230,16 @@ impl GpuExecutor {
                 return Ok(progress);
             }
         }
+    }
+
+    /// What of a blend is computed on the GPU: nothing, where it changes tables alone that are on the host.
+    fn resident_part(&self, recipe: &Recipe) -> Result<Recipe> {
+        let tables_alone = !self.host_tables.is_empty() && recipe.changed(&self.model)?.is_empty();
+        Ok(if tables_alone {
+            Recipe::default()
+        } else {
+            recipe.clone()
+        })
     }
 
     /// Computes one tensor.
@@ -300,7 +317,7 @@ impl Executor for GpuExecutor {
     }
 
     fn runs_ahead(&self) -> bool {
-        true
+        self.host_tables.is_empty()
     }
 
     fn expected(&self) -> Option<Expected> {
@@ -344,7 +361,9 @@ impl Executor for GpuExecutor {
     fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
         let recipe = Recipe::new(blend)?;
         self.prepare(&recipe, usize::MAX)?;
-        self.blends.activate(&recipe)?;
+        self.host_tables.set_blend(&self.model, &recipe)?;
+        let resident = self.resident_part(&recipe)?;
+        self.blends.activate(&resident)?;
         self.drop_stale_plans();
         Ok(())
     }

@@ -27,6 +27,10 @@ impl PartExecutor for GpuExecutor {
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
         plan.write_tables(&gpu, &tables)?;
+        if !self.host_tables.is_empty() {
+            let tokens: Vec<u32> = tables.tokens.iter().map(|token| token.id).collect();
+            self.host_tables.look_up(&self.model, &tokens, carried)?;
+        }
         plan.inputs().write(&gpu, carried)?;
         let before = self.unread.take();
         let timing = self.meter.is_timing();

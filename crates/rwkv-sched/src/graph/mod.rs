@@ -3,6 +3,7 @@
 mod build;
 mod op;
 mod part;
+mod tables;
 
 pub use op::{Op, ShiftHalf};
 
@@ -65,7 +66,7 @@ impl Graph {
         self.values[id.0]
     }
 
-    /// What it reads of other parts of a model: nothing, for a whole one.
+    /// What is brought to it: values of other parts of a model, and rows of tables that are looked up elsewhere.
     pub fn inputs(&self) -> impl Iterator<Item = ValueId> {
         let inputs = self.nodes.iter().filter(|node| node.op == Op::Input);
         inputs.flat_map(|node| node.outputs.iter().copied())

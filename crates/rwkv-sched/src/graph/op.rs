@@ -16,7 +16,8 @@ pub enum ShiftHalf {
 /// first one that the graph has.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// () → x: what another part of the graph has made; whoever runs this part brings it.
+    /// () → x: what another part of the graph has made, or rows of a table that lies elsewhere; whoever runs this part
+    /// brings it.
     Input,
     /// () → x: the table's rows that the tokens name.
     Embed {

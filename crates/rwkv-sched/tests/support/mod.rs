@@ -15,7 +15,7 @@ use random_model::Dimensions;
 use rwkv_gpu::{Gpu, Hidden, OpenOptions, Selector};
 use rwkv_sched::{
     Batch, BatchSpan, CpuExecutor, Device, Executor, GpuExecutor, LoadOptions, Model, Placement,
-    Simd, SlotId, SplitExecutor, State, Version, Wanted, WeightsDType,
+    Simd, SlotId, SplitExecutor, State, TokenTables, Version, Wanted, WeightsDType,
 };
 use std::sync::OnceLock;
 
@@ -85,6 +85,22 @@ pub(crate) fn on_gpu(model: &Model, slots: usize, gpu: &Gpu, dtype: WeightsDType
     GpuExecutor::new(model, gpu, &options, &mut |_| {}).unwrap()
 }
 
+/// The same with its tables of tokens on the host.
+pub(crate) fn with_host_tables(
+    model: &Model,
+    slots: usize,
+    gpu: &Gpu,
+    dtype: WeightsDType,
+) -> GpuExecutor {
+    let options = LoadOptions {
+        slots,
+        weights_dtype: dtype,
+        token_tables: TokenTables::Host,
+        ..LoadOptions::default()
+    };
+    GpuExecutor::new(model, gpu, &options, &mut |_| {}).unwrap()
+}
+
 /// The same model with its layers on several devices, each the layers up to a number.
 pub(crate) fn split(
     model: &Model,
@@ -105,8 +121,8 @@ pub(crate) fn split(
     SplitExecutor::new(model, &placement, &options, &mut |_| {}).unwrap()
 }
 
-/// Every executor of a model: the CPU's with twins and with its widest vectors, one a GPU, with F32 kept, and one with
-/// some layers on a GPU and some on the CPU.
+/// Every executor of a model: the CPU's with twins and with its widest vectors, one a GPU, with F32 kept, one with the
+/// tables of tokens on the host, and one with some layers on a GPU and some on the CPU.
 pub(crate) fn everywhere(model: &Model, slots: usize) -> Vec<(String, Box<dyn Executor>)> {
     let mut all: Vec<(String, Box<dyn Executor>)> = Vec::new();
     for level in [Simd::Twins, Simd::detect()] {
@@ -117,6 +133,9 @@ pub(crate) fn everywhere(model: &Model, slots: usize) -> Vec<(String, Box<dyn Ex
         let executor = on_gpu(model, slots, gpu, WeightsDType::F32);
         all.push((name.clone(), Box::new(executor)));
     }
+    let TestGpu { name, gpu } = &gpus()[0];
+    let executor = with_host_tables(model, slots, gpu, WeightsDType::F32);
+    all.push((format!("{name}, tables on the host"), Box::new(executor)));
     let layers = model.config().layers;
     if layers > 1 {
         let gpu = Device::Gpu(gpus()[0].gpu.clone());

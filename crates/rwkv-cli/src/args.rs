@@ -91,7 +91,8 @@ pub(crate) struct DeviceArgs {
     #[arg(long)]
     pub(crate) deterministic: bool,
     /// How much GPU memory may be in use: bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB), such as 8G or 7.5GiB.
-    /// A model that does not fit is refused before it is loaded; prompts are cut into shorter chunks where that helps.
+    /// Where a model does not fit, its tables of tokens stay on the host (RWKV-7a's, then the embedding), and what does not
+    /// fit then is refused before it is loaded; prompts are cut into shorter chunks where that helps.
     #[arg(long, value_name = "LIMIT", value_parser = memory_size)]
     pub(crate) gpu_memory: Option<u64>,
     /// Run only the first N layers on the GPU, and the others on the CPU: for models that do not fit. A model that does not

@@ -69,17 +69,19 @@ impl View<'_> {
     /// Elements from one row to the next: the width rounded up to 8, so that 16-byte weight loads of every format
     /// meet whole vectors of x. What lies in the padding is undefined.
     pub fn stride(width: usize) -> usize {
-        width.next_multiple_of(8)
+        width.checked_next_multiple_of(8).unwrap_or(usize::MAX)
     }
 
     /// Bytes of `rows` rows.
     pub fn bytes(rows: usize, width: usize) -> u64 {
-        (rows.max(1) * Self::stride(width) * 4) as u64
+        let elements = (rows.max(1) as u64).saturating_mul(Self::stride(width) as u64);
+        elements.saturating_mul(4)
     }
 
     /// Bytes from one to the next of several activations of one shape in one buffer.
     pub fn block_bytes(rows: usize, width: usize) -> u64 {
-        Self::bytes(rows, width).next_multiple_of(256)
+        let bytes = Self::bytes(rows, width);
+        bytes.checked_next_multiple_of(256).unwrap_or(u64::MAX)
     }
 
     pub(crate) fn binding(&self) -> Binding<'_> {

@@ -118,7 +118,7 @@ impl ModelFile {
         self.checkpoint
             .tensors()
             .map(|t| t.shape.iter().map(|n| *n as u64).product::<u64>())
-            .sum()
+            .fold(0, u64::saturating_add)
     }
 
     /// Every tensor of the file.

@@ -325,6 +325,39 @@ fn leftovers() {
     assert_eq!(store.list().expect("a list").len(), 1);
 }
 
+/// What is being written takes of the room that all have: entries go for it, and where it leaves too little nothing else is
+/// written. What nobody writes any more does not count.
+#[test]
+fn what_is_being_written_counts() {
+    let folder = folder();
+    let store = DiskStateStore::open(folder.path(), "m", 8_000).expect("a store");
+    for n in 0..4 {
+        store.put(&format!("{n}"), &noise(n, 1_500)).expect("room");
+        age(folder.path());
+    }
+    let path = folder.path().join(".rwkv-state-other");
+    let other = File::create(&path).expect("a file");
+    other.set_len(3_000).expect("a length");
+    other.lock().expect("a lock");
+    let names = || {
+        let all = store.list().expect("a list").into_iter();
+        all.map(|e| e.name).collect::<Vec<_>>()
+    };
+    store.put("4", &noise(4, 1_500)).expect("room");
+    assert_eq!(names(), ["2", "3", "4"]);
+    age(folder.path());
+    // What is replaced is not needed, and so makes room first.
+    store.put("3", &noise(3, 1_500)).expect("room");
+    assert_eq!(names(), ["2", "4", "3"]);
+    other.set_len(7_000).expect("a length");
+    let refused = store.put("5", &noise(5, 1_500)).expect_err("no room");
+    assert!(refused.to_string().contains("7000"), "{refused}");
+    assert_eq!(temporary_files(folder.path()), 1);
+    drop(other);
+    store.put("5", &noise(5, 1_500)).expect("room");
+    assert_eq!((names(), path.exists()), (vec!["5".to_owned()], false));
+}
+
 #[cfg(unix)]
 #[test]
 fn only_the_user_may_read() {
@@ -365,9 +398,18 @@ fn use_folder(folder: &Path, seed: u64, capacity: u64, acts: u64) {
 fn threads_on_one_folder() {
     let folder = folder();
     thread::scope(|scope| {
-        for seed in 0..4 {
-            let path = folder.path();
-            scope.spawn(move || use_folder(path, seed, 20_000, 60));
+        let path = folder.path();
+        let threads: Vec<_> = (0..4)
+            .map(|seed| scope.spawn(move || use_folder(path, seed, 20_000, 60)))
+            .collect();
+        // No file appears meanwhile, none that is being written either.
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            let lock = File::create(path.join(".lock")).expect("a file");
+            lock.lock().expect("a lock");
+            let files = fs::read_dir(path).expect("a folder").flatten();
+            let sizes = files.filter_map(|e| Some(e.metadata().ok()?.len()));
+            let bytes: u64 = sizes.sum();
+            assert!(bytes <= 20_000, "{bytes}");
         }
     });
     assert!(bytes_in(folder.path()) <= 20_000);

@@ -31,7 +31,8 @@ impl StateLayout {
 
     /// Bytes of one sequence's state.
     pub fn bytes(self) -> u64 {
-        (self.layers * (self.wkv + self.shift) * 4) as u64
+        let layer = (self.wkv as u64).saturating_add(self.shift as u64);
+        layer.saturating_mul(self.layers as u64).saturating_mul(4)
     }
 }
 

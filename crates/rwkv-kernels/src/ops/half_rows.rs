@@ -81,7 +81,10 @@ impl HalfRows {
 
     /// Bytes of `rows` rows, in whole tiles.
     pub fn bytes(rows: usize, width: usize) -> u64 {
-        (rows.next_multiple_of(Self::WHOLE_ROWS) * Self::stride(width) * 2) as u64
+        let whole = rows.checked_next_multiple_of(Self::WHOLE_ROWS);
+        let elements =
+            (whole.unwrap_or(usize::MAX) as u64).saturating_mul(Self::stride(width) as u64);
+        elements.saturating_mul(2)
     }
 
     /// Rows that are written.

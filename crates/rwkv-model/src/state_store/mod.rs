@@ -1,9 +1,9 @@
 //! States on a disk: a folder with a file for each, shared by models, versions and processes.
 //!
 //! `FOLDER/MODEL-NAME.state`, where `MODEL` is a checksum of the model's fingerprint and our version. A file appears under
-//! its name when it is complete and on the disk. The folder has a lock, held while a name appears or files are removed for
-//! want of room, never while a state is written. Writers hold a lock on their temporary files, so that those that nobody
-//! holds are known to be left over.
+//! its name when it is complete and on the disk. The folder has a lock, held while a file appears or files are removed for
+//! want of room, never while a state is written. What is being written counts from the beginning. Writers hold a lock on
+//! their temporary files, so that those that nobody holds are known to be left over.
 
 mod entry;
 
@@ -17,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
     time::SystemTime,
 };
+use tempfile::NamedTempFile;
 
 /// The extension of entries.
 const EXTENSION: &str = ".state";
@@ -39,8 +40,8 @@ pub struct DiskStateStore {
 
 impl DiskStateStore {
     /// The store in `folder`, which is made if need be, for the model with this fingerprint
-    /// ([`ModelFile::fingerprint`](crate::ModelFile::fingerprint)), with at most `capacity` bytes of files in the folder.
-    /// Removes what killed processes have left.
+    /// ([`ModelFile::fingerprint`](crate::ModelFile::fingerprint)), with at most `capacity` bytes of files in the folder,
+    /// those that are being written included. Removes what killed processes have left.
     ///
     /// # Errors
     /// [`Error::Write`] for a folder that cannot be made.
@@ -135,12 +136,36 @@ impl DiskStateStore {
         all
     }
 
-    /// Makes room for `bytes` under the name `file`.
-    fn make_room(&self, file: &str, bytes: u64) {
-        let all = self.all();
-        let others = || all.iter().filter(|entry| entry.file != file);
-        let mut total = others().fold(bytes, |sum, entry| sum.saturating_add(entry.bytes));
-        for entry in others() {
+    /// Bytes of temporary files: what others are writing.
+    fn being_written(&self) -> u64 {
+        let temporary = |entry: &DirEntry| {
+            let name = entry.file_name();
+            name.to_string_lossy().starts_with(TEMPORARY)
+        };
+        let files = self.files().into_iter().filter(temporary);
+        let sizes = files.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+        sizes.fold(0, u64::saturating_add)
+    }
+
+    /// A temporary file of `bytes` bytes, for which there is room: what the name `file` has goes first where there is none,
+    /// and then what was used longest ago.
+    fn reserve(&self, file: &str, bytes: u64) -> io::Result<NamedTempFile> {
+        let lock = self.lock();
+        let mut all = self.all();
+        let entries = all
+            .iter()
+            .fold(bytes, |sum, entry| sum.saturating_add(entry.bytes));
+        // Where there are no locks, what was left over is not to be told from what is being written.
+        let mut written = lock.as_ref().map_or(0, |_| self.being_written());
+        if entries.saturating_add(written) > self.capacity
+            && let Some(lock) = &lock
+        {
+            self.sweep(lock);
+            written = self.being_written();
+        }
+        let mut total = entries.saturating_add(written);
+        all.sort_by_key(|entry| entry.file != file);
+        for entry in all {
             if total <= self.capacity {
                 break;
             }
@@ -148,6 +173,20 @@ impl DiskStateStore {
                 total -= entry.bytes;
             }
         }
+        if written > 0 && total > self.capacity {
+            let what = format!("{bytes} bytes, where others are writing {written}");
+            return Err(io::Error::new(io::ErrorKind::StorageFull, what));
+        }
+        let temporary = tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .tempfile_in(&self.folder)?;
+        // Others count it from now on.
+        temporary.as_file().set_len(bytes)?;
+        if lock.is_some() {
+            // Nobody else has opened it.
+            let _ = temporary.as_file().try_lock();
+        }
+        Ok(temporary)
     }
 }
 
@@ -168,22 +207,11 @@ impl StateStore for DiskStateStore {
             let what = format!("{size} bytes, where all states may have {}", self.capacity);
             return Err(io::Error::new(io::ErrorKind::StorageFull, what));
         }
-        let mut temporary = {
-            let lock = self.lock();
-            let temporary = tempfile::Builder::new()
-                .prefix(TEMPORARY)
-                .tempfile_in(&self.folder)?;
-            if lock.is_some() {
-                // Nobody else has opened it.
-                let _ = temporary.as_file().try_lock();
-            }
-            temporary
-        };
+        let mut temporary = self.reserve(&file, size)?;
         temporary.write_all(&packed)?;
         // The name must not be there before the bytes are, even if the machine stops.
         temporary.as_file().sync_data()?;
         let lock = self.lock();
-        self.make_room(&file, size);
         let kept = temporary
             .persist(self.folder.join(&file))
             .map_err(|e| e.error);

@@ -8,8 +8,20 @@ use std::ops::Range;
 const SHARE: usize = 1 << 14;
 
 /// These rows of a value of `width`.
-pub(super) fn part<'a>(x: &'a [f32], width: usize, rows: &Range<usize>) -> &'a [f32] {
-    x.get(rows.start * width..rows.end * width).unwrap_or(&[])
+///
+/// # Errors
+/// [`rwkv_kernels::Error::Shape`] where the value does not have them.
+pub(super) fn part<'a>(
+    x: &'a [f32],
+    width: usize,
+    rows: &Range<usize>,
+) -> rwkv_kernels::Result<&'a [f32]> {
+    let [start, end] = [rows.start, rows.end].map(|row| row.checked_mul(width));
+    let found = start.zip(end).and_then(|(start, end)| x.get(start..end));
+    found.ok_or_else(|| rwkv_kernels::Error::Shape {
+        what: "rows of a value".to_owned(),
+        problem: format!("{rows:?} of {width} elements each, in {}", x.len()),
+    })
 }
 
 /// Rows of a thread's share; one thread has all of them.
@@ -56,4 +68,24 @@ pub(super) fn by_rows_of_two(
         fill(first..first + y.len() / width, y, z)
     });
     Ok(filled?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// Rows that are there, and none in the place of those that are not.
+    #[test]
+    fn parts() {
+        let x = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+        assert_eq!(part(&x, 2, &(1..3)).unwrap(), &x[2..6]);
+        assert_eq!(part(&x, 2, &(3..3)).unwrap(), &[0.0; 0]);
+        assert_eq!(part(&[], 0, &(0..4)).unwrap(), &[0.0; 0]);
+        for (width, rows) in [(2, 2..4), (7, 0..1), (usize::MAX, 1..2), (3, 4..4)] {
+            let error = part(&x, width, &rows).unwrap_err().to_string();
+            assert!(error.contains("in 6") && !error.contains('\n'), "{error}");
+        }
+        assert!(part(&[], 4, &(0..1)).is_err());
+    }
 }

@@ -87,7 +87,7 @@ impl Step<'_> {
             } => {
                 let (weight, bias) = (self.vector(*weight), self.vector(*bias));
                 by_rows(&mut y, width, |at, y| {
-                    simd::norm(level, rows(0, &at), *group, weight, bias, *epsilon, y)
+                    simd::norm(level, rows(0, &at)?, *group, weight, bias, *epsilon, y)
                 })?;
             }
             Op::Previous { layer, half } => self.previous(*layer, *half, inputs[0], &mut y),
@@ -97,37 +97,37 @@ impl Step<'_> {
             Op::AddVector { vector } => {
                 let vector = self.vector(*vector);
                 by_rows(&mut y, width, |at, y| {
-                    ops::add_vector(rows(0, &at), vector, y);
+                    ops::add_vector(rows(0, &at)?, vector, y);
                     Ok(())
                 })?;
             }
             Op::Apply(function) => by_rows(&mut y, width, |at, y| {
-                simd::apply(level, *function, rows(0, &at), y);
+                simd::apply(level, *function, rows(0, &at)?, y);
                 Ok(())
             })?,
             Op::Add => by_rows(&mut y, width, |at, y| {
-                ops::add(rows(0, &at), rows(1, &at), y);
+                ops::add(rows(0, &at)?, rows(1, &at)?, y);
                 Ok(())
             })?,
             Op::Multiply => by_rows(&mut y, width, |at, y| {
-                ops::multiply(rows(0, &at), rows(1, &at), y);
+                ops::multiply(rows(0, &at)?, rows(1, &at)?, y);
                 Ok(())
             })?,
             Op::Lerp => by_rows(&mut y, width, |at, y| {
-                ops::lerp(rows(0, &at), rows(1, &at), rows(2, &at), y);
+                ops::lerp(rows(0, &at)?, rows(1, &at)?, rows(2, &at)?, y);
                 Ok(())
             })?,
             Op::LerpVector { vector } => {
                 let vector = self.vector(*vector);
                 by_rows(&mut y, width, |at, y| {
-                    ops::lerp_vector(rows(0, &at), rows(1, &at), vector, y);
+                    ops::lerp_vector(rows(0, &at)?, rows(1, &at)?, vector, y);
                     Ok(())
                 })?;
             }
             Op::TokenMatMul => {
                 let inner = self.model.graph().value(inputs[0]).width;
                 by_rows(&mut y, width, |at, y| {
-                    ops::token_matmul(rows(0, &at), rows(1, &at), inner, width, y)
+                    ops::token_matmul(rows(0, &at)?, rows(1, &at)?, inner, width, y)
                 })?;
             }
             Op::Keys7 {
@@ -137,7 +137,7 @@ impl Step<'_> {
             } => {
                 let (k_k, k_a) = (self.vector(*removal), self.vector(*replacement));
                 by_rows_of_two(&mut y, &mut second, width, |at, y, kappa| {
-                    let (k, a) = (rows(0, &at), rows(1, &at));
+                    let (k, a) = (rows(0, &at)?, rows(1, &at)?);
                     simd::keys7(level, k, a, k_k, k_a, *head_size, y, kappa)
                 })?;
             }
@@ -156,7 +156,7 @@ impl Step<'_> {
             Op::Bonus { weight, head_size } => {
                 let weight = self.vector(*weight);
                 by_rows(&mut y, width, |at, y| {
-                    let [x, r, k, v] = [0, 1, 2, 3].map(|i| rows(i, &at));
+                    let (x, r, k, v) = (rows(0, &at)?, rows(1, &at)?, rows(2, &at)?, rows(3, &at)?);
                     simd::bonus(level, x, r, k, v, weight, *head_size, y)
                 })?;
             }
@@ -185,7 +185,7 @@ impl Step<'_> {
             let (mix, x) = (self.vector(*mix), self.value(input));
             let width = mix.len();
             by_rows(&mut y, width, |at, y| {
-                let (x, previous) = (part(x, width, &at), part(&previous, width, &at));
+                let (x, previous) = (part(x, width, &at)?, part(&previous, width, &at)?);
                 ops::mix(x, previous, weighs, mix, y);
                 Ok(())
             })?;

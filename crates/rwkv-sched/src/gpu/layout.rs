@@ -99,7 +99,7 @@ impl Layout {
                         View::block_bytes(rows, value.width)
                     }
                 };
-                let bytes: u64 = together.iter().map(block).sum();
+                let bytes = together.iter().map(block).fold(0, u64::saturating_add);
                 let buffer = if let Some(at) = layout.best(&free, bytes, bytes >= large) {
                     free.remove(at)
                 } else {
@@ -109,7 +109,7 @@ impl Layout {
                 };
                 layout.buffers[buffer] = bytes.max(layout.buffers[buffer]);
                 live[buffer] = together.len();
-                let mut offset = 0;
+                let mut offset = 0u64;
                 for id in &together {
                     let value = graph.value(*id);
                     let place = Place {
@@ -120,7 +120,7 @@ impl Layout {
                         halves: chosen.halves.contains(id),
                     };
                     layout.places.insert(*id, place);
-                    offset += block(id);
+                    offset = block(id).saturating_add(offset);
                 }
             }
             let mut done = step.inputs(graph);
@@ -156,7 +156,8 @@ impl Layout {
         let size = |at: &usize| self.buffers[free[*at]];
         let all = 0..free.len();
         let same = all.clone().find(|at| size(at) == bytes);
-        let suits = all.filter(|at| large && (bytes / 2..=2 * bytes).contains(&size(at)));
+        let suits =
+            all.filter(|at| large && (bytes / 2..=bytes.saturating_mul(2)).contains(&size(at)));
         let larger = suits.clone().filter(|at| size(at) > bytes);
         let larger = larger.min_by_key(size);
         same.or(larger).or_else(|| suits.max_by_key(size))

@@ -58,12 +58,8 @@ pub(super) fn chunk(model: &Model, kernels: &Kernels) -> usize {
 
 /// The longest chunk of at most `work` multiplications, whose values can be bound in `binding` bytes.
 fn chunk_within(model: &Model, work: u64, binding: u64) -> usize {
-    let products: u64 = model
-        .graph()
-        .nodes()
-        .iter()
-        .map(|n| products(model, n))
-        .sum();
+    let products = model.graph().nodes().iter().map(|n| products(model, n));
+    let products = total(products);
     let fits = |tokens: &usize| {
         products.saturating_mul(*tokens as u64) <= work
             && largest_value(model, *tokens) <= binding
@@ -80,9 +76,11 @@ fn shortest() -> usize {
 fn products(model: &Model, node: &Node) -> u64 {
     match node.op {
         Op::MatMul { weight } => {
-            let shape = model.weights().describe(weight).map(|(_, shape)| shape);
-            let elements = shape.ok().and_then(rwkv_mem::Shape::elements);
-            elements.unwrap_or(0) as u64
+            let Ok((_, shape)) = model.weights().describe(weight) else {
+                return 0;
+            };
+            let elements = shape.elements();
+            elements.map_or(u64::MAX, |elements| elements as u64)
         }
         _ => 0,
     }
@@ -93,7 +91,7 @@ fn largest_value(model: &Model, tokens: usize) -> u64 {
     let graph = model.graph();
     let node = |node: &Node| -> u64 {
         let values = node.outputs.iter().map(|id| graph.value(*id));
-        values.map(|value| bytes_of(value, prompt(tokens))).sum()
+        total(values.map(|value| bytes_of(value, prompt(tokens))))
     };
     graph.nodes().iter().map(node).max().unwrap_or(0)
 }
@@ -141,12 +139,12 @@ impl DeviceMemory {
     /// that have cooperative matrices; and at most what kernels share: partial sums.
     pub fn activations_of(model: &Model, tokens: usize, rounding: bool) -> u64 {
         let buffers = plan_buffers(model, prompt(tokens), rounding);
-        buffers.iter().sum::<u64>() + Kernels::MOST_SCRATCH_BYTES
+        total(buffers).saturating_add(Kernels::MOST_SCRATCH_BYTES)
     }
 
     /// All of it.
     pub fn total(self) -> u64 {
-        self.weights + self.state + self.activations
+        total([self.weights, self.state, self.activations])
     }
 }
 
@@ -179,7 +177,12 @@ pub(super) fn shared(model: &Model, shapes: &[BatchShape], rounding: bool) -> u6
             *most = bytes.max(*most);
         }
     }
-    largest.iter().sum()
+    total(largest)
+}
+
+/// The sum, or the most that there is a number for: sizes are what a file claims.
+fn total(sizes: impl IntoIterator<Item = u64>) -> u64 {
+    sizes.into_iter().fold(0, u64::saturating_add)
 }
 
 /// Bytes of the tensors of `model` as they will lie there, `chosen` re-encoded.
@@ -192,35 +195,41 @@ pub(super) fn weights(
     let matrix = |weight: Weight| -> Result<(Format, u64)> {
         let shape = weights.describe(weight)?.1;
         let format = resident_format(weights, weight, chosen.get(&weight).copied(), dtype)?;
-        let row: usize = match format.gpu_layout() {
-            Some(layout) => layout.row_bytes(shape.cols.0).iter().sum(),
-            None => format.row_bytes(shape.cols.0).unwrap_or(0),
+        let row = match format.gpu_layout() {
+            Some(layout) => {
+                let parts = layout.row_bytes(shape.cols.0).into_iter();
+                total(parts.map(|bytes| bytes as u64))
+            }
+            None => format.row_bytes(shape.cols.0).unwrap_or(0) as u64,
         };
-        Ok((format, row as u64 * shape.rows.0 as u64))
+        Ok((format, row.saturating_mul(shape.rows.0 as u64)))
     };
     let mut seen = HashSet::new();
-    let mut bytes = 0;
+    let mut bytes = 0u64;
     for weight in model.graph().nodes().iter().filter_map(|n| n.op.matrix()) {
         if !seen.insert(weight) {
             continue;
         }
         // Zeros in a dense matrix are found only while it is loaded.
-        bytes += match stored_entries(weights, weight, chosen.get(&weight)) {
+        let taken = match stored_entries(weights, weight, chosen.get(&weight)) {
             Some(entries) => GpuCsr::about(weights.describe(weight)?.1, entries),
             None => matrix(weight)?.1,
         };
+        bytes = bytes.saturating_add(taken);
     }
     let steps = fuse_decode(model.graph());
     for weight in vector_groups(model, &steps).into_iter().flatten() {
         let shape = weights.describe(weight)?.1;
-        bytes += shape.elements().unwrap_or(0) as u64 * 4;
+        let elements = shape.elements().unwrap_or(0) as u64;
+        bytes = bytes.saturating_add(elements.saturating_mul(4));
     }
     // The second halves of low-rank pairs lie there once more, if they are of one format.
     for ups in groups(&steps).filter_map(Group::packed_pairs) {
         let all = ups.into_iter().map(matrix).collect::<Result<Vec<_>>>()?;
         let formats: HashSet<Format> = all.iter().map(|(format, _)| *format).collect();
         if formats.len() == 1 && formats.is_subset(&HashSet::from([Format::F16, Format::F32])) {
-            bytes += all.iter().map(|(_, bytes)| bytes).sum::<u64>();
+            let again = total(all.iter().map(|(_, bytes)| *bytes));
+            bytes = bytes.saturating_add(again);
         }
     }
     Ok(bytes)
@@ -294,7 +303,7 @@ pub(super) fn results(model: &Model, shape: BatchShape) -> u64 {
     let graph = model.graph();
     let results = graph.results().iter().map(|id| graph.value(*id));
     let crossing = results.filter(|value| value.domain == Domain::Tokens);
-    crossing.map(|value| bytes_of(value, shape)).sum()
+    total(crossing.map(|value| bytes_of(value, shape)))
 }
 
 fn rows_of(value: Value, shape: BatchShape) -> usize {
@@ -360,6 +369,18 @@ mod tests {
         };
         let weights = Shapes(config.clone(), InMemoryWeights::default());
         Model::new(config, Arc::new(weights)).unwrap()
+    }
+
+    /// Shapes that no memory holds make no number wrong.
+    #[test]
+    fn sizes_without_end() {
+        let model = model(3, 1 << 57);
+        let memory = DeviceMemory::estimate(&model, &LoadOptions::default()).unwrap();
+        assert_eq!((memory.weights, memory.total()), (u64::MAX, u64::MAX));
+        assert_eq!(memory.activations, u64::MAX);
+        assert_eq!(chunk_within(&model, FAST_WORK, u64::MAX - 1), shortest());
+        let shapes = [prompt(usize::MAX), prompt(256)];
+        assert_eq!(shared(&model, &shapes, true), u64::MAX);
     }
 
     /// The chunks of published models, and that what they take is moderate.

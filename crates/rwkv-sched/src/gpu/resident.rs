@@ -58,9 +58,9 @@ impl ResidentWeights {
         if let Some(quantization) = &options.quantization {
             quantization.check(model.config().layers)?;
         }
-        let mut total = 0;
+        let mut total = 0u64;
         for weight in model.tensors() {
-            total += packed_bytes(weights.describe(weight)?);
+            total = total.saturating_add(packed_bytes(weights.describe(weight)?));
         }
         let mut loader = Loader {
             weights,
@@ -80,7 +80,7 @@ impl ResidentWeights {
         };
         let stacks = stacks(steps);
         let mut ahead = Ahead::new(weights, model.tensors())?;
-        let mut done = 0;
+        let mut done = 0u64;
         for node in model.graph().nodes() {
             ahead.ask(done);
             if let Some(weight) = node.op.matrix()
@@ -101,12 +101,12 @@ impl ResidentWeights {
                     members.push(weight);
                 }
                 for member in members {
-                    done += packed_bytes(weights.describe(member)?);
+                    done = done.saturating_add(packed_bytes(weights.describe(member)?));
                     weights.wont_need(member);
                 }
             }
             for weight in node.op.vectors() {
-                done += packed_bytes(weights.describe(weight)?);
+                done = done.saturating_add(packed_bytes(weights.describe(weight)?));
             }
             progress(LoadProgress {
                 stage: LoadStage::Tensors,
@@ -197,11 +197,11 @@ impl<'a> Ahead<'a> {
     const BYTES: u64 = 256 << 20;
 
     fn new(weights: &'a dyn Weights, tensors: Vec<Weight>) -> Result<Self> {
-        let mut start = 0;
+        let mut start = 0u64;
         let mut later = Vec::with_capacity(tensors.len());
         for weight in tensors {
             later.push((weight, start));
-            start += packed_bytes(weights.describe(weight)?);
+            start = start.saturating_add(packed_bytes(weights.describe(weight)?));
         }
         Ok(Self {
             weights,
@@ -212,7 +212,7 @@ impl<'a> Ahead<'a> {
     /// Asks for what is near, when `done` bytes have been read.
     fn ask(&mut self, done: u64) {
         while let Some(&(weight, start)) = self.later.as_slice().first()
-            && start <= done + Self::BYTES
+            && start <= done.saturating_add(Self::BYTES)
         {
             self.weights.will_need(weight);
             self.later.next();
@@ -343,7 +343,8 @@ impl Loader<'_> {
         };
         let limits = &self.kernels.gpu().capabilities().limits;
         let most = limits.binding_bytes.min(limits.buffer_bytes);
-        let bytes = Format::F16.row_bytes(cols).unwrap_or(0) as u64 * rows as u64;
+        let row = Format::F16.row_bytes(cols).unwrap_or(0) as u64;
+        let bytes = row.saturating_mul(rows as u64);
         if joined && (format != Format::F16 || bytes > most) {
             return Ok(false);
         }

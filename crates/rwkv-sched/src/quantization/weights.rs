@@ -35,11 +35,11 @@ impl QuantizedWeights {
                 .copied()
                 .filter(|weight| quantization.packing(*weight).is_some())
         };
-        let mut total = 0;
+        let mut total = 0u64;
         for weight in changing() {
-            total += packed_bytes(source.describe(weight)?);
+            total = total.saturating_add(packed_bytes(source.describe(weight)?));
         }
-        let mut done = 0;
+        let mut done = 0u64;
         let mut matrices = HashMap::new();
         for weight in changing() {
             let (format, shape) = source.describe(weight)?;
@@ -62,7 +62,7 @@ impl QuantizedWeights {
                 };
                 matrices.insert(weight, packed);
             }
-            done += packed_bytes((format, shape));
+            done = done.saturating_add(packed_bytes((format, shape)));
             progress(LoadProgress {
                 stage: LoadStage::Tensors,
                 done,

@@ -2,6 +2,7 @@
 
 use super::{
     Hit, Peek, StateCacheOptions, StateCacheStats, StateStore,
+    caught::Caught,
     encoding::{decode, encode, encoded_bytes},
     index::{Best, Bounds, Found, Index, Write},
     key::CacheKey,
@@ -24,7 +25,7 @@ pub struct StateCache {
 
 struct Shared {
     layout: StateLayout,
-    store: Option<Arc<dyn StateStore>>,
+    store: Option<Caught>,
     guarded: Mutex<Guarded>,
     /// Something waits to be written, or the cache is going.
     work: Condvar,
@@ -46,11 +47,12 @@ impl StateCache {
         options: StateCacheOptions,
         store: Option<Arc<dyn StateStore>>,
     ) -> Self {
+        let store = store.map(Caught);
         let bounds = Bounds {
             state: layout.bytes(),
             memory: options.memory_bytes,
             queue: options.queue_bytes,
-            store: store.as_ref().map(|store| store.capacity()),
+            store: store.as_ref().map(StateStore::capacity),
         };
         let shared = Arc::new(Shared {
             layout,

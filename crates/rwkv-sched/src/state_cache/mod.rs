@@ -15,6 +15,7 @@
 //! lost, and what a cache holds when it is dropped, or [flushed](StateCache::flush), is stored as far as there is room.
 
 mod cache;
+mod caught;
 mod checkpoints;
 mod encoding;
 mod index;

@@ -15,7 +15,8 @@ pub(super) struct GreedyDual<I> {
     order: BTreeSet<(u128, u64, I)>,
     clock: u128,
     uses: u64,
-    bytes: u64,
+    /// So wide that no number of items makes it overflow.
+    bytes: u128,
 }
 
 #[derive(Clone, Copy)]
@@ -47,9 +48,9 @@ impl<I: Copy + Eq + Hash + Ord> GreedyDual<I> {
         }
     }
 
-    /// Bytes of all items.
+    /// Bytes of all items, or the most that there is a number for.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        u64::try_from(self.bytes).unwrap_or(u64::MAX)
     }
 
     pub(super) fn contains(&self, id: I) -> bool {
@@ -109,7 +110,7 @@ impl<I: Copy + Eq + Hash + Ord> GreedyDual<I> {
     }
 
     fn add(&mut self, id: I, item: Item) {
-        self.bytes += item.bytes;
+        self.bytes += u128::from(item.bytes);
         self.order.insert((item.rank(), item.used, id));
         self.items.insert(id, item);
     }
@@ -117,7 +118,7 @@ impl<I: Copy + Eq + Hash + Ord> GreedyDual<I> {
     fn remove(&mut self, id: I) -> Option<Item> {
         let item = self.items.remove(&id)?;
         self.order.remove(&(item.rank(), item.used, id));
-        self.bytes -= item.bytes;
+        self.bytes -= u128::from(item.bytes);
         Some(item)
     }
 }
@@ -184,6 +185,22 @@ mod tests {
         policy.set_bytes(1, 100);
         assert_eq!(policy.bytes(), 100);
         assert!(policy.contains(1));
+    }
+
+    /// Items that claim more bytes together than there is a number for are counted right again when some of them are gone.
+    #[test]
+    fn more_than_there_is_a_number_for() {
+        let mut policy = GreedyDual::new();
+        for id in 0..3 {
+            policy.insert(id, 1, u64::MAX - 1);
+        }
+        policy.insert(3, 1000, 7);
+        assert_eq!(policy.bytes(), u64::MAX);
+        assert_eq!(policy.evict(), Some(0));
+        policy.forget(1);
+        assert_eq!(policy.bytes(), u64::MAX);
+        policy.set_bytes(2, 5);
+        assert_eq!(policy.bytes(), 12);
     }
 
     proptest! {

@@ -12,7 +12,10 @@ use rwkv_sched::{
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 /// A store in memory, which nothing is read from while a test holds `gate`.
@@ -20,16 +23,20 @@ use std::{
 struct Store {
     entries: Mutex<BTreeMap<String, Vec<u8>>>,
     gate: Mutex<()>,
+    /// Whether reading and writing panics.
+    panics: AtomicBool,
 }
 
 impl StateStore for Store {
     fn put(&self, name: &str, bytes: &[u8]) -> io::Result<u64> {
+        assert!(!self.panics.load(SeqCst), "told to panic");
         let mut entries = self.entries.lock().unwrap();
         entries.insert(name.to_owned(), bytes.to_vec());
         Ok(bytes.len() as u64)
     }
 
     fn get(&self, name: &str, _: u64) -> io::Result<Option<Vec<u8>>> {
+        assert!(!self.panics.load(SeqCst), "told to panic");
         drop(self.gate.lock().unwrap());
         Ok(self.entries.lock().unwrap().get(name).cloned())
     }
@@ -212,6 +219,30 @@ fn stopping_while_reading() {
         }
     });
     assert_eq!(Arc::strong_count(&states), 1, "nobody reads any more");
+}
+
+/// A store that panics costs what it was to keep: requests get their tokens, and engine and cache end.
+#[test]
+fn a_store_that_panics() {
+    let model = model(8);
+    let store = Arc::new(Store::default());
+    let long = Random::new(2).tokens(500, VOCAB);
+    let want = alone(&model, &long);
+    {
+        let (engine, _states) = started(&model, &store);
+        assert_eq!(block_on(tokens(&engine, &long)), want);
+    }
+    let stored = store.entries.lock().unwrap().len();
+    assert!(stored > 0);
+    {
+        let (engine, states) = started(&model, &store);
+        store.panics.store(true, SeqCst);
+        assert_eq!(fed(&engine, &long, &want), 500, "nothing can be read");
+        states.flush();
+        drop(engine);
+        assert_eq!(Arc::strong_count(&states), 1);
+    }
+    assert!(store.entries.lock().unwrap().len() <= stored);
 }
 
 /// What cannot be read is fed again.

@@ -16,6 +16,7 @@ pub(crate) struct MemoryStore {
     pub(crate) gets: AtomicU64,
     pub(crate) puts: AtomicU64,
     pub(crate) fails: AtomicBool,
+    pub(crate) panics: AtomicBool,
     /// The most bytes that were ever in it.
     pub(crate) most: AtomicU64,
 }
@@ -28,6 +29,7 @@ impl MemoryStore {
             gets: AtomicU64::new(0),
             puts: AtomicU64::new(0),
             fails: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
             most: AtomicU64::new(0),
         }
     }
@@ -44,6 +46,7 @@ impl MemoryStore {
     }
 
     fn may_fail(&self) -> io::Result<()> {
+        assert!(!self.panics.load(SeqCst), "told to panic");
         if self.fails.load(SeqCst) {
             return Err(io::Error::other("told to fail"));
         }

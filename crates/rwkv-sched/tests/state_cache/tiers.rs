@@ -1,7 +1,7 @@
 //! Memory, the queue and the store: what goes where, and what goes first.
 
 use super::{LAYOUT, MemoryStore, STATE, cache, found, insert, keys, options, state};
-use rwkv_sched::{CacheKey, Error, State, StateCache, StateLayout, TokenId};
+use rwkv_sched::{CacheKey, Error, State, StateCache, StateLayout, StateStore, TokenId};
 use std::{
     sync::{
         Arc,
@@ -261,6 +261,38 @@ fn a_store_that_fails() {
     cache.flush();
     assert_eq!(cache.stats().written, 1);
     assert_eq!(store.entries().len(), 1);
+}
+
+/// One that panics costs no more: who waits for a write does not wait for ever, nor does who drops the cache.
+#[test]
+fn a_store_that_panics() {
+    let key = keys()[0];
+    for background in [false, true] {
+        let store = Arc::new(MemoryStore::new(PLENTY));
+        let given = Some(store.clone() as Arc<dyn StateStore>);
+        let cache = StateCache::new(LAYOUT, options(STATE + 100, PLENTY, background), given);
+        store.panics.store(true, SeqCst);
+        for token in 0..3 {
+            insert(&cache, key, &[token; 5]);
+        }
+        cache.flush();
+        assert_eq!(cache.stats().written, 0);
+        cache.refresh();
+        // All that was to be written is lost, but for what is in memory.
+        let lost = cache.stats().lost;
+        assert_eq!(lost, 2, "in the background: {background}");
+        store.panics.store(false, SeqCst);
+        insert(&cache, key, &[7; 5]);
+        cache.flush();
+        assert_eq!(found(&cache, key, &[7; 6]), 5);
+        let written = cache.stats().written;
+        assert!(written >= 1);
+        store.panics.store(true, SeqCst);
+        insert(&cache, key, &[8; 9]);
+        assert_eq!(found(&cache, key, &[7; 6]), 0, "it cannot be read");
+        drop(cache);
+        assert_eq!(store.entries().len() as u64, written);
+    }
 }
 
 /// The cache's own thread writes, and goes when the cache does, with everything written.

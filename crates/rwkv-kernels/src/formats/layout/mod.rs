@@ -84,7 +84,10 @@ impl GpuLayout {
     pub fn row_bytes(&self, cols: usize) -> Vec<usize> {
         let parts = self.parts.iter();
         parts
-            .map(|part| (cols / part.elements * part.bytes).next_multiple_of(16))
+            .map(|part| {
+                let bytes = (cols / part.elements).saturating_mul(part.bytes);
+                bytes.checked_next_multiple_of(16).unwrap_or(usize::MAX)
+            })
             .collect()
     }
 

@@ -284,7 +284,7 @@ impl fmt::Display for Shortfall {
 }
 
 /// Bytes for people, in units of 1024.
-struct Bytes(u64);
+pub(super) struct Bytes(pub(super) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -321,7 +321,7 @@ fn bytes_of(value: Value, shape: BatchShape) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::{BlockWeight as B, InMemoryWeights, ModelConfig, Version};
+    use crate::{BlockWeight as B, InMemoryWeights, Lora, ModelConfig, TokenTables, Version};
     use rwkv_kernels::Matrix;
     use rwkv_mem::Shape;
     use std::sync::Arc;
@@ -343,6 +343,10 @@ mod tests {
             let (rows, cols) = match weight {
                 Weight::Embedding | Weight::Head => (self.0.vocab, width),
                 Weight::Block(_, block) => match block {
+                    B::FfnEmbedding => (self.0.vocab, rank * rank),
+                    B::FfnEmbeddingUp => (rank * rank, width),
+                    B::LoraUp(Lora::DeepEmbed) => (ffn, rank),
+                    B::LoraBias(Lora::DeepEmbed) => (1, ffn),
                     B::LoraDown(_) => (rank, width),
                     B::LoraUp(_) => (width, rank),
                     B::FfnKey => (ffn, width),
@@ -357,8 +361,12 @@ mod tests {
     }
 
     fn model(layers: usize, width: usize) -> Model {
+        model_of(Version::V7, layers, width)
+    }
+
+    fn model_of(version: Version, layers: usize, width: usize) -> Model {
         let config = ModelConfig {
-            version: Version::V7,
+            version,
             layers,
             width,
             head_size: 64,
@@ -369,6 +377,22 @@ mod tests {
         };
         let weights = Shapes(config.clone(), InMemoryWeights::default());
         Model::new(config, Arc::new(weights)).unwrap()
+    }
+
+    /// Where it is not known what fits, matrices of tokens stay on the host from more than 1 GiB on; 32 MiB a layer here.
+    #[test]
+    fn tables_of_which_nobody_knows_whether_they_fit() {
+        let left = |tables: TokenTables, version, layers| {
+            let model = model_of(version, layers, 512);
+            let placed = tables.unasked(&model).unwrap();
+            placed.host_tables().len()
+        };
+        assert_eq!(left(TokenTables::Auto, Version::V7a, 32), 0);
+        assert_eq!(left(TokenTables::Auto, Version::V7a, 33), 33);
+        assert_eq!(left(TokenTables::Auto, Version::V7, 33), 0);
+        assert_eq!(left(TokenTables::Device, Version::V7a, 33), 0);
+        assert_eq!(left(TokenTables::Host, Version::V7a, 2), 3);
+        assert_eq!(left(TokenTables::Host, Version::V7, 2), 1);
     }
 
     /// Shapes that no memory holds make no number wrong.

@@ -30,12 +30,12 @@ mod tune;
 use crate::{
     Adapter, Batch, BlendProgress, Decoding, Error, Executor, ExecutorStats, Expected, LoadOptions,
     LoadProgress, Logits, Model, ModelConfig, OnTokens, Op, Result, SlotId, State, StepTimes,
-    TokenId, Weight, WeightReads, WeightsDType,
+    TokenId, TokenTables, Weight, WeightReads, WeightsDType,
     adapter::{Blends, Recipe},
     decode::on_the_host,
     fuse::{Step, fuse, fuse_decode},
     part::{Carried, PartExecutor},
-    token_tables::HostTables,
+    token_tables::{self, HostTables},
 };
 use arena::Arena;
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
@@ -130,6 +130,13 @@ impl GpuExecutor {
             });
         }
         let model = &check_memory(model, gpu, options)?;
+        if options.token_tables == TokenTables::Auto && !model.host_tables().is_empty() {
+            tracing::warn!(
+                "{} of tables of tokens stay on the host, to spare memory of {}: decoding takes longer",
+                budget::Bytes(token_tables::host_bytes(model)?),
+                gpu.name()
+            );
+        }
         Self::load(model, gpu, options, chunk, progress).inspect_err(|_| {
             // What was on its way to buffers that are gone keeps their memory till it has arrived. A device that is lost is
             // what the load has failed with.
@@ -361,8 +368,8 @@ impl Executor for GpuExecutor {
     fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
         let recipe = Recipe::new(blend)?;
         self.prepare(&recipe, usize::MAX)?;
-        self.host_tables.set_blend(&self.model, &recipe)?;
         let resident = self.resident_part(&recipe)?;
+        self.host_tables.set_blend(&self.model, &recipe)?;
         self.blends.activate(&resident)?;
         self.drop_stale_plans();
         Ok(())

@@ -16,7 +16,7 @@ use rwkv_mem::{Cols, Rows};
 use rwkv_sched::{
     Adapter, Batch, BlockWeight as B, Decoding, Device, DeviceMemory, Error, Executor, GpuExecutor,
     InMemoryWeights, LoadOptions, LowRank, Model, Op, Placement, Quantization, SlotId,
-    SplitExecutor, TokenTables, Version, Wanted, Weight, WeightsDType,
+    SplitExecutor, TokenTables, Version, Wanted, Weight, WeightType, WeightsDType,
     engine::{Engine, EngineOptions, Request},
     sampling::{Sampler, SamplerParams},
 };
@@ -330,6 +330,34 @@ fn in_an_engine() {
     });
     assert_eq!(answers[0], answers[1]);
     assert!(answers[0].iter().all(|tokens| tokens.len() == 20));
+}
+
+/// Rows are the file's, whatever the matrices of the GPU are re-encoded as: what the first layer keeps of a token is its
+/// normed row.
+#[test]
+fn rows_are_not_re_encoded() {
+    let dimensions = Dimensions {
+        vocab: 90,
+        ..small(Version::V7)
+    };
+    let model = dimensions.model(Packing::F32, 7);
+    let kept = |executor: &mut dyn Executor| {
+        feed(executor, 0, &[17], 1);
+        let shift = executor.state(SlotId(0)).unwrap().shift.swap_remove(0);
+        shift[..dimensions.width()].to_vec()
+    };
+    let want = kept(&mut cpu(&model, 1));
+    let [device, host] = [TokenTables::Device, TokenTables::Host].map(|token_tables| {
+        let options = LoadOptions {
+            quantization: Some(Quantization::from("q4_0".parse::<WeightType>().unwrap())),
+            token_tables,
+            ..LoadOptions::default()
+        };
+        let gpu = &gpus()[0].gpu;
+        let mut executor = GpuExecutor::new(&model, gpu, &options, &mut |_| {}).unwrap();
+        relative_error(&kept(&mut executor), &want)
+    });
+    assert!(host < 1e-5 && device > 1e-2, "{host}, {device}");
 }
 
 /// From -1 to 1.

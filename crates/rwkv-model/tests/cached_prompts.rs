@@ -8,12 +8,15 @@
 
 use rwkv_model::{DiskStateStore, ModelFile, files::Checkpoint};
 use rwkv_sched::{
-    CacheKey, CpuExecutor, StateCache, StateCacheOptions, StateLayout, TokenId,
+    CacheKey, CpuExecutor, Error, Executor, SlotId, Spacing, StateCache, StateCacheOptions,
+    StateLayout, TokenId, Wanted,
     engine::{Engine, EngineOptions, EngineStats, PrefixCache, Request},
+    feed_prompt, prefill,
     sampling::SamplerParams,
 };
 use std::{
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -26,19 +29,25 @@ fn prompt(last: TokenId) -> Vec<TokenId> {
     shared.chain([last]).collect()
 }
 
+fn demo() -> ModelFile {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/demo.gguf");
+    ModelFile::from_checkpoint(Checkpoint::open(&path).unwrap(), Some(&path)).unwrap()
+}
+
+fn cache(file: &ModelFile, folder: &Path) -> (StateCache, CacheKey) {
+    let store = DiskStateStore::open(folder, &file.fingerprint(), 1 << 30).unwrap();
+    let layout = StateLayout::of(file.model().unwrap().config());
+    let states = StateCache::new(layout, StateCacheOptions::default(), Some(Arc::new(store)));
+    (states, CacheKey::new(file.fingerprint().as_bytes()))
+}
+
 /// Starts an engine with what `folder` has, asks for one prompt after the other, and stops it.
 fn run(folder: Option<&Path>, prompts: &[Vec<TokenId>]) -> (Vec<Vec<TokenId>>, EngineStats) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/demo.gguf");
-    let file = ModelFile::from_checkpoint(Checkpoint::open(&path).unwrap(), Some(&path)).unwrap();
+    let file = demo();
     let model = file.model().unwrap();
     let prefix_cache = folder.map(|folder| {
-        let store = DiskStateStore::open(folder, &file.fingerprint(), 1 << 30).unwrap();
-        let layout = StateLayout::of(model.config());
-        let states = StateCache::new(layout, StateCacheOptions::default(), Some(Arc::new(store)));
-        PrefixCache::new(
-            Arc::new(states),
-            CacheKey::new(file.fingerprint().as_bytes()),
-        )
+        let (states, key) = cache(&file, folder);
+        PrefixCache::new(Arc::new(states), key)
     });
     let options = EngineOptions {
         prefix_cache,
@@ -108,4 +117,62 @@ fn a_restart_feeds_what_differs() {
     let (got, again) = run(Some(folder.path()), &prompts);
     assert_eq!(got, want);
     assert_eq!(again.prompt_tokens, 2, "{again:?}");
+}
+
+/// A prompt without an engine: the logits are those of all of it, whatever the cache knew, and progress is told in its tokens.
+#[test]
+fn one_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = demo();
+    let model = file.model().unwrap();
+    let slot = SlotId(0);
+    let feed = |tokens: &[TokenId], stop_at: usize| {
+        let mut executor = CpuExecutor::new(&model, 1).unwrap();
+        let (states, key) = cache(&file, folder.path());
+        let mut told = Vec::new();
+        let fed = feed_prompt(
+            &mut executor,
+            slot,
+            tokens,
+            (&states, key),
+            Spacing::default(),
+            &mut |seen| {
+                told.push(seen);
+                if seen >= stop_at {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            },
+        );
+        (fed, told, executor.state(slot).unwrap())
+    };
+    let want = |tokens: &[TokenId]| {
+        let mut executor = CpuExecutor::new(&model, 1).unwrap();
+        let on = &mut |_, _: &_| ControlFlow::Continue(());
+        let logits = prefill(&mut executor, slot, tokens, 4096, Wanted::Last, on).unwrap();
+        (logits, executor.state(slot).unwrap())
+    };
+    // Broken off: what was fed to the first state that is kept is known then.
+    let long = prompt(5);
+    let (fed, told, _) = feed(&long, 1);
+    assert_eq!((fed.unwrap().known, told), (0, vec![256]));
+    for (last, known) in [(5, 0), (5, SHARED), (6, SHARED)] {
+        let tokens = prompt(last);
+        let (fed, told, state) = feed(&tokens, usize::MAX);
+        let fed = fed.unwrap();
+        assert_eq!(fed.known, known);
+        assert!(
+            told.is_sorted() && told.last() == Some(&tokens.len()),
+            "{told:?}"
+        );
+        // The CPU's sums have one order.
+        let (logits, after) = want(&tokens);
+        assert_eq!((fed.logits, state), (logits, after));
+    }
+    // A short one keeps nothing.
+    let before = files(folder.path()).len();
+    assert_eq!(feed(&[1, 2, 3], usize::MAX).0.unwrap().known, 0);
+    assert_eq!(files(folder.path()).len(), before);
+    assert!(matches!(feed(&[], usize::MAX).0, Err(Error::EmptyPrompt)));
 }

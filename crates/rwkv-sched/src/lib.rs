@@ -60,8 +60,8 @@ pub use sparse::{PruneRatio, PrunedWeights, STORED_BELOW, SparseWeights, row_off
 pub use split::SplitExecutor;
 pub use state::{State, StateLayout};
 pub use state_cache::{
-    CacheKey, Hit, Peek, Spacing, StateCache, StateCacheOptions, StateCacheStats, StateStore,
-    Stored, checkpoints,
+    CacheKey, FedPrompt, Hit, Peek, Spacing, StateCache, StateCacheOptions, StateCacheStats,
+    StateStore, Stored, checkpoints, feed_prompt,
 };
 pub use stats::{ExecutorStats, StepTimes};
 pub use token_tables::TokenTables;

@@ -22,6 +22,16 @@ impl Default for Spacing {
     }
 }
 
+impl Spacing {
+    /// As [`checkpoints`]; none where less than the grain is to be fed: each state costs a step, and reading it.
+    pub fn along(self, fed: Range<usize>, shared: usize) -> Vec<usize> {
+        if fed.len() < self.grain {
+            return Vec::new();
+        }
+        checkpoints(fed, shared, self)
+    }
+}
+
 /// After which tokens of a prompt to keep the state: numbers of tokens, ascending, inside `fed`. Its start is how much of
 /// the prompt a state was there for, its end the prompt's length. `shared` is how much of the prompt others have in
 /// common with it ([`Peek::shared`](super::Peek::shared)).

@@ -22,12 +22,14 @@ mod index;
 mod key;
 mod name;
 mod policy;
+mod prompt;
 mod store;
 mod tree;
 
 pub use cache::StateCache;
 pub use checkpoints::{Spacing, checkpoints};
 pub use key::CacheKey;
+pub use prompt::{FedPrompt, feed_prompt};
 pub use store::{StateStore, Stored};
 
 use crate::State;

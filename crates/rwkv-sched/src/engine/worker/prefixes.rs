@@ -1,7 +1,7 @@
 //! Prompts that begin as others did, and the states that are kept for those to come.
 
 use super::Worker;
-use crate::{Hit, engine::job::Prefix, state_cache::checkpoints};
+use crate::{Hit, engine::job::Prefix};
 use std::collections::VecDeque;
 
 impl Worker {
@@ -89,11 +89,7 @@ impl Worker {
         let record = self.sessions.get(&job.session);
         let beginning = record.and_then(|record| record.history.beginning());
         let len = beginning.map_or(0, |(_, tokens)| tokens.len());
-        let keep = if len.saturating_sub(known) < prefixes.spacing.grain {
-            VecDeque::new()
-        } else {
-            checkpoints(known..len, shared, prefixes.spacing).into()
-        };
+        let keep = prefixes.spacing.along(known..len, shared).into();
         job.prefix = Prefix::Known { keep };
     }
 

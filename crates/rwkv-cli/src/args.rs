@@ -70,15 +70,25 @@ pub(crate) enum PairsArg {
 
 #[derive(ClapArgs)]
 pub(crate) struct DeviceArgs {
-    /// Where to run: `auto` (the best GPU, else the CPU), `cpu`, or a device's number or part of its name.
+    /// Where to run: `auto` (the best GPU, else the CPU), `cpu`, or a device's number or part of its name; several, such as
+    /// 0,1, share the work.
     #[arg(
         long,
         short,
-        value_name = "DEVICE",
+        value_name = "DEVICE,…",
         env = "RWKV_DEVICE",
-        default_value = "auto"
+        default_value = "auto",
+        value_delimiter = ','
     )]
-    pub(crate) device: String,
+    pub(crate) device: Vec<String>,
+    /// What several devices share: the layers, of which each has some, or the sequences, with the whole model on each.
+    /// Without it, sequences where there are enough and the model fits on each, else layers.
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) share: Option<ShareArg>,
+    /// Where devices share the layers: into how many parts a batch is cut that they work on at once. Without it, as many as
+    /// there are devices, and prompts by their length.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) micro_batches: Option<u32>,
     /// What F32 and BF16 weights become on a GPU; `auto` keeps F32 where F16 cannot hold a matrix.
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub(crate) weights_dtype: WeightsDTypeArg,
@@ -95,7 +105,7 @@ pub(crate) struct DeviceArgs {
     /// fit then is refused before it is loaded; prompts are cut into shorter chunks where that helps.
     #[arg(long, value_name = "LIMIT", value_parser = memory_size)]
     pub(crate) gpu_memory: Option<u64>,
-    /// Run only the first N layers on the GPU, and the others on the CPU: for models that do not fit. A model that does not
+    /// Run only the first N layers on the GPU, and the others on the CPU: for models that do not fit. With one GPU. A model that does not
     /// fit says how many would.
     #[arg(long, value_name = "N")]
     pub(crate) gpu_layers: Option<usize>,
@@ -125,6 +135,12 @@ pub(crate) enum StateOrderArg {
     ValueKey,
     /// As converters to .st write them.
     KeyValue,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ShareArg {
+    Layers,
+    Sequences,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -384,9 +400,12 @@ pub(crate) struct BenchArgs {
     /// and with sparse ones. Shows from where on sparse ones are faster.
     #[arg(long, value_name = "RATIO,…", value_delimiter = ',', conflicts_with_all = ["quant", "profile"])]
     pub(crate) prune: Vec<PruneRatio>,
-    /// Tokens of the prompt; 0 measures none.
+    /// Tokens of a prompt; 0 measures none.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub(crate) prefill: u32,
+    /// Prompts that are measured together.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) prompts: u32,
     /// Tokens to decode, for each sequence; 0 measures none.
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub(crate) decode: u32,

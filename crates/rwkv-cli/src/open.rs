@@ -2,7 +2,8 @@
 
 use crate::{
     args::{
-        DeviceArgs, KnownArgs, ModelArgs, PairsArg, StateOrderArg, TuningArgs, WeightsDTypeArg,
+        DeviceArgs, KnownArgs, ModelArgs, PairsArg, ShareArg, StateOrderArg, TuningArgs,
+        WeightsDTypeArg,
     },
     cache,
     usage::UsageError,
@@ -11,8 +12,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rwkv_model::{AdapterFile, ModelFile, OpenOptions, StateOrigin, TimeStateOrder};
 use rwkv_sched::{
-    Adapter, Device, DeviceOptions, Executor, LoadOptions, LoadStage, Model, Placement, SlotId,
-    SparseWeights, State, WeightsDType, load_placed,
+    Adapter, Device, DeviceOptions, Executor, LoadOptions, LoadProgress, LoadStage, Model,
+    Placement, Share, SlotId, SparseWeights, State, WeightsDType, load_placed, load_shared,
 };
 use std::{io::Read, path::Path, sync::Arc};
 
@@ -46,8 +47,8 @@ pub(crate) fn executor(
 ) -> Result<Box<dyn Executor>> {
     let model = file.model()?;
     let tuning = Tuning::read(file, &model, tuning)?;
-    let device = device(args)?;
-    let mut executor = load_model(&model, &device, args, slots)?;
+    let devices = devices(args)?;
+    let mut executor = load_model(&model, &devices, args, slots)?;
     if let Some(state) = &tuning.initial {
         executor.set_initial_state(Some(state))?;
         for slot in (0..).take(slots) {
@@ -58,53 +59,53 @@ pub(crate) fn executor(
     Ok(executor)
 }
 
-/// The device that was named.
-pub(crate) fn device(args: &DeviceArgs) -> Result<Device> {
-    let options = DeviceOptions {
-        cache_dir: cache::folder(),
-        memory_limit: args.gpu_memory,
+/// The devices that were named, one at least.
+pub(crate) fn devices(args: &DeviceArgs) -> Result<Vec<Device>> {
+    let open = |name: &String| {
+        let options = DeviceOptions {
+            cache_dir: cache::folder(),
+            memory_limit: args.gpu_memory,
+        };
+        let opened = Device::open_with(name, options)?;
+        if let Some(reason) = opened.fallback {
+            eprintln!("note: {reason}: running on the CPU");
+        }
+        Ok(opened.device)
     };
-    let opened = Device::open_with(&args.device, options)?;
-    if let Some(reason) = opened.fallback {
-        eprintln!("note: {reason}: running on the CPU");
-    }
-    Ok(opened.device)
+    args.device.iter().map(open).collect()
 }
 
-/// Where the layers of a model run: on `device`, or as many of them as `--gpu-layers` says.
-fn placement(model: &Model, device: &Device, args: &DeviceArgs) -> Result<Placement> {
+/// Where `--gpu-layers` places the layers of a model.
+fn placement(model: &Model, devices: &[Device], on_gpu: usize) -> Result<Placement> {
     let layers = model.config().layers;
-    let placement = match (args.gpu_layers, device) {
-        (None, device) => Placement::new(layers, [(0..layers, device.clone())]),
-        (Some(_), Device::Cpu) => {
-            return Err(UsageError::error(
-                "--gpu-layers needs a GPU, and the model would run on the CPU: choose one with --device",
-            ));
-        }
-        (Some(on_gpu), _) if on_gpu > layers => {
-            return Err(UsageError::error(format!(
-                "--gpu-layers {on_gpu} is more than the {layers} layers of the model"
-            )));
-        }
-        (Some(on_gpu), Device::Gpu(gpu)) => Placement::first_on_gpu(layers, on_gpu, gpu.clone()),
-    };
-    Ok(placement?)
+    match devices {
+        [Device::Gpu(_)] if on_gpu > layers => Err(UsageError::error(format!(
+            "--gpu-layers {on_gpu} is more than the {layers} layers of the model"
+        ))),
+        [Device::Gpu(gpu)] => Ok(Placement::first_on_gpu(layers, on_gpu, gpu.clone())?),
+        [Device::Cpu] => Err(UsageError::error(
+            "--gpu-layers needs a GPU, and the model would run on the CPU: choose one with --device",
+        )),
+        _ => Err(UsageError::error(
+            "--gpu-layers is for one GPU: name one with --device, or leave it out and let all share the layers",
+        )),
+    }
 }
 
-/// An executor of a model, which need not be a file's, on a device that is open.
+/// An executor of a model, which need not be a file's, on devices that are open.
 pub(crate) fn load_model(
     model: &Model,
-    device: &Device,
+    devices: &[Device],
     args: &DeviceArgs,
     slots: usize,
 ) -> Result<Box<dyn Executor>> {
-    load_as(model, device, args, slots, SparseWeights::default())
+    load_as(model, devices, args, slots, SparseWeights::default())
 }
 
 /// The same with a say in which matrices are sparse.
 pub(crate) fn load_as(
     model: &Model,
-    device: &Device,
+    devices: &[Device],
     args: &DeviceArgs,
     slots: usize,
     sparse: SparseWeights,
@@ -114,33 +115,41 @@ pub(crate) fn load_as(
         WeightsDTypeArg::F32 => WeightsDType::F32,
         WeightsDTypeArg::Auto => WeightsDType::Auto,
     };
-    let placement = placement(model, device, args)?;
+    let share = args.share.map(|share| match share {
+        ShareArg::Layers => Share::Layers,
+        ShareArg::Sequences => Share::Sequences,
+    });
+    let placed = args
+        .gpu_layers
+        .map(|on_gpu| placement(model, devices, on_gpu));
+    let placed = placed.transpose()?;
+    let options = LoadOptions {
+        slots,
+        weights_dtype,
+        quantization: args.quant.clone(),
+        deterministic: args.deterministic,
+        tune: !args.no_tune,
+        micro_batches: args.micro_batches.map(|count| count as usize),
+        sparse,
+        ..LoadOptions::default()
+    };
     let bar = progress_bar(LOADING);
     let mut stage = LoadStage::Tensors;
-    let executor = load_placed(
-        model,
-        &placement,
-        &LoadOptions {
-            slots,
-            weights_dtype,
-            quantization: args.quant.clone(),
-            deterministic: args.deterministic,
-            tune: !args.no_tune,
-            sparse,
-            ..LoadOptions::default()
-        },
-        &mut |progress| {
-            if progress.stage != stage {
-                stage = progress.stage;
-                bar.set_style(bar_style(match stage {
-                    LoadStage::Tuning => "timing kernels {bar:30} {pos}/{len}",
-                    _ => LOADING,
-                }));
-            }
-            bar.set_length(progress.total);
-            bar.set_position(progress.done);
-        },
-    );
+    let progress = &mut |progress: LoadProgress| {
+        if progress.stage != stage {
+            stage = progress.stage;
+            bar.set_style(bar_style(match stage {
+                LoadStage::Tuning => "timing kernels {bar:30} {pos}/{len}",
+                _ => LOADING,
+            }));
+        }
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    };
+    let executor = match placed {
+        Some(placement) => load_placed(model, &placement, &options, progress),
+        None => load_shared(model, devices, share, &options, progress),
+    };
     bar.finish_and_clear();
     Ok(executor?)
 }

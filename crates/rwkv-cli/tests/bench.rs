@@ -431,3 +431,51 @@ fn traces_are_served() {
     ]);
     assert_eq!(output.status.code(), Some(1));
 }
+
+/// One adapter opened twice, or with the processor: each way of sharing is measured, and mistakes are told.
+#[test]
+fn several_devices() {
+    let gpu = gpu();
+    for (devices, share, name) in [
+        (format!("{gpu},{gpu}"), "layers", "1 layer on "),
+        (format!("{gpu},cpu"), "layers", "1 layer on "),
+        (format!("{gpu},{gpu}"), "sequences", "2 replicas: "),
+    ] {
+        let report = stdout(&[
+            "--synthetic",
+            SPEC,
+            "--device",
+            &devices,
+            "--share",
+            share,
+            "--prefill",
+            "40",
+            "--prompts",
+            "3",
+            "--decode",
+            "4",
+            "--batch",
+            "4",
+            "--repeat",
+            "1",
+            "--json",
+        ]);
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let device = report["device"]["name"].as_str().unwrap();
+        assert!(device.starts_with(name), "{device}");
+        // Weights are read at no one device's pace.
+        assert!(report["copy"].is_null());
+        let workloads = report["workloads"].as_array().unwrap();
+        let of = |n: usize, key: &str| workloads[n][key].as_u64().unwrap();
+        assert_eq!([of(0, "batch"), of(0, "tokens")], [3, 120]);
+        assert_eq!([of(1, "batch"), of(1, "tokens")], [4, 16]);
+        for workload in workloads {
+            positive(&workload["tokens_per_second"]["median"]);
+        }
+    }
+    let both = format!("{gpu},{gpu}");
+    let output = bench(&["--synthetic", SPEC, "--device", &both, "--gpu-layers", "1"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = text(&output.stderr);
+    assert!(text.contains("--gpu-layers is for one GPU"), "{text}");
+}

@@ -57,6 +57,40 @@ impl Batch {
         self.spans.iter().map(|s| s.tokens.len()).sum()
     }
 
+    /// The batch in at most `parts` batches of as many tokens each, the last perhaps of fewer. Run one after the other they
+    /// make its logits: a span may go on in the next one.
+    #[must_use]
+    pub fn cut(&self, parts: usize) -> Vec<Self> {
+        let size = self.tokens().div_ceil(parts.max(1)).max(1);
+        let mut all = Vec::new();
+        let mut now = Self::default();
+        let mut room = size;
+        for span in &self.spans {
+            let mut rest = span.tokens.as_slice();
+            while !rest.is_empty() {
+                let (tokens, after) = rest.split_at(room.min(rest.len()));
+                let wanted = match span.wanted {
+                    Wanted::Last if !after.is_empty() => Wanted::None,
+                    wanted => wanted,
+                };
+                now.spans.push(BatchSpan {
+                    slot: span.slot,
+                    tokens: tokens.to_vec(),
+                    wanted,
+                });
+                (rest, room) = (after, room - tokens.len());
+                if room == 0 {
+                    all.push(std::mem::take(&mut now));
+                    room = size;
+                }
+            }
+        }
+        if !now.spans.is_empty() {
+            all.push(now);
+        }
+        all
+    }
+
     /// Checks the batch against a vocabulary and a number of slots, and lays it out for the kernels.
     ///
     /// # Errors
@@ -174,6 +208,30 @@ pub struct Logits {
 }
 
 impl Logits {
+    /// No rows.
+    pub(crate) fn none(model: &Model) -> Self {
+        Self {
+            vocab: model.config().vocab,
+            values: Vec::new(),
+        }
+    }
+
+    /// Adds the rows of another one, of the same vocabulary.
+    pub(crate) fn append(&mut self, mut rows: Self) {
+        self.vocab = rows.vocab;
+        if self.values.is_empty() {
+            self.values = rows.values;
+        } else {
+            self.values.append(&mut rows.values);
+        }
+    }
+
+    /// Adds a row, which has a value for each token.
+    pub(crate) fn push(&mut self, row: &[f32]) {
+        self.vocab = row.len();
+        self.values.extend_from_slice(row);
+    }
+
     /// Those among what `model`'s graph has made: none where none were wanted.
     pub(crate) fn of(model: &Model, mut carried: Carried) -> Self {
         let values = model.graph().logits().and_then(|id| carried.remove(&id));

@@ -19,12 +19,15 @@ pub struct Decoding {
 /// What [`Executor::decode`] does besides: told of every step's tokens, in the order of the sequences.
 pub type OnTokens<'a> = &'a mut dyn FnMut(&[TokenId]) -> ControlFlow<()>;
 
+/// Whether the samplers' penalties count a token; asked from several threads.
+pub type Counted<'a> = &'a (dyn Fn(TokenId) -> bool + Sync);
+
 /// Feeds every sequence its token and samples the next, `steps` times or until `take` breaks off.
 pub(crate) fn on_the_host<E: Executor + ?Sized>(
     executor: &mut E,
     sequences: &mut [Decoding],
     steps: usize,
-    counted: &dyn Fn(TokenId) -> bool,
+    counted: Counted<'_>,
     take: OnTokens<'_>,
 ) -> Result<()> {
     for _ in 0..steps {

@@ -1,10 +1,10 @@
 //! What an executor is, and choosing one for a device.
 
 use crate::{
-    Adapter, Batch, BlendProgress, CpuExecutor, Decoding, Device, ExecutorStats, Expected,
+    Adapter, Batch, BlendProgress, Counted, CpuExecutor, Decoding, Device, ExecutorStats, Expected,
     GpuExecutor, Logits, Model, ModelConfig, OnTokens, Placement, Quantization, Result, SlotId,
-    SparseWeights, SplitExecutor, State, StepTimes, TokenId, TokenTables, WeightReads,
-    decode::on_the_host, part::PartExecutor,
+    SparseWeights, SplitExecutor, State, StepTimes, TokenTables, WeightReads, decode::on_the_host,
+    part::PartExecutor,
 };
 use rwkv_gpu::Timing;
 use rwkv_kernels::Simd;
@@ -50,7 +50,7 @@ pub trait Executor: Send {
         &mut self,
         sequences: &mut [Decoding],
         steps: usize,
-        counted: &dyn Fn(TokenId) -> bool,
+        counted: Counted<'_>,
         take: OnTokens<'_>,
     ) -> Result<()> {
         on_the_host(self, sequences, steps, counted, take)
@@ -65,6 +65,18 @@ pub trait Executor: Send {
     /// that.
     fn expected(&self) -> Option<Expected> {
         None
+    }
+
+    /// Devices that a batch goes through one after the other, each with some of the layers: a batch of so many
+    /// [chunks](Self::chunk) keeps all of them busy, and is cut by the executor itself.
+    fn stages(&self) -> usize {
+        1
+    }
+
+    /// Devices that each have the whole model and work side by side: slot s is on number s modulo so many. A batch may have
+    /// as much for each as suits one of them.
+    fn replicas(&self) -> usize {
+        1
     }
 
     /// Makes `slot` a sequence that has seen nothing: it holds the initial state, which is the model's
@@ -114,6 +126,14 @@ pub trait Executor: Send {
     /// # Errors
     /// What [`prepare_adapters`](Self::prepare_adapters) says; what is in use stays in use.
     fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()>;
+
+    /// Drops what was [prepared](Self::prepare_adapters) of a blend, unless it is in use.
+    ///
+    /// # Errors
+    /// [`crate::Error::Adapter`] for a strength that makes no sense.
+    fn forget_adapters(&mut self, _blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        Ok(())
+    }
 
     /// Bytes of weights that a step reads.
     fn weight_reads(&self) -> WeightReads;
@@ -179,6 +199,10 @@ pub struct LoadOptions {
     /// Whether a model is refused before anything is loaded where the GPU is known to have less memory than it needs by
     /// our estimate ([`crate::Error::DoesNotFit`]). Without it, loading goes on until an allocation fails.
     pub check_memory: bool,
+    /// Where layers are on several devices: into how many micro-batches a batch is cut, at most a token each, so that the
+    /// devices work on several of them at once. Without it, sequences that decode are in as many groups as there are
+    /// devices, and prompts are cut by their length.
+    pub micro_batches: Option<usize>,
     /// What the CPU computes with: the widest instructions that it has by default; with [`Simd::Twins`] it is the oracle
     /// that everything else is compared with. Logits of different levels differ by the rounding of f32, with K formats by that
     /// of x to 16 bits.
@@ -200,6 +224,7 @@ impl Default for LoadOptions {
             deterministic: false,
             tune: true,
             check_memory: true,
+            micro_batches: None,
             simd: Simd::detect(),
         }
     }

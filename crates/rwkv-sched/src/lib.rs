@@ -3,8 +3,8 @@
 //! A [`Model`] is a logical [`Graph`] (the equations of one RWKV version) with [`Weights`]. An [`Executor`] keeps the
 //! states of many sequences, one a slot, and advances them by a ragged [`Batch`]: [`CpuExecutor`] interprets the graph
 //! with the plain twins of `rwkv-kernels`; [`GpuExecutor`] fuses it, plans its buffers and replays the dispatches;
-//! [`SplitExecutor`] has some layers on one device and some on others, as a [`Placement`] says. An
-//! [`Engine`](engine::Engine) runs many sessions on one executor.
+//! [`SplitExecutor`] has some layers on one device and some on others, as a [`Placement`] says; [`ReplicatedExecutor`] has
+//! the model on several. An [`Engine`](engine::Engine) runs many sessions on one executor.
 
 mod adapter;
 mod batch;
@@ -26,6 +26,8 @@ mod model;
 mod part;
 mod placement;
 mod quantization;
+mod replicated;
+mod share;
 mod sparse;
 mod split;
 mod state;
@@ -39,7 +41,7 @@ pub use adapter::{Adapter, BlendProgress, Factor, LowRank, PackedBytes};
 pub use batch::{Batch, BatchShape, BatchSpan, Logits, SlotId, TokenId, Wanted};
 pub use config::{ModelConfig, Version};
 pub use cpu::CpuExecutor;
-pub use decode::{Decoding, OnTokens};
+pub use decode::{Counted, Decoding, OnTokens};
 pub use device::{Device, DeviceOptions, Opened};
 pub use error::Error;
 pub use executor::{
@@ -55,7 +57,9 @@ pub use placement::Placement;
 pub use quantization::{
     Chosen, Packing, Quantization, QuantizedWeights, WeightType, encode_rows, pack,
 };
+pub use replicated::ReplicatedExecutor;
 pub use rwkv_kernels::{Simd, sampling};
+pub use share::{Share, load_shared};
 pub use sparse::{PruneRatio, PrunedWeights, STORED_BELOW, SparseWeights, row_offsets, slab_rows};
 pub use split::SplitExecutor;
 pub use state::{State, StateLayout};

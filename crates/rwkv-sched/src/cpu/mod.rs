@@ -11,7 +11,7 @@ use crate::{
     Adapter, Batch, BlendProgress, Error, Executor, Graph, LoadOptions, Logits, Model, ModelConfig,
     Op, Result, SlotId, State, StateLayout, Weight, WeightReads,
     adapter::{Blends, Recipe},
-    part::{Carried, PartExecutor, carried_value},
+    part::{Begun, Carried, PartExecutor, carried_value},
     quantization::packed_bytes,
 };
 use blend::{CpuBlend, CpuBlender, PartialBlend};
@@ -149,7 +149,8 @@ fn last_uses(graph: &Graph) -> Vec<usize> {
 }
 
 impl PartExecutor for CpuExecutor {
-    fn run_part(&mut self, batch: &Batch, carried: &mut Carried) -> Result<()> {
+    /// Done when it returns.
+    fn begin_part(&mut self, batch: &Batch, carried: &Carried) -> Result<Begun> {
         let tables = batch.tables(self.model.config().vocab, self.states.len())?;
         let (model, vectors) = match self.blends.active() {
             Some(blend) => (&blend.model, &blend.vectors),
@@ -194,15 +195,15 @@ impl PartExecutor for CpuExecutor {
             // On one of the threads that share the work: to hand it over from outside costs a switch for each operation.
             rayon::scope(|_| run())?;
         }
-        for id in graph.results() {
-            carried.insert(*id, step.values[id.0].take().unwrap_or_default());
-        }
-        Ok(())
-    }
-
-    fn forget_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
-        self.blends.forget_one(&Recipe::new(blend)?);
-        Ok(())
+        let values = &mut step.values;
+        let results = graph.results().iter();
+        let results: Carried = results
+            .map(|id| (*id, values[id.0].take().unwrap_or_default()))
+            .collect();
+        Ok(Box::new(move |carried| {
+            carried.extend(results);
+            Ok(Vec::new())
+        }))
     }
 }
 
@@ -279,6 +280,11 @@ impl Executor for CpuExecutor {
         let recipe = Recipe::new(blend)?;
         self.prepare(&recipe, usize::MAX)?;
         self.blends.activate(&recipe)
+    }
+
+    fn forget_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        self.blends.forget_one(&Recipe::new(blend)?);
+        Ok(())
     }
 
     fn weight_reads(&self) -> WeightReads {

@@ -11,7 +11,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -19,7 +19,8 @@ use std::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Tokens of prompts in one step, at most; and never more than suits the executor
-    /// ([`Executor::chunk`](crate::Executor::chunk)).
+    /// ([`Executor::chunk`](crate::Executor::chunk)). For each device: each of several [replicas](crate::Executor::replicas)
+    /// has as many, and they are as many times more as a batch goes through [stages](crate::Executor::stages).
     pub chunk: usize,
     /// The same while other sequences wait for their next token.
     pub chunk_beside: usize,
@@ -72,6 +73,8 @@ pub(super) struct Running {
     pub(super) work: Work,
     /// Whose weights it runs with next.
     pub(super) blend: u64,
+    /// The replica whose slot it has.
+    pub(super) replica: usize,
 }
 
 /// What a request needs next.
@@ -279,8 +282,10 @@ impl Policy {
         let owed = at_tokens().any(|r| Turns::served(&turns.tokens, r.blend) <= turns.last_chunk);
         if let (Some(blend), false) = (prompting, owed) {
             let beside = at_tokens().next().is_some();
-            let of_blend = at_prompts().filter(|r| r.blend == blend);
-            let parts = self.share(of_blend, beside);
+            let of_blend = || at_prompts().filter(|r| r.blend == blend);
+            let replicas: BTreeSet<usize> = of_blend().map(|r| r.replica).collect();
+            let share = |replica| self.share(of_blend().filter(|r| r.replica == replica), beside);
+            let parts = replicas.into_iter().flat_map(share).collect();
             return Step::Prompts { blend, parts };
         }
         let Some(blend) = Turns::next(&turns.tokens, at_tokens().map(|r| r.blend)) else {
@@ -317,7 +322,7 @@ impl Policy {
             .clamp(1, most.max(1))
     }
 
-    /// Shares a chunk out.
+    /// Shares a chunk out among the prompts of a replica.
     fn share<'a>(
         &self,
         prompts: impl Iterator<Item = &'a Running>,

@@ -308,3 +308,14 @@ pub(super) fn out_of_memory(error: &crate::Error) -> bool {
     };
     matches!(error, rwkv_gpu::Error::OutOfMemory { .. })
 }
+
+/// What was made, or nothing where the GPU's memory does not suffice: what there is already has to do then.
+pub(super) fn if_there_is_room<T>(made: Result<T>) -> Result<Option<T>> {
+    match made {
+        Err(error) if out_of_memory(&error) => {
+            tracing::debug!("no room: {error}");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}

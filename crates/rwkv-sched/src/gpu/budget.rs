@@ -219,10 +219,10 @@ impl<'a> Need<'a> {
         // The pool's sizes are a fifth larger at most, and half of that on average.
         let plans = memory::shared(self.model, &shapes, self.rounding);
         let plans = plans.saturating_add(plans / 8);
-        // What another part reads comes back in one buffer; logits count as small.
+        // What another part reads comes back in two buffers, in turns; logits count as small.
         let results = shapes.map(|shape| memory::results(self.model, shape));
         let results = results.into_iter().max().filter(|bytes| *bytes > 0);
-        let results = results.map_or(0, u64::next_power_of_two);
+        let results = results.map_or(0, |bytes| 2 * bytes.next_power_of_two());
         plans.saturating_add(Kernels::MOST_SCRATCH_BYTES + SMALL_BUFFERS + results)
     }
 

@@ -6,20 +6,20 @@
 //!
 //! Where tables of tokens are on the host, each step waits for the token of the one before: only sampling stays on the GPU.
 
-use super::{GpuExecutor, blend::out_of_memory, meter::Meter, plan::Plan, prepare::Prepared};
+use super::{
+    GpuExecutor,
+    blend::if_there_is_room,
+    copies::StateCopies,
+    meter::Meter,
+    plan::Plan,
+    prepare::Prepared,
+    samplers::{Samplers, chosen, ring_bytes, unread},
+};
 use crate::{
-    BatchShape, Decoding, Error, Executor, OnTokens, Result, SlotId, TokenId, Wanted,
+    BatchShape, Counted, Decoding, Executor, OnTokens, Result, SlotId, TokenId, Wanted,
     batch::Tables, decode::batch, part::Carried,
 };
-use rwkv_gpu::{Binding, BufferKind, Dispatch, Readback, Recorder, Recording, Submission};
-use rwkv_kernels::{
-    View,
-    ops::Sample,
-    sampling::{
-        Chosen, Draw, DrawSettings, SamplingError, bias_words, counted_words, memory_words,
-    },
-};
-use rwkv_mem::{Pool, Pooled};
+use rwkv_gpu::{Dispatch, Readback, Recorder, Recording, Submission};
 use std::{
     collections::VecDeque,
     ops::ControlFlow,
@@ -39,133 +39,18 @@ const BURST: Duration = Duration::from_millis(4);
 /// Steps between copies of the states.
 const BETWEEN_COPIES: usize = 64;
 
-/// Rows of the ring of tokens: more than are on their way.
-const RING: usize = 32;
-
-/// A buffer or a copy that must be there is not.
-fn unread() -> Error {
-    Error::Config {
-        problem: "tokens that were sampled cannot be read: this is a mistake in this program"
-            .to_owned(),
-    }
-}
-
-/// Bytes of the ring of tokens of so many sequences.
-fn ring_bytes(sequences: usize) -> u64 {
-    (sequences * 4 * RING) as u64
-}
-
-/// What the sampling kernel reads and keeps.
-struct Samplers {
-    sample: Dispatch,
-    /// With their sizes; the last one is the ring of tokens.
-    buffers: Vec<(Pooled, u64)>,
-}
-
-impl Samplers {
-    /// None where a sampler's memory does not fit the kernel's.
-    fn new(
-        executor: &GpuExecutor,
-        plan: &Plan,
-        sequences: &[Decoding],
-        steps: usize,
-        counted: &dyn Fn(TokenId) -> bool,
-    ) -> Result<Option<Self>> {
-        let (kernels, vocab) = (&executor.kernels, executor.model.config().vocab);
-        let gpu = kernels.gpu();
-        let Some((logits, offset)) = plan.results().first() else {
-            return Ok(None);
-        };
-        let said = sequences.iter().map(|s| s.sampler.counts().len()).max();
-        let capacity = said.unwrap_or(0).saturating_add(steps).min(vocab).max(1);
-        let (mut draws, mut settings, mut biases, mut memory) = (vec![], vec![], vec![], vec![]);
-        for (index, sequence) in (0u32..).zip(sequences) {
-            let params = sequence.sampler.params();
-            let first = u32::try_from(biases.len()).unwrap_or(u32::MAX);
-            draws.push(Draw {
-                slot: index,
-                token: index,
-                column: index,
-                padding: 0,
-            });
-            settings.push(DrawSettings::new(params, vocab, first)?);
-            biases.extend(bias_words(params));
-            let Some(words) = sequence.sampler.to_memory(capacity) else {
-                return Ok(None);
-            };
-            memory.extend(words);
-            memory.resize((index as usize + 1) * memory_words(capacity), 0);
-        }
-        biases.push([0; 2]);
-        let counted = counted_words(vocab, counted);
-        let contents: [(&str, &[u8]); 5] = [
-            ("draws", bytemuck::cast_slice(&draws)),
-            ("sampler settings", bytemuck::cast_slice(&settings)),
-            ("logit biases", bytemuck::cast_slice(&biases)),
-            ("counted tokens", bytemuck::cast_slice(&counted)),
-            ("sampler memory", bytemuck::cast_slice(&memory)),
-        ];
-        let mut buffers = Vec::new();
-        for (label, bytes) in contents {
-            let size = bytes.len() as u64;
-            let buffer = executor.pool.take(BufferKind::Storage, label, size)?;
-            gpu.write(&buffer, 0, bytes)?;
-            buffers.push((buffer, size));
-        }
-        let bytes = ring_bytes(sequences.len());
-        let ids = executor
-            .pool
-            .take(BufferKind::Storage, "sampled tokens", bytes)?;
-        buffers.push((ids, bytes));
-        let [draws, settings, biases, counted, memory, ids] = &buffers[..] else {
-            return Ok(None);
-        };
-        let sample = kernels.sample(&Sample {
-            logits: View {
-                buffer: logits,
-                offset,
-                rows: sequences.len(),
-                width: vocab,
-            },
-            draws: part(draws),
-            settings: part(settings),
-            biases: part(biases),
-            counted: part(counted),
-            memory: part(memory),
-            capacity,
-            tokens: plan.tokens(),
-            ids: part(ids),
-            steps: RING,
-            columns: sequences.len(),
-        })?;
-        Ok(Some(Self { sample, buffers }))
-    }
-}
-
-fn part((buffer, size): &(Pooled, u64)) -> Binding<'_> {
-    Binding {
-        buffer,
-        offset: 0,
-        size: Some(*size),
-    }
-}
-
 /// Copies of the slots' states, the two newest.
 struct Copies {
-    /// By sequence.
-    buffers: [Vec<Pooled>; 2],
+    copies: [StateCopies; 2],
     /// The step that each was made before.
     made: [Option<usize>; 2],
 }
 
 impl Copies {
-    fn new(pool: &Pool, bytes: u64, sequences: usize) -> Result<Self> {
-        let all = || -> Result<Vec<Pooled>> {
-            let one = |_| Ok(pool.take(BufferKind::Storage, "copy of a state", bytes)?);
-            (0..sequences).map(one).collect()
-        };
+    fn new(executor: &GpuExecutor, slots: &[SlotId]) -> Result<Self> {
+        let room = || StateCopies::new(&executor.pool, &executor.states, slots);
         Ok(Self {
-            buffers: [all()?, all()?],
+            copies: [room()?, room()?],
             made: [None; 2],
         })
     }
@@ -189,9 +74,6 @@ struct Run<'a> {
     first: Option<Recording>,
     samplers: Samplers,
     readbacks: &'a [Readback],
-    slots: Vec<SlotId>,
-    /// Draws before the first one here.
-    first_draw: Vec<u64>,
     copies: Copies,
     /// Submissions that were not read, and tokens of those that were.
     waiting: VecDeque<Submitted>,
@@ -248,13 +130,11 @@ impl Run<'_> {
             from = to;
         }
         let number = self.submissions;
-        let (Some((ids, bytes)), Some(readback)) = (
-            self.samplers.buffers.last(),
-            self.readbacks.get(number % (AHEAD + 1)),
-        ) else {
+        let Some(readback) = self.readbacks.get(number % (AHEAD + 1)) else {
             return Err(unread());
         };
-        recorder.read(ids, 0, *bytes, readback);
+        let (ids, bytes) = self.samplers.ring();
+        recorder.read(ids, 0, bytes, readback);
         recordings.push(recorder.finish()?);
         self.meter.recorded();
         self.waiting.push_back(Submitted {
@@ -271,9 +151,7 @@ impl Run<'_> {
     /// Keeps what the states are before `step`.
     fn copy_states(&mut self, recorder: &mut Recorder, step: usize) -> Result<()> {
         let which = step / BETWEEN_COPIES % 2;
-        for (slot, buffer) in self.slots.iter().zip(&self.copies.buffers[which]) {
-            self.executor.states.copy_out(recorder, *slot, buffer)?;
-        }
+        self.copies.copies[which].fill(recorder, &self.executor.states)?;
         self.copies.made[which] = Some(step);
         Ok(())
     }
@@ -287,59 +165,28 @@ impl Run<'_> {
         let Some(words) = self.ready.pop_front() else {
             return Err(unread());
         };
-        self.meter.finished(self.slots.len());
+        self.meter.finished(words.len());
         self.read += 1;
-        let vocab = self.executor.model.config().vocab;
-        let token = |word| match Chosen::from(word) {
-            Chosen::Token(token) => Ok(token),
-            Chosen::NothingPossible => Err(SamplingError::NothingPossible(vocab).into()),
-            other => Err(Error::Config {
-                problem: format!("the sampler on the GPU failed ({other:?}): a logit is no number"),
-            }),
-        };
-        words.into_iter().map(token).collect()
+        chosen(&words, self.executor.model.config().vocab)
     }
 
     /// Reads what the oldest submission made.
     fn wait(&mut self) -> Result<()> {
         let gpu = self.executor.kernels.gpu();
-        let oldest = self.waiting.pop_front();
-        let (Some(oldest), Some((_, bytes))) = (oldest, self.samplers.buffers.last()) else {
+        let Some(oldest) = self.waiting.pop_front() else {
             return Err(unread());
         };
         let Some(readback) = self.readbacks.get(oldest.number % (AHEAD + 1)) else {
             return Err(unread());
         };
-        let ring: Vec<u32> = readback.view(
-            gpu,
-            &oldest.submission,
-            *bytes,
-            bytemuck::pod_collect_to_vec,
-        )?;
+        let (_, bytes) = self.samplers.ring();
+        let ring: Vec<u32> =
+            readback.view(gpu, &oldest.submission, bytes, bytemuck::pod_collect_to_vec)?;
         for step in oldest.steps {
-            let row = |first: &u64| {
-                let row = (first + step as u64) % RING as u64;
-                usize::try_from(row).unwrap_or_default()
-            };
-            let columns = self.first_draw.iter().enumerate();
-            let words = columns.map(|(column, first)| {
-                let word = ring.get(row(first) * self.slots.len() + column);
-                word.copied().ok_or(unread())
-            });
-            self.ready.push_back(words.collect::<Result<_>>()?);
+            let words = self.samplers.rows().words(&ring, step as u64)?;
+            self.ready.push_back(words);
         }
         Ok(())
-    }
-}
-
-/// What was made, or nothing where the GPU's memory does not suffice: the host samples then, with what there is already.
-fn if_there_is_room<T>(made: Result<T>) -> Result<Option<T>> {
-    match made {
-        Err(error) if out_of_memory(&error) => {
-            tracing::debug!("no room to decode ahead: {error}");
-            Ok(None)
-        }
-        other => other.map(Some),
     }
 }
 
@@ -349,7 +196,7 @@ impl GpuExecutor {
         &mut self,
         sequences: &mut [Decoding],
         steps: usize,
-        counted: &dyn Fn(TokenId) -> bool,
+        counted: Counted<'_>,
         take: OnTokens<'_>,
     ) -> Result<bool> {
         let tables =
@@ -417,7 +264,7 @@ impl GpuExecutor {
         (meter, prepared, readbacks): (&mut Meter, &mut Prepared, &[Readback]),
         plan: &Plan,
         (sequences, steps): (&mut [Decoding], usize),
-        counted: &dyn Fn(TokenId) -> bool,
+        counted: Counted<'_>,
         take: OnTokens<'_>,
         tables: &Tables,
     ) -> Result<Option<Vec<Vec<TokenId>>>> {
@@ -426,15 +273,10 @@ impl GpuExecutor {
         let Some(samplers) = samplers.flatten() else {
             return Ok(None);
         };
-        let state_bytes = self.model.state_layout().bytes();
         // What does not run ahead has nothing to undo.
-        let copied = if self.runs_ahead() {
-            sequences.len()
-        } else {
-            0
-        };
-        let copies = Copies::new(&self.pool, state_bytes, copied);
-        let Some(copies) = if_there_is_room(copies)? else {
+        let undone = sequences.iter().filter(|_| self.runs_ahead() && steps > 1);
+        let slots: Vec<SlotId> = undone.map(|s| s.slot).collect();
+        let Some(copies) = if_there_is_room(Copies::new(self, &slots))? else {
             return Ok(None);
         };
         plan.write_tables(gpu, tables)?;
@@ -444,17 +286,10 @@ impl GpuExecutor {
         let mut run = Run {
             executor: self,
             meter,
-            dispatches: plan
-                .dispatches()
-                .iter()
-                .chain([&samplers.sample])
-                .cloned()
-                .collect(),
+            dispatches: samplers.after(plan),
             first,
             samplers,
             readbacks,
-            slots: sequences.iter().map(|s| s.slot).collect(),
-            first_draw: sequences.iter().map(|s| s.sampler.step()).collect(),
             copies,
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
@@ -496,16 +331,14 @@ impl GpuExecutor {
             return Ok(Some(Vec::new()));
         }
         // The newest copy that is not ahead of the caller.
-        let made = run.copies.made.iter().zip(&run.copies.buffers);
-        let made = made.filter_map(|(step, buffers)| Some(((*step)?, buffers)));
+        let made = run.copies.made.iter().zip(&run.copies.copies);
+        let made = made.filter_map(|(step, copies)| Some(((*step)?, copies)));
         let seen = made.filter(|(step, _)| *step <= run.read);
-        let Some((step, buffers)) = seen.max_by_key(|(step, _)| *step) else {
+        let Some((step, copies)) = seen.max_by_key(|(step, _)| *step) else {
             return Err(unread());
         };
         let mut recorder = gpu.recorder("states go back");
-        for (slot, buffer) in run.slots.iter().zip(buffers) {
-            self.states.copy_in(&mut recorder, *slot, buffer)?;
-        }
+        copies.put_back(&mut recorder, &self.states)?;
         recorder.submit()?;
         Ok(Some(fed.split_off(step)))
     }

@@ -5,6 +5,7 @@ use crate::{
     BatchShape, Domain, Graph, Result, ValueId,
     part::{Carried, carried_value},
 };
+use rayon::prelude::*;
 use rwkv_gpu::{Buffer, Gpu, Readback, Recorder};
 use rwkv_kernels::View;
 
@@ -13,14 +14,23 @@ pub(super) struct HostValues(Vec<HostValue>);
 
 /// Rows in a buffer: as many as a batch has, and more to which it is padded.
 struct HostValue {
-    id: ValueId,
-    domain: Domain,
+    shape: HostShape,
     buffer: Buffer,
     offset: u64,
+}
+
+/// A value's rows, one after the other.
+#[derive(Clone, Copy)]
+struct HostShape {
+    id: ValueId,
+    domain: Domain,
     width: usize,
 }
 
-impl HostValue {
+/// How values of a batch of some shape that were read back lie: all that who waits for them needs of the plan.
+pub(super) struct ReadValues(Vec<HostShape>, BatchShape);
+
+impl HostShape {
     /// Elements of the rows of a batch of `shape`, with what pads each.
     fn elements(&self, shape: BatchShape) -> usize {
         shape.rows(self.domain) * View::stride(self.width)
@@ -43,11 +53,37 @@ impl HostValue {
 
     /// The rows without what pads them.
     fn unpadded(&self, padded: &[f32]) -> Vec<f32> {
-        padded
-            .chunks_exact(View::stride(self.width))
-            .flat_map(|row| &row[..self.width])
-            .copied()
-            .collect()
+        let stride = View::stride(self.width);
+        let mut rows = vec![0.0; padded.len() / stride * self.width];
+        let copy = |(to, from): (&mut [f32], &[f32])| {
+            for (to, from) in to
+                .chunks_exact_mut(self.width)
+                .zip(from.chunks_exact(stride))
+            {
+                to.copy_from_slice(&from[..self.width]);
+            }
+        };
+        let (to, from) = (
+            rows.par_chunks_mut(TOGETHER * self.width),
+            padded.par_chunks(TOGETHER * stride),
+        );
+        to.zip(from).for_each(copy);
+        rows
+    }
+}
+
+/// Rows that one thread copies.
+const TOGETHER: usize = 32;
+
+impl ReadValues {
+    /// Adds them to `carried` from what was copied.
+    pub(super) fn take(&self, raw: &[u8], carried: &mut Carried) {
+        let mut rest: &[f32] = bytemuck::cast_slice(raw);
+        for value in &self.0 {
+            let (own, after) = rest.split_at(value.elements(self.1));
+            carried.insert(value.id, value.unpadded(own));
+            rest = after;
+        }
     }
 }
 
@@ -64,11 +100,13 @@ impl HostValues {
         let place = |(id, domain)| {
             let view = activations.view(id)?;
             Ok(HostValue {
-                id,
-                domain,
+                shape: HostShape {
+                    id,
+                    domain,
+                    width: view.width,
+                },
                 buffer: view.buffer.clone(),
                 offset: view.offset,
-                width: view.width,
             })
         };
         Ok(Self(some.map(place).collect::<Result<_>>()?))
@@ -77,11 +115,12 @@ impl HostValues {
     /// Writes them before what is submitted next.
     pub(super) fn write(&self, gpu: &Gpu, carried: &Carried) -> Result<()> {
         for value in &self.0 {
-            let rows = carried_value(carried, value.id)?;
-            if View::stride(value.width) == value.width {
+            let shape = value.shape;
+            let rows = carried_value(carried, shape.id)?;
+            if View::stride(shape.width) == shape.width {
                 gpu.write(&value.buffer, value.offset, bytemuck::cast_slice(rows))?;
             } else {
-                let padded = value.padded(rows);
+                let padded = shape.padded(rows);
                 gpu.write(&value.buffer, value.offset, bytemuck::cast_slice(&padded))?;
             }
         }
@@ -90,27 +129,22 @@ impl HostValues {
 
     /// Bytes of a readback buffer that takes them after a batch of `shape`, which may be padded to the plan's.
     pub(super) fn bytes(&self, shape: BatchShape) -> u64 {
-        self.0.iter().map(|value| value.bytes(shape)).sum()
+        self.0.iter().map(|value| value.shape.bytes(shape)).sum()
     }
 
     /// Records copying them to `readback`.
     pub(super) fn read(&self, recorder: &mut Recorder, shape: BatchShape, readback: &Readback) {
         let mut at = 0;
         for value in &self.0 {
-            let bytes = value.bytes(shape);
+            let bytes = value.shape.bytes(shape);
             recorder.read_to(&value.buffer, value.offset, bytes, readback, at);
             at += bytes;
         }
     }
 
-    /// Adds them to `carried` from what was copied.
-    pub(super) fn take(&self, raw: &[u8], shape: BatchShape, carried: &mut Carried) {
-        let mut rest: &[f32] = bytemuck::cast_slice(raw);
-        for value in &self.0 {
-            let (own, after) = rest.split_at(value.elements(shape));
-            carried.insert(value.id, value.unpadded(own));
-            rest = after;
-        }
+    /// How they lie where they are copied to after a batch of `shape`.
+    pub(super) fn layout(&self, shape: BatchShape) -> ReadValues {
+        ReadValues(self.0.iter().map(|value| value.shape).collect(), shape)
     }
 
     /// Where the first one lies.

@@ -2,10 +2,16 @@
 
 use crate::{ExecutorStats, Result, StepTimes};
 use rwkv_gpu::{CacheCounts, Dispatch, Gpu, Recorder, Timer, Timing};
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 
 /// What a submission tells of itself, in this order: `begin`, `dispatch` for each step, `recorded`, `submitted`, and, where others were
-/// submitted in between after another `begin`, `finished`.
+/// submitted in between after another `begin`, `finished`; or instead of that `waits`, where any thread waits.
 #[derive(Default)]
 pub(super) struct Meter {
     stats: ExecutorStats,
@@ -15,6 +21,38 @@ pub(super) struct Meter {
     dispatches: u64,
     record: Duration,
     submit: Duration,
+    /// Nanoseconds of [waits](Wait).
+    waited: Arc<AtomicU64>,
+}
+
+/// A step that somebody waits for.
+pub(super) struct Wait {
+    tokens: usize,
+    record: Duration,
+    submit: Duration,
+    begun: Instant,
+    waited: Arc<AtomicU64>,
+}
+
+impl Wait {
+    /// Its results were read.
+    pub(super) fn finished(self) {
+        let wait = self.begun.elapsed();
+        told(self.tokens, self.record, self.submit, wait);
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        self.waited.fetch_add(nanos, Relaxed);
+    }
+}
+
+/// Tells the log of a step.
+fn told(tokens: usize, record: Duration, submit: Duration, wait: Duration) {
+    tracing::trace!(
+        tokens,
+        record_us = record.as_micros(),
+        submit_us = submit.as_micros(),
+        wait_us = wait.as_micros(),
+        "step"
+    );
 }
 
 impl Meter {
@@ -88,16 +126,23 @@ impl Meter {
     /// The results of `tokens` tokens were read.
     pub(super) fn finished(&mut self, tokens: usize) {
         let wait = self.lap();
-        tracing::trace!(
-            tokens,
-            record_us = self.record.as_micros(),
-            submit_us = self.submit.as_micros(),
-            wait_us = wait.as_micros(),
-            "step"
-        );
+        told(tokens, self.record, self.submit, wait);
         self.stats.steps += 1;
         self.stats.wait += wait;
         self.collect();
+    }
+
+    /// The results of `tokens` tokens are waited for, by whatever thread.
+    pub(super) fn waits(&mut self, tokens: usize) -> Wait {
+        self.stats.steps += 1;
+        self.collect();
+        Wait {
+            tokens,
+            record: self.record,
+            submit: self.submit,
+            begun: Instant::now(),
+            waited: self.waited.clone(),
+        }
     }
 
     /// The time since the last stage began; the next one begins.
@@ -116,7 +161,10 @@ impl Meter {
     }
 
     pub(super) fn stats(&self) -> ExecutorStats {
-        self.stats
+        ExecutorStats {
+            wait: self.stats.wait + Duration::from_nanos(self.waited.load(Relaxed)),
+            ..self.stats
+        }
     }
 
     pub(super) fn set_timing(&mut self, gpu: &Gpu, timing: Timing) -> Result<bool> {

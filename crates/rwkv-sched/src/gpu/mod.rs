@@ -8,7 +8,9 @@ mod budget;
 mod channel_mixes;
 mod choose;
 mod compress;
+mod copies;
 mod decode;
+mod draws;
 mod host_values;
 mod layout;
 mod memory;
@@ -17,20 +19,22 @@ mod norm_projects;
 mod plan;
 mod plans;
 mod prepare;
+mod readbacks;
 mod recurrence_outputs;
 mod resident;
 mod resolve;
 mod resolve_group;
 mod rounded;
 mod run;
+mod samplers;
 mod shape;
 mod states;
 mod tune;
 
 use crate::{
-    Adapter, Batch, BlendProgress, Decoding, Error, Executor, ExecutorStats, Expected, LoadOptions,
-    LoadProgress, Logits, Model, ModelConfig, OnTokens, Op, Result, SlotId, State, StepTimes,
-    TokenId, TokenTables, Weight, WeightReads, WeightsDType,
+    Adapter, Batch, BlendProgress, Counted, Decoding, Error, Executor, ExecutorStats, Expected,
+    LoadOptions, LoadProgress, Logits, Model, ModelConfig, OnTokens, Op, Result, SlotId, State,
+    StepTimes, TokenTables, Weight, WeightReads, WeightsDType,
     adapter::{Blends, Recipe},
     decode::on_the_host,
     fuse::{Step, fuse, fuse_decode},
@@ -40,14 +44,18 @@ use crate::{
 use arena::Arena;
 use blend::{ActiveWeights, GpuBlend, GpuBlender, PartialBlend};
 pub use budget::Shortfall;
+pub(crate) use copies::StateCopies;
+use draws::Draws;
 pub use memory::DeviceMemory;
 use meter::Meter;
 use plans::{PLANS, Plans};
 use prepare::Prepared;
+use readbacks::Readbacks;
 use resident::ResidentWeights;
 use rwkv_gpu::{Gpu, Kind, Readback, Submission, Timing};
 use rwkv_kernels::{GpuVector, Kernels};
 use rwkv_mem::{Pool, Upload};
+pub(crate) use samplers::chosen;
 use states::States;
 use std::{sync::Arc, time::Duration};
 
@@ -73,9 +81,11 @@ pub struct GpuExecutor {
     chunk: usize,
     /// The last batch whose logits nobody wanted, if it was not waited for, and its tokens.
     unread: Option<(Submission, usize)>,
-    readback: Option<Readback>,
+    readbacks: Readbacks,
     /// For the tokens of steps that are on their way.
     token_readbacks: Vec<Readback>,
+    /// Of the micro-batches of a decoding on several devices.
+    draws: Vec<Draws>,
     /// Of states: what is on its way is bounded.
     upload: Upload,
     weights_dtype: WeightsDType,
@@ -176,8 +186,9 @@ impl GpuExecutor {
             usual: 0,
             chunk,
             unread: None,
-            readback: None,
+            readbacks: Readbacks::default(),
             token_readbacks: Vec::new(),
+            draws: Vec::new(),
             upload: Upload::new(gpu),
             weights_dtype: options.weights_dtype,
             deterministic: options.deterministic,
@@ -260,21 +271,6 @@ impl GpuExecutor {
         };
         self.blends.prepare(recipe, 1, &blender)
     }
-
-    /// A readback buffer of at least `bytes`.
-    fn readback(&mut self, bytes: u64) -> Result<&Readback> {
-        if self.readback.as_ref().is_none_or(|r| r.capacity() < bytes) {
-            self.readback = None;
-        }
-        match &mut self.readback {
-            Some(readback) => Ok(readback),
-            empty => Ok(empty.insert(Readback::new(
-                self.kernels.gpu(),
-                "results",
-                bytes.next_power_of_two(),
-            )?)),
-        }
-    }
 }
 
 impl Executor for GpuExecutor {
@@ -314,7 +310,7 @@ impl Executor for GpuExecutor {
         &mut self,
         sequences: &mut [Decoding],
         steps: usize,
-        counted: &dyn Fn(TokenId) -> bool,
+        counted: Counted<'_>,
         take: OnTokens<'_>,
     ) -> Result<()> {
         if steps == 0 || self.decode_ahead(sequences, steps, counted, take)? {
@@ -371,6 +367,12 @@ impl Executor for GpuExecutor {
         let resident = self.resident_part(&recipe)?;
         self.host_tables.set_blend(&self.model, &recipe)?;
         self.blends.activate(&resident)?;
+        self.drop_stale_plans();
+        Ok(())
+    }
+
+    fn forget_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        self.blends.forget_one(&Recipe::new(blend)?);
         self.drop_stale_plans();
         Ok(())
     }

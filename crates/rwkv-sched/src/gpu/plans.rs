@@ -212,8 +212,7 @@ impl GpuExecutor {
                 shapes.extend(shorter.filter(|shape| shape.tokens > SMALL));
             }
         }
-        // The tokens of a model of parts are chosen on the host.
-        let sample = if self.model.is_whole() {
+        let sample = if logits {
             let kernels = self.kernels.declaring();
             Some(kernels.sample_pipeline(self.model.config().vocab)?)
         } else {
@@ -226,7 +225,7 @@ impl GpuExecutor {
         // What a token or a short prompt hands back.
         let read = plans.iter().filter(|(shape, _)| shape.tokens <= SMALL);
         let read = read.map(|(shape, plan)| plan.results().bytes(*shape)).max();
-        self.readback(read.unwrap_or(0))?;
+        drop(self.readbacks.take(&gpu, read.unwrap_or(0))?);
         for (shape, plan) in plans {
             let key = (shape, self.blends.number());
             self.plans.insert(key, Arc::new(plan));

@@ -1,12 +1,13 @@
 //! One batch on its way: tables and inputs in, the dispatches of its plan, results out.
 
-use super::GpuExecutor;
+use super::{GpuExecutor, blend::if_there_is_room, copies};
 use crate::{
-    Adapter, Batch, BatchShape, Executor, Result,
-    adapter::Recipe,
-    part::{Carried, PartExecutor},
+    Batch, BatchShape, Executor, Result, SlotId,
+    batch::Tables,
+    part::{Begun, Carried, Drawing, PartExecutor, StateCopies},
 };
-use std::sync::Arc;
+
+use std::borrow::Cow;
 
 /// Steps of more tokens are submitted in parts, of which the first has so many dispatches and each further one three times
 /// the one before: the GPU needs longer for a part than the host to record the next one.
@@ -14,7 +15,7 @@ const LONG_STEP: usize = 64;
 const FIRST: usize = 16;
 
 impl PartExecutor for GpuExecutor {
-    fn run_part(&mut self, batch: &Batch, carried: &mut Carried) -> Result<()> {
+    fn begin_part(&mut self, batch: &Batch, carried: &Carried) -> Result<Begun> {
         let mut tables = batch.tables(self.model.config().vocab, self.slots())?;
         if self.model.graph().logits().is_none() {
             tables.outputs.clear();
@@ -23,15 +24,12 @@ impl PartExecutor for GpuExecutor {
         let plan = self.plan(shape.padded())?;
         let gpu = self.kernels.gpu().clone();
         let bytes = plan.results().bytes(shape);
-        self.readback(bytes)?;
+        let readback = self.readbacks.take(&gpu, bytes)?;
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
         plan.write_tables(&gpu, &tables)?;
-        if !self.host_tables.is_empty() {
-            let tokens: Vec<u32> = tables.tokens.iter().map(|token| token.id).collect();
-            self.host_tables.look_up(&self.model, &tokens, carried)?;
-        }
-        plan.inputs().write(&gpu, carried)?;
+        let carried = self.with_rows(&tables, carried)?;
+        plan.inputs().write(&gpu, &carried)?;
         let before = self.unread.take();
         let timing = self.meter.is_timing();
         let ready = plan.take_recording().filter(|_| !timing);
@@ -59,7 +57,7 @@ impl PartExecutor for GpuExecutor {
         if !dispatches.is_empty() {
             self.meter.dispatch(&mut recorder, dispatches, 1)?;
         }
-        if let Some(readback) = &self.readback {
+        if let Some(readback) = &readback {
             plan.results().read(&mut recorder, shape, readback);
         }
         let rest = recorder.finish()?;
@@ -75,27 +73,76 @@ impl PartExecutor for GpuExecutor {
             prepared.record(self);
             self.prepared = prepared;
         }
-        let _stage = tracing::trace_span!("wait").entered();
-        match &self.readback {
-            Some(readback) if bytes > 0 => readback.view(&gpu, &submission, bytes, |raw| {
-                plan.results().take(raw, shape, carried);
-            })?,
-            _ if self.meter.is_timing() => gpu.wait(&submission)?,
-            // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
-            _ => {
-                if let Some((before, _)) = before {
-                    gpu.wait(&before)?;
-                }
-                self.unread = Some((submission, tables.tokens.len()));
-            }
+        let wait = self.meter.waits(tables.tokens.len());
+        if let Some(readback) = readback {
+            let results = plan.results().layout(shape);
+            return Ok(Box::new(move |carried| {
+                let _stage = tracing::trace_span!("wait").entered();
+                let take = |raw: &[u8]| results.take(raw, carried);
+                readback.view(&gpu, &submission, bytes, take)?;
+                wait.finished();
+                Ok(Vec::new())
+            }));
         }
-        self.meter.finished(tables.tokens.len());
+        let _stage = tracing::trace_span!("wait").entered();
+        if timing {
+            gpu.wait(&submission)?;
+        } else {
+            // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
+            if let Some((before, _)) = before {
+                gpu.wait(&before)?;
+            }
+            self.unread = Some((submission, tables.tokens.len()));
+        }
+        wait.finished();
+        Ok(Box::new(|_| Ok(Vec::new())))
+    }
+
+    fn prepare_drawing(&mut self, drawing: &Drawing<'_>) -> Result<bool> {
+        self.prepare_draws(drawing)
+    }
+
+    fn begin_drawing(&mut self, group: usize, batch: &Batch, carried: &Carried) -> Result<Begun> {
+        self.begin_draw(group, batch, carried)
+    }
+
+    fn state_copies(&mut self, slots: &[SlotId]) -> Result<Option<StateCopies>> {
+        let copies = if_there_is_room(copies::StateCopies::new(&self.pool, &self.states, slots))?;
+        Ok(copies.map(StateCopies::Gpu))
+    }
+
+    fn copy_states(&mut self, copies: &mut StateCopies) -> Result<()> {
+        if let StateCopies::Gpu(copies) = copies {
+            let mut recorder = self.kernels.gpu().recorder("copies of states");
+            copies.fill(&mut recorder, &self.states)?;
+            recorder.submit()?;
+        }
         Ok(())
     }
 
-    fn forget_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
-        self.blends.forget_one(&Recipe::new(blend)?);
-        self.drop_stale_plans();
+    fn put_back(&mut self, copies: &StateCopies) -> Result<()> {
+        if let StateCopies::Gpu(copies) = copies {
+            let mut recorder = self.kernels.gpu().recorder("states go back");
+            copies.put_back(&mut recorder, &self.states)?;
+            recorder.submit()?;
+        }
         Ok(())
+    }
+}
+
+impl GpuExecutor {
+    /// What a step reads from the host: what other parts have made, and rows of tables that are there.
+    pub(super) fn with_rows<'a>(
+        &self,
+        tables: &Tables,
+        carried: &'a Carried,
+    ) -> Result<Cow<'a, Carried>> {
+        let mut carried = Cow::Borrowed(carried);
+        if !self.host_tables.is_empty() {
+            let tokens: Vec<u32> = tables.tokens.iter().map(|token| token.id).collect();
+            self.host_tables
+                .look_up(&self.model, &tokens, carried.to_mut())?;
+        }
+        Ok(carried)
     }
 }

@@ -121,15 +121,33 @@ impl States {
             })
     }
 
+    /// How many slots from `slot` on, up to `most`, lie one after the other.
+    pub(super) fn together(&self, slot: SlotId, most: u32) -> Result<u32> {
+        let (page, place) = self.find(slot)?;
+        let left = u64::from(page.page.slots).saturating_sub(place);
+        Ok(most.min(u32::try_from(left).unwrap_or(most)))
+    }
+
+    /// Bytes of a slot's state.
+    pub(super) fn slot_bytes(&self) -> u64 {
+        self.layout.bytes()
+    }
+
     /// Every block of a slot's state: buffer, first byte, bytes; a layer's recurrence and then its shift vectors.
     fn blocks(&self, slot: SlotId) -> Result<Vec<(&Buffer, u64, u64)>> {
-        let (page, place) = self.find(slot)?;
+        self.blocks_of(slot, 1)
+    }
+
+    /// The same for slots that lie one after the other.
+    fn blocks_of(&self, first: SlotId, count: u32) -> Result<Vec<(&Buffer, u64, u64)>> {
+        let (page, place) = self.find(first)?;
         let sizes = [(self.layout.wkv * 4) as u64, (self.layout.shift * 4) as u64];
+        let count = u64::from(count);
         let blocks = |buffers| {
             let [wkv, shift]: [&Buffer; 2] = buffers;
             [
-                (wkv, place * sizes[0], sizes[0]),
-                (shift, place * sizes[1], sizes[1]),
+                (wkv, place * sizes[0], count * sizes[0]),
+                (shift, place * sizes[1], count * sizes[1]),
             ]
         };
         Ok(page
@@ -181,30 +199,30 @@ impl States {
         Ok(())
     }
 
-    /// Records copying the state of `slot` to the start of `to`.
+    /// Records copying the states of `count` slots that lie one after the other to the start of `to`.
     pub(super) fn copy_out(
         &self,
         recorder: &mut Recorder,
-        slot: SlotId,
+        (first, count): (SlotId, u32),
         to: &Buffer,
     ) -> Result<()> {
         let mut at = 0;
-        for (buffer, offset, bytes) in self.blocks(slot)? {
+        for (buffer, offset, bytes) in self.blocks_of(first, count)? {
             recorder.copy((buffer, offset), (to, at), bytes);
             at += bytes;
         }
         Ok(())
     }
 
-    /// Records copying it back.
+    /// Records copying them back.
     pub(super) fn copy_in(
         &self,
         recorder: &mut Recorder,
-        slot: SlotId,
+        (first, count): (SlotId, u32),
         from: &Buffer,
     ) -> Result<()> {
         let mut at = 0;
-        for (buffer, offset, bytes) in self.blocks(slot)? {
+        for (buffer, offset, bytes) in self.blocks_of(first, count)? {
             recorder.copy((from, at), (buffer, offset), bytes);
             at += bytes;
         }

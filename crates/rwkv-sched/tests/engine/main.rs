@@ -10,6 +10,7 @@
 mod adapters;
 mod alone;
 mod cancelling;
+mod devices;
 mod failing;
 mod prefixes;
 mod queue;

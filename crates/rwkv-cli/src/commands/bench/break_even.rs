@@ -32,9 +32,11 @@ pub(super) struct Share {
 /// Measures each share twice.
 pub(super) fn run(args: &BenchArgs, workloads: &[Workload], interrupt: &Interrupt) -> Result<()> {
     let (name, model) = model(args)?;
-    let device = open::device(&args.device)?;
+    let devices = open::devices(&args.device)?;
     anyhow::ensure!(
-        matches!(device, Device::Gpu(_)),
+        devices
+            .iter()
+            .all(|device| matches!(device, Device::Gpu(_))),
         "--prune compares how a GPU keeps matrices, and the CPU uses them as they are; choose a GPU with --device"
     );
     let mut shares = Vec::new();
@@ -47,7 +49,7 @@ pub(super) fn run(args: &BenchArgs, workloads: &[Workload], interrupt: &Interrup
             let subject = Subject {
                 name: name.clone(),
                 model: &pruned,
-                device: &device,
+                devices: &devices,
                 sparse,
             };
             Ok(measure(args, &subject, workloads, interrupt)?.0)

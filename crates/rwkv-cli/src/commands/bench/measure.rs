@@ -6,7 +6,8 @@
 use anyhow::Result;
 use rwkv_gpu::Timing;
 use rwkv_sched::{
-    Decoding, Executor, ExecutorStats, SlotId, StepTimes, TokenId, Wanted, prefill,
+    Batch, BatchSpan, Decoding, Executor, ExecutorStats, SlotId, StepTimes, TokenId, Wanted,
+    prefill,
     sampling::{Sampler, SamplerParams},
 };
 use std::{
@@ -20,8 +21,8 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Workload {
-    /// A prompt of so many tokens for one sequence; only the logits after the last are wanted.
-    Prefill { tokens: u32 },
+    /// A prompt of so many tokens for each of `prompts` sequences; only the logits after the last are wanted.
+    Prefill { tokens: u32, prompts: u32 },
     /// So many steps of one token for each of `batch` sequences.
     Decode { tokens: u32, batch: u32 },
 }
@@ -60,15 +61,23 @@ impl Workload {
     /// Tokens that go through the model in a round.
     pub(super) fn tokens(self) -> u64 {
         match self {
-            Self::Prefill { tokens } => u64::from(tokens),
+            Self::Prefill { tokens, prompts } => u64::from(tokens) * u64::from(prompts),
             Self::Decode { tokens, batch } => u64::from(tokens) * u64::from(batch),
+        }
+    }
+
+    /// Sequences that it has.
+    pub(super) fn sequences(self) -> u32 {
+        match self {
+            Self::Prefill { prompts, .. } => prompts,
+            Self::Decode { batch, .. } => batch,
         }
     }
 
     /// Steps of a round, and those among them that make logits.
     pub(super) fn steps(self, chunk: usize) -> (u64, u64) {
         match self {
-            Self::Prefill { tokens } => (u64::from(tokens).div_ceil(chunk.max(1) as u64), 1),
+            Self::Prefill { .. } => (self.tokens().div_ceil(chunk.max(1) as u64), 1),
             Self::Decode { tokens, .. } => (u64::from(tokens), u64::from(tokens)),
         }
     }
@@ -127,7 +136,35 @@ impl Workload {
 
     fn round(self, executor: &mut dyn Executor, stop: &dyn Fn() -> bool) -> Result<Round> {
         match self {
-            Self::Prefill { tokens } => {
+            Self::Prefill { tokens, prompts } if prompts > 1 => {
+                let vocab = executor.config().vocab;
+                let span = |slot| BatchSpan {
+                    slot: SlotId(slot),
+                    tokens: tokens_of(slot, vocab, tokens),
+                    wanted: Wanted::Last,
+                };
+                let all = Batch {
+                    spans: (0..prompts).map(span).collect(),
+                };
+                for span in &all.spans {
+                    executor.reset(span.slot)?;
+                }
+                // Several devices cut it themselves.
+                let parts = if executor.stages() * executor.replicas() > 1 {
+                    1
+                } else {
+                    all.tokens().div_ceil(executor.chunk().max(1))
+                };
+                let parts = all.cut(parts);
+                clock(executor, |executor| {
+                    for part in &parts {
+                        executor.run(part)?;
+                        check(stop)?;
+                    }
+                    Ok(())
+                })
+            }
+            Self::Prefill { tokens, .. } => {
                 executor.reset(SlotId(0))?;
                 let prompt = tokens_of(0, executor.config().vocab, tokens);
                 let chunk = executor.chunk();

@@ -22,7 +22,7 @@ use anyhow::Result;
 use host_memory::Watch;
 use measure::{Interrupted, Workload};
 use report::{Caches, DeviceInfo, DeviceMemory, HostMemory, Pipelines, Report, WorkloadReport};
-use rwkv_gpu::Timing;
+use rwkv_gpu::{Gpu, Timing};
 use rwkv_model::export::{SyntheticSpec, SyntheticWeights};
 use rwkv_sched::{Device, Executor, Model, SparseWeights, StepTimes};
 use serde::Serialize;
@@ -51,11 +51,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
 /// Measures the model as it is.
 fn whole(args: &BenchArgs, workloads: &[Workload], interrupt: &Interrupt) -> Result<()> {
     let (name, model) = model(args)?;
-    let device = open::device(&args.device)?;
+    let devices = open::devices(&args.device)?;
     let subject = Subject {
         name,
         model: &model,
-        device: &device,
+        devices: &devices,
         sparse: SparseWeights::default(),
     };
     let (report, traces) = measure(args, &subject, workloads, interrupt)?;
@@ -81,7 +81,7 @@ fn show<T: Serialize>(args: &BenchArgs, report: &T, text: fn(&T) -> String) -> R
 struct Subject<'a> {
     name: String,
     model: &'a Model,
-    device: &'a Device,
+    devices: &'a [Device],
     sparse: SparseWeights,
 }
 
@@ -89,6 +89,7 @@ struct Subject<'a> {
 fn workloads(args: &BenchArgs) -> Vec<Workload> {
     let prefill = (args.prefill > 0).then_some(Workload::Prefill {
         tokens: args.prefill,
+        prompts: args.prompts,
     });
     let decode = args.batch.iter().map(|&batch| Workload::Decode {
         tokens: args.decode,
@@ -107,14 +108,12 @@ fn measure(
     workloads: &[Workload],
     interrupt: &Interrupt,
 ) -> Result<(Report, Vec<Trace>)> {
-    let &Subject { model, device, .. } = subject;
-    let slots = match args.decode {
-        0 => 1,
-        _ => args.batch.iter().copied().max().unwrap_or(1) as usize,
-    };
+    let &Subject { model, devices, .. } = subject;
+    let slots = workloads.iter().map(|workload| workload.sequences()).max();
+    let slots = slots.unwrap_or(1) as usize;
     let watch = Watch::start();
     let start = Instant::now();
-    let executor = open::load_as(model, device, &args.device, slots, subject.sparse);
+    let executor = open::load_as(model, devices, &args.device, slots, subject.sparse);
     let load_time = start.elapsed();
     let mut private = watch.stop();
     let mut executor = executor?;
@@ -138,7 +137,7 @@ fn measure(
         bar.inc(1);
         private = private.max(host_memory::private_bytes());
         let measured = measured.inspect_err(|_| bar.finish_and_clear())?;
-        let report = WorkloadReport::of(workload, &measured, reads, executor.chunk());
+        let report = WorkloadReport::of(workload, &measured, reads, executor);
         rounds.extend(measured.rounds.iter().map(|round| round.stats));
         if let Some(round) = measured.kernels {
             traces.push((report.title(), round.times));
@@ -154,18 +153,17 @@ fn measure(
     };
     let device_memory = DeviceMemory {
         used_bytes: executor.device_bytes(),
-        reserved_bytes: match device {
-            Device::Gpu(gpu) => gpu.reserved_bytes(),
-            Device::Cpu => None,
-        },
+        reserved_bytes: gpus(devices)
+            .map(Gpu::reserved_bytes)
+            .reduce(|one, other| Some(one? + other?))
+            .flatten(),
     };
-    // Weights that lie on two devices are read at neither's pace.
+    // Weights that lie on several devices are read at none's pace.
     let all = model.config().layers;
     let split = args.device.gpu_layers.is_some_and(|layers| layers < all);
-    let copy = if split {
-        None
-    } else {
-        copy_bandwidth::measure(device)
+    let copy = match devices {
+        [device] if !split => copy_bandwidth::measure(device),
+        _ => None,
     };
     for report in &mut reports {
         report.relate(copy.as_ref());
@@ -175,7 +173,7 @@ fn measure(
         program: concat!("rwkv-cli ", env!("CARGO_PKG_VERSION")),
         debug_build: cfg!(debug_assertions),
         model: report::Model::of(subject.name.clone(), model.config(), quant, reads),
-        device: device_info(device, executor.device()),
+        device: device_info(devices, executor.device()),
         repeat: args.repeat,
         load_seconds,
         pipelines,
@@ -223,15 +221,21 @@ fn check_timestamps(executor: &mut dyn Executor) -> Result<()> {
     Ok(())
 }
 
-fn device_info(device: &Device, name: &str) -> DeviceInfo {
-    let gpu = match device {
+/// Those of the devices that are GPUs.
+fn gpus(devices: &[Device]) -> impl Iterator<Item = &Gpu> {
+    devices.iter().filter_map(|device| match device {
         Device::Cpu => None,
         Device::Gpu(gpu) => Some(gpu),
-    };
+    })
+}
+
+/// What is known of the devices, by the first GPU among them.
+fn device_info(devices: &[Device], name: &str) -> DeviceInfo {
+    let gpu = gpus(devices).next();
     DeviceInfo {
         name: name.to_owned(),
         backend: gpu.map(|gpu| gpu.backend().to_owned()),
         driver: gpu.map(|gpu| gpu.driver().to_owned()),
-        checks: gpu.is_some_and(rwkv_gpu::Gpu::checks),
+        checks: gpus(devices).any(Gpu::checks),
     }
 }

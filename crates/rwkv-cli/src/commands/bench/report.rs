@@ -7,7 +7,7 @@ use super::{
     spread::Spread,
 };
 use rwkv_gpu::CacheCounts;
-use rwkv_sched::{ExecutorStats, ModelConfig, WeightReads};
+use rwkv_sched::{Executor, ExecutorStats, ModelConfig, WeightReads};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -177,15 +177,15 @@ impl Pipelines {
 }
 
 impl WorkloadReport {
-    /// What `measured` says of `workload`, whose prompts go through in chunks of `chunk`.
+    /// What `measured` says of `workload` on an executor.
     pub(super) fn of(
         workload: Workload,
         measured: &Measured,
         reads: WeightReads,
-        chunk: usize,
+        executor: &dyn Executor,
     ) -> Self {
         let tokens = workload.tokens();
-        let (steps, with_logits) = workload.steps(chunk);
+        let (steps, with_logits) = workload.steps(executor.chunk());
         let seconds = measured.rounds.iter().map(|r| r.elapsed.as_secs_f64());
         let speed = Spread::of(seconds.map(|s| tokens as f64 / s));
         // A step with logits reads the head too; the tokens' own rows are the same however they are cut into steps.
@@ -197,12 +197,14 @@ impl WorkloadReport {
             let seconds: f64 = round.times.iter().map(rwkv_sched::StepTimes::seconds).sum();
             seconds / tokens as f64
         });
+        // Devices with some layers each could all be busy all the time.
+        let stages = executor.stages().max(1) as f64;
         // Nothing was timed where there are no passes, or the clock stood still.
         let gpu = gpu.filter(|seconds| *seconds > 0.0);
         let host = measured.passes.as_ref();
         let host = host.map(|round| round.elapsed.as_secs_f64() / tokens as f64);
         let (name, batch) = match workload {
-            Workload::Prefill { .. } => ("prefill", 1),
+            Workload::Prefill { prompts, .. } => ("prefill", prompts),
             Workload::Decode { batch, .. } => ("decode", batch),
         };
         Self {
@@ -215,7 +217,7 @@ impl WorkloadReport {
             weight_bytes_per_second: speed.map(|s| s.median * per_token),
             share_of_copy_bandwidth: None,
             gpu_microseconds_per_token: gpu.map(|s| s * 1e6),
-            gpu_busy: gpu.zip(host).map(|(gpu, host)| gpu / host),
+            gpu_busy: gpu.zip(host).map(|(gpu, host)| gpu / host / stages),
             launches: Launches::of(measured, tokens),
             kernels: measured
                 .kernels
@@ -227,7 +229,11 @@ impl WorkloadReport {
     /// As a title.
     pub(super) fn title(&self) -> String {
         match self.name {
-            "prefill" => format!("prefill {}", self.tokens),
+            "prefill" if self.batch == 1 => format!("prefill {}", self.tokens),
+            "prefill" => {
+                let each = self.tokens / u64::from(self.batch.max(1));
+                format!("prefill {} × {each}", self.batch)
+            }
             name => format!("{name} × {}", self.batch),
         }
     }

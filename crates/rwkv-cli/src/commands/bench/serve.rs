@@ -99,9 +99,9 @@ pub(super) fn run(args: &BenchArgs, trace: &TraceArg, interrupt: &Interrupt) -> 
         .arrivals(),
     };
     let (name, model) = model(args)?;
-    let device = open::device(&args.device)?;
+    let devices = open::devices(&args.device)?;
     let slots = args.batch.iter().copied().max().unwrap_or(1) as usize;
-    let executor = open::load_model(&model, &device, &args.device, slots)?;
+    let executor = open::load_model(&model, &devices, &args.device, slots)?;
     let options = EngineOptions {
         queue: arrivals.len(),
         ahead: usize::MAX,

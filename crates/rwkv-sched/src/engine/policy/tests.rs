@@ -75,6 +75,7 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                         left => Work::Prompt { left, most: left },
                     };
                     running.push(Running {
+                        replica: 0,
                         id,
                         priority,
                         earned: job.level,
@@ -235,6 +236,7 @@ fn whoever_gets_a_slot() {
         tokens,
     };
     let running = |id, priority, earned, work| Running {
+        replica: 0,
         id,
         priority,
         earned,
@@ -326,6 +328,7 @@ fn who_gives_way() {
     };
     let running = |longs: usize, weakest: (u64, i32)| -> Vec<Running> {
         let running = (0..8u64).map(|id| Running {
+            replica: 0,
             id,
             priority: if id == weakest.0 { weakest.1 } else { 0 },
             earned: 0,
@@ -377,4 +380,38 @@ fn who_gives_way() {
         &[(7, 102)],
     );
     check(&running(6, (7, 0)), &[weak], &[]);
+}
+
+/// Each replica has a chunk of its own prompts.
+#[test]
+fn a_chunk_for_each_replica() {
+    let policy = Policy {
+        chunk: 100,
+        ..Policy::default()
+    };
+    let prompt = |id, left, replica| Running {
+        replica,
+        id,
+        priority: 0,
+        earned: 0,
+        waited: Duration::ZERO,
+        work: Work::Prompt { left, most: left },
+        blend: 0,
+    };
+    let running = [
+        prompt(1, 500, 0),
+        prompt(2, 30, 0),
+        prompt(3, 90, 1),
+        prompt(4, 70, 2),
+        prompt(5, 70, 2),
+    ];
+    let step = policy.next(&running, &Turns::default(), Times::default());
+    let Step::Prompts { parts, .. } = step else {
+        panic!("{step:?}");
+    };
+    let of = |ids: &[u64]| -> usize {
+        let own = parts.iter().filter(|(id, _)| ids.contains(id));
+        own.map(|(_, tokens)| tokens).sum()
+    };
+    assert_eq!([of(&[1, 2]), of(&[3]), of(&[4, 5])], [100, 90, 100]);
 }

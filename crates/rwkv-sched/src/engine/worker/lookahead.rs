@@ -164,6 +164,7 @@ fn start(waiting: &Waiting, earned: i64) -> Running {
             most: waiting.tokens,
         },
         blend: 0,
+        replica: 0,
     }
 }
 
@@ -179,6 +180,7 @@ mod tests {
             waited: Duration::ZERO,
             work,
             blend: 0,
+            replica: 0,
         }
     }
 

@@ -127,6 +127,8 @@ impl Worker {
             options.queue.clamp(1, Semaphore::MAX_PERMITS),
         ));
         let published = Arc::new(Mutex::new(EngineStats::default()));
+        // A batch that goes through several devices is cut there.
+        let stages = executor.stages().max(1);
         let chunk = options.policy.chunk.clamp(1, executor.chunk().max(1));
         let outside = Outside {
             commands: sender,
@@ -137,7 +139,8 @@ impl Worker {
         let worker = Self {
             slots: vec![None; executor.slots()],
             policy: Policy {
-                chunk,
+                chunk: chunk.saturating_mul(stages),
+                chunk_beside: options.policy.chunk_beside.saturating_mul(stages),
                 ..options.policy.clone()
             },
             uncounted: options.uncounted.iter().copied().collect(),

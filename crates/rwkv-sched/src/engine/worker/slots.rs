@@ -113,13 +113,34 @@ impl Worker {
         Ok(())
     }
 
+    /// The replica that has a slot.
+    fn replica_of(&self, slot: usize) -> usize {
+        slot % self.executor.replicas().max(1)
+    }
+
+    /// Of the slots that hold nothing, the first on the replica with the fewest requests.
+    fn freest_slot(&self) -> Option<SlotId> {
+        let mut runs = vec![0; self.executor.replicas().max(1)];
+        for job in self.running.values() {
+            let session = self.sessions.get(&job.session);
+            let live = session.and_then(|session| session.live);
+            let replica = live.map(|live| self.replica_of(live.slot.0 as usize));
+            if let Some(count) = replica.and_then(|replica| runs.get_mut(replica)) {
+                *count += 1;
+            }
+        }
+        let slots = self.slots.iter().enumerate();
+        let free = slots.filter(|(_, owner)| owner.is_none());
+        let freest = free.min_by_key(|(slot, _)| runs.get(self.replica_of(*slot)).copied());
+        freest.and_then(|(slot, _)| u32::try_from(slot).ok().map(SlotId))
+    }
+
     /// A slot that holds nothing: that of the idle session that was used longest ago where none is free.
     pub(super) fn free_slot(&mut self) -> Result<SlotId> {
         let slots = self.slots.len();
         loop {
-            let free = (0u32..).zip(&self.slots).find(|(_, owner)| owner.is_none());
-            if let Some((slot, _)) = free {
-                return Ok(SlotId(slot));
+            if let Some(free) = self.freest_slot() {
+                return Ok(free);
             }
             let idle = self.slots.iter().flatten().filter_map(|session| {
                 let record = self.sessions.get(session)?;
@@ -235,7 +256,9 @@ impl Worker {
             } else {
                 Work::Token
             };
+            let slot = session.live.map_or(0, |live| live.slot.0 as usize);
             views.push(Running {
+                replica: self.replica_of(slot),
                 id: job.id,
                 priority: job.priority,
                 earned: job.level,

@@ -3,26 +3,38 @@
 //! Each device runs its part of the graph. What passes from one to a later one are the values that this reads: the residual
 //! stream, in RWKV-7 the first layer's value, and in RWKV-7a the normed embedding. A layer's weights and states are only
 //! where it runs.
+//!
+//! A batch is cut into micro-batches that follow each other through the devices, so that all work at once: tokens of a prompt
+//! go on where those before them have left the states, on every device in the same order.
+
+mod circulate;
+mod cut;
+mod pipeline;
+#[cfg(test)]
+mod tests;
 
 use crate::{
-    Adapter, Batch, BlendProgress, Device, Error, Executor, ExecutorStats, LoadOptions,
-    LoadProgress, Logits, Model, ModelConfig, Placement, Result, SlotId, State, StepTimes,
-    WeightReads,
+    Adapter, Batch, BlendProgress, Counted, Decoding, Device, Error, Executor, ExecutorStats,
+    LoadOptions, LoadProgress, Logits, Model, ModelConfig, OnTokens, Placement, Result, SlotId,
+    State, StepTimes, Wanted, WeightReads,
     adapter::Recipe,
     cpu::CHUNK,
     executor::load_part,
     gpu::check_memory,
-    part::{Carried, PartExecutor},
+    part::{Begun, PartExecutor, StateCopies},
 };
+use pipeline::{Begin, Job};
 use rwkv_gpu::Timing;
 use std::sync::Arc;
 
-/// Runs a model on the devices of a [`Placement`], one after the other.
+/// Runs a model on the devices of a [`Placement`], all at once where there is work for all.
 pub struct SplitExecutor {
     model: Model,
     name: String,
     stages: Vec<Stage>,
     slots: usize,
+    /// Micro-batches of a batch, where somebody has said how many.
+    micro_batches: Option<usize>,
     /// What sequences begin with, where it is not what the model says.
     initial: Option<State>,
 }
@@ -31,6 +43,8 @@ pub struct SplitExecutor {
 struct Stage {
     model: Model,
     executor: Box<dyn PartExecutor>,
+    /// Of the states of each group of a decoding, to go back to.
+    copies: Vec<[StateCopies; 2]>,
 }
 
 /// Adapters with their strengths.
@@ -43,6 +57,22 @@ impl Stage {
             0 => (&[], 0),
             changed => (blend, changed),
         })
+    }
+}
+
+impl Begin for Stage {
+    fn begin(&mut self, job: &Job) -> Result<Begun> {
+        let copies = job
+            .copies
+            .and_then(|(group, which)| self.copies.get_mut(group)?.get_mut(which));
+        if let Some(copies) = copies {
+            self.executor.copy_states(copies)?;
+        }
+        let last = self.model.graph().logits().is_some();
+        match job.drawing.filter(|_| last) {
+            Some(group) => self.executor.begin_drawing(group, &job.batch, &job.carried),
+            None => self.executor.begin_part(&job.batch, &job.carried),
+        }
     }
 }
 
@@ -101,6 +131,7 @@ impl SplitExecutor {
             stages.push(Stage {
                 model: part,
                 executor,
+                copies: Vec::new(),
             });
         }
         Ok(Self {
@@ -108,7 +139,42 @@ impl SplitExecutor {
             name: names.join(", "),
             stages,
             slots: options.slots,
+            micro_batches: options.micro_batches,
             initial: None,
+        })
+    }
+
+    /// Into how many groups so many sequences are cut that decode together.
+    fn at_once(&self, sequences: usize) -> usize {
+        let wanted = self.micro_batches.unwrap_or(self.stages.len());
+        wanted.clamp(1, sequences.max(1))
+    }
+
+    /// A batch in micro-batches.
+    fn micro_batches(&self, batch: &Batch) -> Vec<Batch> {
+        // A step of one token for each slot is nowhere too long.
+        let most = self.chunk().max(self.slots);
+        let best = cut::parts(batch, self.stages.len(), most);
+        let least = batch.tokens().div_ceil(most);
+        let parts = self.micro_batches.map_or(best, |wanted| wanted.max(least));
+        batch.cut(parts)
+    }
+
+    /// Runs micro-batches one after the other through the stages; their logits together.
+    fn run_parts(&mut self, parts: &[Batch]) -> Result<Logits> {
+        let model = &self.model;
+        pipeline::run(&mut self.stages, parts.len(), |mut ends| {
+            for batch in parts {
+                ends.give(Job {
+                    batch: batch.clone(),
+                    ..Job::default()
+                });
+            }
+            let mut logits = Logits::none(model);
+            for _ in parts {
+                logits.append(Logits::of(model, ends.take()?.carried));
+            }
+            Ok(logits)
         })
     }
 
@@ -190,11 +256,32 @@ impl Executor for SplitExecutor {
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
         // What cannot run is refused before any device has changed a state.
         batch.tables(self.model.config().vocab, self.slots)?;
-        let mut carried = Carried::new();
-        for stage in &mut self.stages {
-            stage.executor.run_part(batch, &mut carried)?;
+        let parts = self.micro_batches(batch);
+        self.run_parts(&parts)
+    }
+
+    fn decode(
+        &mut self,
+        sequences: &mut [Decoding],
+        steps: usize,
+        counted: Counted<'_>,
+        take: OnTokens<'_>,
+    ) -> Result<()> {
+        if steps == 0 {
+            return Ok(());
         }
-        Ok(Logits::of(&self.model, carried))
+        let first = crate::decode::batch(sequences, Wanted::Last);
+        first.tables(self.model.config().vocab, self.slots)?;
+        self.circulate(sequences, steps, counted, take)
+    }
+
+    /// Groups of sequences may be a step ahead.
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
+    fn stages(&self) -> usize {
+        self.stages.len()
     }
 
     fn reset(&mut self, slot: SlotId) -> Result<()> {
@@ -244,9 +331,7 @@ impl Executor for SplitExecutor {
     fn prepare_adapters(&mut self, blend: &Blend, tensors: usize) -> Result<BlendProgress> {
         self.prepare(blend, tensors).inspect_err(|_| {
             // A device that fails has dropped what it had; the others may have theirs. What fails here has failed before.
-            for stage in &mut self.stages {
-                let _ = stage.executor.forget_adapters(blend);
-            }
+            let _ = self.forget_adapters(blend);
         })
     }
 
@@ -259,6 +344,11 @@ impl Executor for SplitExecutor {
             stage.executor.set_adapters(own)?;
         }
         Ok(())
+    }
+
+    fn forget_adapters(&mut self, blend: &Blend) -> Result<()> {
+        let mut stages = self.stages.iter_mut();
+        stages.try_for_each(|stage| stage.executor.forget_adapters(blend))
     }
 
     fn weight_reads(&self) -> WeightReads {

@@ -1,0 +1,85 @@
+//! The last part of a model that draws tokens where the logits are: the micro-batches of a decoding go through it in turns.
+
+use super::{
+    GpuExecutor,
+    blend::if_there_is_room,
+    plan::Plan,
+    samplers::{Samplers, unread},
+};
+use crate::{
+    Batch, BatchShape, Executor, Result, Wanted,
+    decode::batch,
+    part::{Begun, Carried, Drawing},
+};
+use rwkv_gpu::Dispatch;
+use std::sync::Arc;
+
+/// What a micro-batch of a decoding needs, step after step.
+pub(super) struct Draws {
+    plan: Arc<Plan>,
+    samplers: Samplers,
+    /// The plan's, and the sampler's.
+    dispatches: Vec<Dispatch>,
+    /// Steps that were begun.
+    steps: u64,
+}
+
+impl GpuExecutor {
+    /// As [`PartExecutor::prepare_drawing`](crate::part::PartExecutor::prepare_drawing).
+    pub(super) fn prepare_draws(&mut self, drawing: &Drawing<'_>) -> Result<bool> {
+        self.draws.clear();
+        let mut draws = Vec::new();
+        for group in drawing.groups {
+            let tables =
+                batch(group, Wanted::Last).tables(self.model.config().vocab, self.slots())?;
+            let plan = self.plan(BatchShape::of(&tables).padded())?;
+            let samplers = Samplers::new(self, &plan, group, drawing.steps, drawing.counted);
+            let Some(samplers) = if_there_is_room(samplers)?.flatten() else {
+                return Ok(false);
+            };
+            draws.push(Draws {
+                dispatches: samplers.after(&plan),
+                plan,
+                samplers,
+                steps: 0,
+            });
+        }
+        self.draws = draws;
+        Ok(true)
+    }
+
+    /// As [`PartExecutor::begin_drawing`](crate::part::PartExecutor::begin_drawing).
+    pub(super) fn begin_draw(
+        &mut self,
+        group: usize,
+        batch: &Batch,
+        carried: &Carried,
+    ) -> Result<Begun> {
+        let tables = batch.tables(self.model.config().vocab, self.slots())?;
+        let gpu = self.kernels.gpu().clone();
+        let carried = self.with_rows(&tables, carried)?;
+        let draws = self.draws.get_mut(group).ok_or_else(unread)?;
+        let (ids, bytes) = draws.samplers.ring();
+        let readback = self.readbacks.take(&gpu, bytes)?.ok_or_else(unread)?;
+        self.unread = None;
+        self.meter.plan(true);
+        self.meter.begin();
+        draws.plan.write_tables(&gpu, &tables)?;
+        draws.plan.inputs().write(&gpu, &carried)?;
+        let mut recorder = gpu.recorder("step");
+        self.meter.dispatch(&mut recorder, &draws.dispatches, 1)?;
+        recorder.read(ids, 0, bytes, &readback);
+        self.meter.recorded();
+        let submission = recorder.submit()?;
+        self.meter.submitted()?;
+        let wait = self.meter.waits(tables.tokens.len());
+        let (rows, step) = (draws.samplers.rows().clone(), draws.steps);
+        draws.steps += 1;
+        Ok(Box::new(move |_| {
+            let ring: Vec<u32> =
+                readback.view(&gpu, &submission, bytes, bytemuck::pod_collect_to_vec)?;
+            wait.finished();
+            rows.words(&ring, step)
+        }))
+    }
+}

@@ -1,0 +1,189 @@
+//! An engine over several devices: sessions get what they would get alone on one.
+
+use super::{
+    all,
+    alone::Alone,
+    block_on, cpu, dimensions, model, on_one_thread, random_request, request,
+    support::{
+        gpus,
+        random_model::{Packing, Random},
+    },
+    until,
+};
+use rwkv_sched::{
+    Adapter, Batch, BlendProgress, Device, Executor, LoadOptions, Logits, Model, ModelConfig,
+    Placement, ReplicatedExecutor, Result, Share, SlotId, SplitExecutor, State, Version,
+    WeightReads, WeightsDType,
+    engine::{Engine, EngineOptions, Policy},
+    load, load_shared,
+};
+use std::sync::{Arc, Mutex};
+
+const SLOTS: usize = 5;
+
+fn options() -> LoadOptions {
+    LoadOptions {
+        slots: SLOTS,
+        weights_dtype: WeightsDType::F32,
+        deterministic: true,
+        ..LoadOptions::default()
+    }
+}
+
+/// Sessions that come at once, each with two requests, one after the other.
+fn check(name: &str, executor: Box<dyn Executor>, oracle: &mut dyn Executor) {
+    let policy = Policy {
+        chunk: 24,
+        chunk_beside: 12,
+        ..Policy::default()
+    };
+    let options = EngineOptions {
+        policy,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::with_executor(executor, options).unwrap();
+    block_on(async {
+        let mut random = Random::new(3);
+        let mut running = Vec::new();
+        for _ in 0..12 {
+            let asked = [(); 2].map(|()| random_request(&mut random, 60, 30));
+            let mut session = engine.session();
+            let requests = asked.clone();
+            let answers = tokio::spawn(async move {
+                let mut answers = Vec::new();
+                for request in requests {
+                    answers.push(all(session.generate(request).await.unwrap()).await);
+                }
+                (answers, session)
+            });
+            running.push((asked, answers));
+        }
+        for (number, (asked, answers)) in running.into_iter().enumerate() {
+            let (answers, mut session) = answers.await.unwrap();
+            let mut alone = Alone::default();
+            for (request, got) in asked.iter().zip(&answers) {
+                let want = alone.generate(oracle, request, usize::MAX);
+                assert_eq!(got, &want, "{name}, session {number}");
+            }
+            assert!(*session.save().await.unwrap() == alone.state(oracle));
+        }
+    });
+    assert_eq!(engine.stats().failed, 0);
+}
+
+#[test]
+fn on_the_cpu() {
+    let model = model(5);
+    let devices = [Device::Cpu, Device::Cpu];
+    for micro_batches in [None, Some(3)] {
+        let options = LoadOptions {
+            micro_batches,
+            ..options()
+        };
+        let placement = Placement::evenly(2, &devices).unwrap();
+        let split = SplitExecutor::new(&model, &placement, &options, &mut |_| {}).unwrap();
+        check("split", Box::new(split), cpu(&model, 1).as_mut());
+    }
+    let share = Some(Share::Sequences);
+    let replicas = load_shared(&model, &devices, share, &options(), &mut |_| {}).unwrap();
+    check("replicas", replicas, cpu(&model, 1).as_mut());
+}
+
+#[test]
+fn on_gpus() {
+    on_one_thread();
+    let model: Model = dimensions(Version::V7).model(Packing::F32, 6);
+    let devices = [0, 1].map(|number: usize| Device::Gpu(gpus()[number].gpu.clone()));
+    let mut oracle = load(&model, &devices[0], &options(), &mut |_| {}).unwrap();
+    for share in [Share::Layers, Share::Sequences] {
+        let shared = load_shared(&model, &devices, Some(share), &options(), &mut |_| {}).unwrap();
+        check(&format!("{share:?}"), shared, oracle.as_mut());
+    }
+}
+
+/// Notes how many sequences each batch has.
+struct Counting {
+    inner: Box<dyn Executor>,
+    counts: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Executor for Counting {
+    fn config(&self) -> &ModelConfig {
+        self.inner.config()
+    }
+    fn device(&self) -> &str {
+        self.inner.device()
+    }
+    fn slots(&self) -> usize {
+        self.inner.slots()
+    }
+    fn chunk(&self) -> usize {
+        self.inner.chunk()
+    }
+    fn device_bytes(&self) -> u64 {
+        self.inner.device_bytes()
+    }
+    fn blend_bytes(&self) -> u64 {
+        self.inner.blend_bytes()
+    }
+    fn run(&mut self, batch: &Batch) -> Result<Logits> {
+        self.counts.lock().unwrap().push(batch.spans.len());
+        self.inner.run(batch)
+    }
+    fn reset(&mut self, slot: SlotId) -> Result<()> {
+        self.inner.reset(slot)
+    }
+    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
+        self.inner.set_initial_state(state)
+    }
+    fn state(&mut self, slot: SlotId) -> Result<State> {
+        self.inner.state(slot)
+    }
+    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
+        self.inner.set_state(slot, state)
+    }
+    fn prepare_adapters(
+        &mut self,
+        blend: &[(Arc<Adapter>, f32)],
+        tensors: usize,
+    ) -> Result<BlendProgress> {
+        self.inner.prepare_adapters(blend, tensors)
+    }
+    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        self.inner.set_adapters(blend)
+    }
+    fn weight_reads(&self) -> WeightReads {
+        self.inner.weight_reads()
+    }
+}
+
+/// Slots are taken so that the replicas have as many requests each: one after the other, each while those before it run, no
+/// replica ever has more than half of them, rounded up.
+#[test]
+fn replicas_are_balanced() {
+    let model = model(7);
+    let counts: [Arc<Mutex<Vec<usize>>>; 2] = Default::default();
+    let replicas = counts.clone().map(|counts| -> Box<dyn Executor> {
+        let inner = cpu(&model, 4);
+        Box::new(Counting { inner, counts })
+    });
+    let executor = ReplicatedExecutor::new(replicas.into()).unwrap();
+    assert_eq!((executor.slots(), executor.replicas()), (8, 2));
+    let engine = Engine::with_executor(Box::new(executor), EngineOptions::default()).unwrap();
+    block_on(async {
+        let mut running = Vec::new();
+        for count in 1..=4 {
+            // Nobody reads, so that nobody ends.
+            let mut session = engine.session();
+            let asked = request(&[count, 5], usize::MAX, 1);
+            let stream = session.generate(asked).await.unwrap();
+            until(&engine, |stats| stats.running == count as usize).await;
+            running.push((session, stream));
+            until(&engine, |stats| stats.prompt_tokens == 2 * u64::from(count)).await;
+        }
+    });
+    drop(engine);
+    for counts in counts {
+        assert_eq!(counts.lock().unwrap().iter().max(), Some(&2));
+    }
+}

@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 ///
 /// From tables on the host the rows of a step's tokens go up before it, as the file has them, whatever
 /// [`quantization`](crate::LoadOptions::quantization) says. Prompts lose little by that. Decoding cannot run ahead of the
-/// host then, which has to know a token before it can bring its rows: a step takes about as long as two submissions more.
+/// host then, which has to know a token before it can bring its rows: each step waits for the one before to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenTables {
     /// On the GPU, as long as there is room for the whole model: else first RWKV-7a's matrices stay on the host, and if

@@ -143,7 +143,7 @@ pub(crate) enum ShareArg {
     Sequences,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum, Debug)]
 pub(crate) enum WeightsDTypeArg {
     F16,
     F32,
@@ -242,6 +242,17 @@ pub(crate) struct GenerateArgs {
     /// Write the state after the last token that was printed, to go on from it another time.
     #[arg(long, value_name = "FILE")]
     pub(crate) save_state: Option<PathBuf>,
+    /// Keep states along long prompts in the cache folder, of all models at most so many bytes, and start from them: of a prompt that
+    /// begins as an earlier one did only the rest is fed.
+    #[arg(
+        long,
+        value_name = "LIMIT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "4G",
+        value_parser = memory_size
+    )]
+    pub(crate) prompt_cache: Option<u64>,
     /// Print the prompt before its continuation.
     #[arg(long)]
     pub(crate) echo: bool,

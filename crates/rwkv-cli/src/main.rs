@@ -8,6 +8,7 @@ mod commands;
 mod interrupt;
 mod open;
 mod output;
+mod prompt_cache;
 mod usage;
 mod writing;
 

@@ -12,8 +12,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rwkv_model::{AdapterFile, ModelFile, OpenOptions, StateOrigin, TimeStateOrder};
 use rwkv_sched::{
-    Adapter, Device, DeviceOptions, Executor, LoadOptions, LoadProgress, LoadStage, Model,
-    Placement, Share, SlotId, SparseWeights, State, WeightsDType, load_placed, load_shared,
+    Adapter, CacheKey, Device, DeviceOptions, Executor, LoadOptions, LoadProgress, LoadStage,
+    Model, Placement, Share, SlotId, SparseWeights, State, WeightsDType, load_placed, load_shared,
 };
 use std::{io::Read, path::Path, sync::Arc};
 
@@ -45,6 +45,16 @@ pub(crate) fn executor(
     tuning: &TuningArgs,
     slots: usize,
 ) -> Result<Box<dyn Executor>> {
+    Ok(executor_with_key(file, args, tuning, slots)?.0)
+}
+
+/// The same, and what the states of its sequences depend on beside their tokens.
+pub(crate) fn executor_with_key(
+    file: &ModelFile,
+    args: &DeviceArgs,
+    tuning: &TuningArgs,
+    slots: usize,
+) -> Result<(Box<dyn Executor>, CacheKey)> {
     let model = file.model()?;
     let tuning = Tuning::read(file, &model, tuning)?;
     let devices = devices(args)?;
@@ -56,7 +66,19 @@ pub(crate) fn executor(
         }
     }
     executor.set_adapters(&tuning.blend)?;
-    Ok(executor)
+    let quantization = args.quant.as_ref().map(ToString::to_string);
+    let weights = format!("{quantization:?} {:?}", args.weights_dtype);
+    let mut key = CacheKey::new(file.fingerprint().as_bytes())
+        .with(executor.device().as_bytes())
+        .with(weights.as_bytes());
+    for (adapter, strength) in &tuning.blend {
+        let which = adapter.fingerprint().unwrap_or(adapter.name());
+        key = key.with(which.as_bytes()).with(&strength.to_le_bytes());
+    }
+    if let Some(state) = &tuning.initial {
+        key = key.with_initial_state(state);
+    }
+    Ok((executor, key))
 }
 
 /// The devices that were named, one at least.

@@ -4,6 +4,7 @@ use crate::{
     args::{GenerateArgs, SamplerOrderArg},
     interrupt::{EXIT_CODE, Interrupt},
     open,
+    prompt_cache::PromptCache,
     usage::UsageError,
 };
 use anyhow::Result;
@@ -12,7 +13,7 @@ use rwkv_model::{
     tokenizer::{StopStrings, TextDecoder},
 };
 use rwkv_sched::{
-    Executor, Generation, Logits, SlotId, Wanted, prefill,
+    Executor, FedPrompt, Generation, Logits, SlotId, Wanted, prefill,
     sampling::{Sampler, SamplerOrder, SamplerParams},
 };
 use std::{
@@ -41,13 +42,17 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let file = open::model(&args.model)?;
     let tokenizer = file.tokenizer(args.model.tokenizer.as_deref())?;
     let tokens = tokenizer.encode(&prompt)?;
-    let mut executor = open::executor(&file, &args.device, &args.tuning, 1)?;
+    let (mut executor, key) = open::executor_with_key(&file, &args.device, &args.tuning, 1)?;
+    let cache = args
+        .prompt_cache
+        .and_then(|limit| PromptCache::open(&file, executor.as_ref(), key, limit));
     let interrupt = Interrupt::listen()?;
     let start = Instant::now();
     let mut summary = Summary {
         device: executor.device().to_owned(),
         seed: args.seed.is_none().then_some(params.seed),
         prompt: (tokens.len(), Duration::ZERO),
+        known: 0,
         decoded: (0, Duration::ZERO),
         first: None,
     };
@@ -56,16 +61,16 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         out.write_all(&prompt)?;
         out.flush()?;
     }
-    let Some(logits) = feed(executor.as_mut(), &tokens, &interrupt)? else {
+    let Some(fed) = feed(executor.as_mut(), cache.as_ref(), &tokens, &interrupt)? else {
         return Ok(ExitCode::from(EXIT_CODE));
     };
-    summary.prompt.1 = start.elapsed();
+    (summary.prompt.1, summary.known) = (start.elapsed(), fed.known);
     let after_prompt = match args.save_state {
         Some(_) => Some(executor.state(SLOT)?),
         None => None,
     };
     let uncounted = tokenizer.uncounted().collect();
-    let generation = Generation::new(executor.as_mut(), SLOT, sampler, uncounted, &logits)?;
+    let generation = Generation::new(executor.as_mut(), SLOT, sampler, uncounted, &fed.logits)?;
     let stops = StopStrings::new(&args.stop);
     let written = stream(
         generation,
@@ -143,36 +148,37 @@ fn sampler_params(args: &GenerateArgs) -> SamplerParams {
 /// Feeds the prompt; `None` when it was interrupted.
 fn feed(
     executor: &mut dyn Executor,
+    cache: Option<&PromptCache>,
     tokens: &[u32],
     interrupt: &Interrupt,
-) -> Result<Option<Logits>> {
+) -> Result<Option<FedPrompt>> {
     let chunk = executor.chunk();
     let bar = (tokens.len() > LONG_PROMPT * chunk).then(|| {
         let bar = open::progress_bar("prompt {bar:30} {pos}/{len} tokens {per_sec}");
         bar.set_length(tokens.len() as u64);
         bar
     });
-    let logits = prefill(
-        executor,
-        SLOT,
-        tokens,
-        chunk,
-        Wanted::Last,
-        &mut |done, _| {
-            if let Some(bar) = &bar {
-                bar.set_position(done as u64);
-            }
-            if interrupt.pressed() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        },
-    )?;
+    let mut progress = |done: usize| {
+        if let Some(bar) = &bar {
+            bar.set_position(done as u64);
+        }
+        if interrupt.pressed() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let fed = if let Some(cache) = cache {
+        cache.feed(executor, SLOT, tokens, &mut progress)?
+    } else {
+        let on = &mut |done, _: &Logits| progress(done);
+        let logits = prefill(executor, SLOT, tokens, chunk, Wanted::Last, on)?;
+        FedPrompt { logits, known: 0 }
+    };
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    Ok((!interrupt.pressed()).then_some(logits))
+    Ok((!interrupt.pressed()).then_some(fed))
 }
 
 /// The continuation so far: its tokens, and how much text each of them and those before it make.
@@ -264,6 +270,8 @@ struct Summary {
     seed: Option<u64>,
     /// Tokens and time.
     prompt: (usize, Duration),
+    /// Of these, those that need not be fed.
+    known: usize,
     decoded: (usize, Duration),
     /// From the start of the prompt to the first token.
     first: Option<Duration>,
@@ -274,12 +282,12 @@ impl Summary {
         let rate = |(tokens, time): (usize, Duration)| tokens as f64 / time.as_secs_f64().max(1e-9);
         // The first token comes from the prompt's logits; each later one costs a step.
         let steps = (self.decoded.0.saturating_sub(1), self.decoded.1);
-        eprint!(
-            "\n{}: prompt {} tokens, {:.1} tokens/s",
-            self.device,
-            self.prompt.0,
-            rate(self.prompt)
-        );
+        eprint!("\n{}: prompt {} tokens", self.device, self.prompt.0);
+        if self.known > 0 {
+            eprint!(" ({} of them known)", self.known);
+        }
+        let (tokens, time) = self.prompt;
+        eprint!(", {:.1} tokens/s", rate((tokens - self.known, time)));
         if let Some(first) = self.first {
             eprint!("; first token after {:.1} ms", first.as_secs_f64() * 1e3);
         }

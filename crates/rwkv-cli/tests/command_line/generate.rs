@@ -173,3 +173,45 @@ fn ctrl_c_stops_cleanly() {
         "the summary is still told"
     );
 }
+
+/// A prompt that begins as one before is fed from there, in another process, and goes on as it would have.
+#[test]
+fn prompts_that_are_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let beginning = "Once upon a time there was a girl who liked long stories. ".repeat(24);
+    let generate = |end: &str, more: &[&str]| {
+        let prompt = format!("{beginning}{end}");
+        let args = [
+            "generate", &prompt, "--device", "cpu", "-n", "12", "-t", "0",
+        ];
+        let mut command = program();
+        command.env("RWKV_CACHE_DIR", folder.path());
+        let output = command.args(args).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let known = |notes: &str| notes.contains("of them known");
+    let cache = &["--prompt-cache"][..];
+    let [who, when] = ["Who?", "When?"].map(|end| generate(end, &[]).0);
+    let (first, notes) = generate("Who?", cache);
+    assert!(first == who && !known(&notes), "{notes}");
+    for (end, want) in [("Who?", &who), ("When?", &when)] {
+        let (again, notes) = generate(end, cache);
+        assert!(
+            again == *want && known(&notes),
+            "{end}: {again} for {want}, {notes}"
+        );
+    }
+    // States depend on the weights too, and there is a limit.
+    assert!(!known(
+        &generate("Who?", &["--prompt-cache", "--quant", "q4_0"]).1
+    ));
+    let states = || {
+        let all = std::fs::read_dir(folder.path().join("states")).unwrap();
+        all.map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum::<u64>()
+    };
+    assert!(states() > 0);
+    generate("Where?", &["--prompt-cache=100K"]);
+    assert!(states() <= 100 << 10, "{}", states());
+}

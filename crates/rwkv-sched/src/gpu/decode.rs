@@ -40,19 +40,23 @@ const BURST: Duration = Duration::from_millis(4);
 const BETWEEN_COPIES: usize = 64;
 
 /// Copies of the slots' states, the two newest.
-struct Copies {
-    copies: [StateCopies; 2],
-    /// The step that each was made before.
-    made: [Option<usize>; 2],
+struct Copies(Vec<Copy>);
+
+struct Copy {
+    states: StateCopies,
+    /// The step that it was made before.
+    made: Option<usize>,
 }
 
 impl Copies {
-    fn new(executor: &GpuExecutor, slots: &[SlotId]) -> Result<Self> {
-        let room = || StateCopies::new(&executor.pool, &executor.states, slots);
-        Ok(Self {
-            copies: [room()?, room()?],
-            made: [None; 2],
-        })
+    /// Room for those that so many steps make, two at most.
+    fn new(executor: &GpuExecutor, slots: &[SlotId], steps: usize) -> Result<Self> {
+        let room = |_| {
+            let states = StateCopies::new(&executor.pool, &executor.states, slots)?;
+            Ok(Copy { states, made: None })
+        };
+        let some = steps.div_ceil(BETWEEN_COPIES).clamp(1, 2);
+        Ok(Self((0..some).map(room).collect::<Result<_>>()?))
     }
 }
 
@@ -150,9 +154,11 @@ impl Run<'_> {
 
     /// Keeps what the states are before `step`.
     fn copy_states(&mut self, recorder: &mut Recorder, step: usize) -> Result<()> {
-        let which = step / BETWEEN_COPIES % 2;
-        self.copies.copies[which].fill(recorder, &self.executor.states)?;
-        self.copies.made[which] = Some(step);
+        let which = step / BETWEEN_COPIES % self.copies.0.len().max(1);
+        if let Some(copy) = self.copies.0.get_mut(which) {
+            copy.states.fill(recorder, &self.executor.states)?;
+            copy.made = Some(step);
+        }
         Ok(())
     }
 
@@ -276,7 +282,7 @@ impl GpuExecutor {
         // What does not run ahead has nothing to undo.
         let undone = sequences.iter().filter(|_| self.runs_ahead() && steps > 1);
         let slots: Vec<SlotId> = undone.map(|s| s.slot).collect();
-        let Some(copies) = if_there_is_room(Copies::new(self, &slots))? else {
+        let Some(copies) = if_there_is_room(Copies::new(self, &slots, steps))? else {
             return Ok(None);
         };
         plan.write_tables(gpu, tables)?;
@@ -331,8 +337,8 @@ impl GpuExecutor {
             return Ok(Some(Vec::new()));
         }
         // The newest copy that is not ahead of the caller.
-        let made = run.copies.made.iter().zip(&run.copies.copies);
-        let made = made.filter_map(|(step, copies)| Some(((*step)?, copies)));
+        let made = run.copies.0.iter();
+        let made = made.filter_map(|copy| Some((copy.made?, &copy.states)));
         let seen = made.filter(|(step, _)| *step <= run.read);
         let Some((step, copies)) = seen.max_by_key(|(step, _)| *step) else {
             return Err(unread());

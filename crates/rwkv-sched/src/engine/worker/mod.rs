@@ -15,12 +15,12 @@ use super::{
     prefix::Prefixes,
     stats::EngineStats,
 };
-use crate::{Error, Executor, Hit, Result, SlotId, State};
+use crate::{Error, Executor, Hit, Result, SlotId, State, TokenId};
 use blends::Blends;
 use rwkv_gpu::Timing;
 use sessions::Session;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender},
@@ -78,8 +78,7 @@ pub(super) struct Worker {
     blends: Blends,
     /// After `commands`: what it still reads then need not be told.
     prefixes: Option<Prefixes>,
-    /// Tokens that samplers' penalties do not count.
-    uncounted: HashSet<u32>,
+    uncounted: Uncounted,
     turns: Turns,
     times: Times,
     /// Rises with each use of a slot.
@@ -90,6 +89,25 @@ pub(super) struct Worker {
     _queue: Queue,
     /// Dropped with this.
     _stopped: oneshot::Sender<()>,
+}
+
+/// Of each token, whether samplers' penalties do not count it: a GPU's sampler is told of all.
+struct Uncounted(Vec<bool>);
+
+impl Uncounted {
+    fn new(tokens: &[TokenId], vocab: usize) -> Self {
+        let mut uncounted = vec![false; vocab];
+        for token in tokens {
+            if let Some(one) = uncounted.get_mut(*token as usize) {
+                *one = true;
+            }
+        }
+        Self(uncounted)
+    }
+
+    fn counts(&self, token: TokenId) -> bool {
+        !self.0.get(token as usize).copied().unwrap_or(false)
+    }
 }
 
 /// Where requests wait for their turn to be taken in.
@@ -143,7 +161,7 @@ impl Worker {
                 chunk_beside: options.policy.chunk_beside.saturating_mul(stages),
                 ..options.policy.clone()
             },
-            uncounted: options.uncounted.iter().copied().collect(),
+            uncounted: Uncounted::new(&options.uncounted, executor.config().vocab),
             executor,
             options,
             commands,

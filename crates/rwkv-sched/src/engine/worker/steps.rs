@@ -225,7 +225,7 @@ impl Worker {
             commands,
             ..
         } = self;
-        let counted = |token: TokenId| !uncounted.contains(&token);
+        let counted = |token: TokenId| uncounted.counts(token);
         let mut ran: u32 = 0;
         let mut handed_out = 0;
         let done = executor.decode(&mut sequences, steps, &counted, &mut |tokens| {
@@ -312,7 +312,7 @@ impl Worker {
 
     /// A job's token was chosen; says whether it was the last one.
     fn take(&mut self, id: u64, token: TokenId, batch: usize) -> bool {
-        let counted = !self.uncounted.contains(&token);
+        let counted = self.uncounted.counts(token);
         let Some(job) = self.running.get_mut(&id) else {
             return false;
         };

@@ -127,6 +127,8 @@ impl TextSession {
                 sampler: request.sampler,
                 stop_tokens: end_of_text.into_iter().collect(),
                 priority: request.priority,
+                // Tokens after a stop string have been made by then.
+                rewinds: !request.stop.is_empty(),
                 adapters: request.adapters,
             })
             .await?;

@@ -60,6 +60,8 @@ pub(super) struct Making {
     pub(super) most: usize,
     /// Sorted.
     pub(super) stops: Vec<TokenId>,
+    /// Whether the state before the first token is kept.
+    pub(super) rewinds: bool,
     pub(super) writer: Writer,
 }
 

@@ -16,6 +16,10 @@ pub struct Request {
     pub stop_tokens: Vec<TokenId>,
     /// Who gets a slot first: the higher number. Waiting raises it ([`Policy::ageing`](super::Policy::ageing)).
     pub priority: i32,
+    /// Whether the session may be taken back into this answer, by a [rollback](super::Session::rollback) or by a stream that is dropped
+    /// before its end, as at a stop string: the state after the prompt is kept on the host then, so that no more than the answer
+    /// is fed again.
+    pub rewinds: bool,
     /// The adapters that these tokens are fed with, and their strengths; none is the base model.
     pub adapters: Vec<(Arc<Adapter>, f32)>,
 }
@@ -28,6 +32,7 @@ impl Default for Request {
             sampler: SamplerParams::default(),
             stop_tokens: Vec::new(),
             priority: 0,
+            rewinds: false,
             adapters: Vec::new(),
         }
     }

@@ -172,6 +172,7 @@ impl Session {
             made: 0,
             most: request.max_tokens,
             stops,
+            rewinds: request.rewinds,
             writer: Writer(outbox.clone()),
         };
         let goal = Goal::Generate(making);

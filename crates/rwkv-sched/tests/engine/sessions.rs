@@ -2,11 +2,11 @@
 
 use super::{
     VOCAB, all, alone::Alone, block_on, cpu, engine, model, random_request, request, some,
-    support::random_model::Random,
+    support::random_model::Random, until,
 };
 use rwkv_sched::{
-    Error,
-    engine::{End, EngineOptions},
+    Error, TokenId,
+    engine::{End, EngineOptions, Request},
 };
 use std::sync::Arc;
 
@@ -228,4 +228,33 @@ fn slow_readers() {
         let want = Alone::default().generate(oracle.as_mut(), &slow, usize::MAX);
         assert_eq!(got, want);
     });
+}
+
+/// A stream that is dropped when more was made than was read: what the session goes on from is the state before the answer where
+/// it was said that this may happen, and tokens are those that it would have made in any case.
+#[test]
+fn no_more_than_the_answer_is_fed_again() {
+    let model = model(5);
+    let prompt: Vec<TokenId> = (0..60).map(|n| n % VOCAB as u32).collect();
+    let run = |rewinds: bool| {
+        let engine = engine(&model, 1, EngineOptions::default());
+        block_on(async {
+            let mut session = engine.session();
+            let first = Request {
+                rewinds,
+                ..request(&prompt, 40, 1)
+            };
+            let mut stream = session.generate(first).await.unwrap();
+            until(&engine, |stats| stats.tokens >= 10).await;
+            let read = some(&mut stream, 3).await;
+            drop(stream);
+            let before = engine.stats().prompt_tokens;
+            let again = session.generate(request(&[7, 8], 4, 2)).await.unwrap();
+            let tokens = all(again).await;
+            (read, tokens, engine.stats().prompt_tokens - before)
+        })
+    };
+    let (kept, anew) = (run(true), run(false));
+    assert_eq!((&kept.0, &kept.1), (&anew.0, &anew.1));
+    assert_eq!((kept.2, anew.2), (5, 65));
 }

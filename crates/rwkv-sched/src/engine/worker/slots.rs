@@ -1,7 +1,7 @@
 //! Which session's state lies in which slot.
 
 use super::{
-    Job, Result, SlotId, State, Worker,
+    Goal, Job, Result, SlotId, State, Worker,
     sessions::{Live, Session},
 };
 use crate::{
@@ -224,6 +224,15 @@ impl Worker {
         let kept = record.history.before(live.fed).map_or(0, |c| c.at);
         let due = live.fed - kept >= self.options.checkpoint_every.max(1);
         if due && let Err(error) = self.keep_state(session) {
+            tracing::warn!("a state cannot be kept: {error}");
+        }
+    }
+
+    /// Keeps the state before a job's first token, if the session may go back to it.
+    pub(super) fn keep_before_answer(&mut self, id: u64, session: u64) {
+        let goal = self.running.get(&id).map(|job| &job.goal);
+        let rewinds = matches!(goal, Some(Goal::Generate(making)) if making.rewinds);
+        if rewinds && let Err(error) = self.keep_state(session) {
             tracing::warn!("a state cannot be kept: {error}");
         }
     }

@@ -138,6 +138,9 @@ impl Worker {
             self.fed(session, span.tokens.len());
             self.clear_suspicion(*id);
             self.keep_passing_state(session);
+            if choosing.contains(id) {
+                self.keep_before_answer(*id, session);
+            }
             self.keep_prefix(*id);
         }
         let samplers = choosing.iter().filter_map(|id| {

@@ -215,7 +215,7 @@ fn slow_readers() {
         let slow = request(&[1, 2], 100, 5);
         let mut session = engine.session();
         let mut stream = session.generate(slow.clone()).await.unwrap();
-        super::until(&engine, |s| s.tokens >= 4).await;
+        until(&engine, |s| s.tokens >= 4).await;
         let quick = request(&[3, 4], 20, 6);
         let got = all(engine.session().generate(quick.clone()).await.unwrap()).await;
         let want = Alone::default().generate(oracle.as_mut(), &quick, usize::MAX);

@@ -67,11 +67,27 @@ impl GpuExecutor {
         draws.plan.write_tables(&gpu, &tables)?;
         draws.plan.inputs().write(&gpu, &carried)?;
         let mut recorder = gpu.recorder("step");
-        self.meter.dispatch(&mut recorder, &draws.dispatches, 1)?;
+        let timing = self.meter.is_timing();
+        let ready = draws.plan.take_recording().filter(|_| !timing);
+        self.meter.prepared(ready.is_some());
+        let mut dispatches = &draws.dispatches[..];
+        if let (Some(_), Some((sampler, before))) = (&ready, dispatches.split_last()) {
+            self.meter.launch(before.len());
+            dispatches = std::slice::from_ref(sampler);
+        }
+        self.meter.dispatch(&mut recorder, dispatches, 1)?;
         recorder.read(ids, 0, bytes, &readback);
+        let rest = recorder.finish()?;
         self.meter.recorded();
-        let submission = recorder.submit()?;
+        let submission = gpu.submit(ready.into_iter().chain([rest]))?;
         self.meter.submitted()?;
+        // The next step is as this one.
+        if !timing
+            && !draws.plan.has_recording()
+            && let Err(error) = draws.plan.prepare(&gpu)
+        {
+            tracing::debug!("a step was not prepared: {error}");
+        }
         let wait = self.meter.waits(tables.tokens.len());
         let (rows, step) = (draws.samplers.rows().clone(), draws.steps);
         draws.steps += 1;

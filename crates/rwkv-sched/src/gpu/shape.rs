@@ -18,7 +18,8 @@ const FEW: usize = 128;
 fn rung(tokens: usize) -> usize {
     let kept = if tokens <= FEW { 3 } else { 4 };
     let bits = usize::BITS - tokens.leading_zeros();
-    tokens.next_multiple_of(1 << bits.saturating_sub(kept))
+    let step = 1 << bits.saturating_sub(kept);
+    tokens.checked_next_multiple_of(step).unwrap_or(tokens)
 }
 
 impl BatchShape {
@@ -29,7 +30,8 @@ impl BatchShape {
         let fewer = |count: usize| match count {
             0 => 0,
             all if all == self.tokens => tokens,
-            few => Some(few.next_power_of_two())
+            few => few
+                .checked_next_power_of_two()
                 .filter(|padded| *padded < tokens)
                 .unwrap_or(few),
         };
@@ -83,7 +85,10 @@ mod tests {
             (1..=8).collect::<Vec<_>>()
         );
         assert_eq!([9, 17, 33, 129, 2049].map(rung), [10, 20, 40, 144, 2304]);
-        assert_eq!([32, 512, 2048].map(rung), [32, 512, 2048]);
+        assert_eq!(
+            [32, 512, 2048, usize::MAX].map(rung),
+            [32, 512, 2048, usize::MAX]
+        );
         assert_eq!([up_to(32), up_to(256), up_to(2048)], [16, 32, 56]);
     }
 

@@ -175,4 +175,17 @@ fn one_prompt() {
     assert_eq!(feed(&[1, 2, 3], usize::MAX).0.unwrap().known, 0);
     assert_eq!(files(folder.path()).len(), before);
     assert!(matches!(feed(&[], usize::MAX).0, Err(Error::EmptyPrompt)));
+    // Found before anything runs, wherever it is.
+    let (refused, told, _) = feed(&[prompt(5), vec![9999]].concat(), usize::MAX);
+    assert!(matches!(refused, Err(Error::TokenRange { .. })) && told.is_empty());
+    let mut executor = CpuExecutor::new(&model, 1).unwrap();
+    let other = StateLayout {
+        layers: 1,
+        ..StateLayout::of(model.config())
+    };
+    let other = StateCache::new(other, StateCacheOptions::default(), None);
+    let cache = (&other, CacheKey::new(b""));
+    let on = &mut |_| ControlFlow::Continue(());
+    let refused = feed_prompt(&mut executor, slot, &[1, 2], cache, Spacing::default(), on);
+    assert!(matches!(refused, Err(Error::State { .. })));
 }

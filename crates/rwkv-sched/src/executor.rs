@@ -45,7 +45,8 @@ pub trait Executor: Send {
     /// what was computed ahead is undone.
     ///
     /// # Errors
-    /// What [`run`](Self::run) says, [`crate::Error::Sampling`] for logits that nothing can be chosen from.
+    /// What [`run`](Self::run) says, [`crate::Error::Sampling`] for logits that nothing can be chosen from. After an error once steps
+    /// were run, the sequences and the states of their slots are undefined.
     fn decode(
         &mut self,
         sequences: &mut [Decoding],

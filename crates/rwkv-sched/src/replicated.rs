@@ -378,8 +378,10 @@ impl Executor for ReplicatedExecutor {
     fn prepare_adapters(&mut self, blend: &Blend, tensors: usize) -> Result<BlendProgress> {
         let mut all = BlendProgress { done: 0, total: 0 };
         let mut prepare = || -> Result<()> {
+            // All of them together no more than one would.
+            let each = tensors.div_ceil(self.replicas.len().max(1));
             for replica in &mut self.replicas {
-                let progress = replica.prepare_adapters(blend, tensors)?;
+                let progress = replica.prepare_adapters(blend, each)?;
                 all.done += progress.done;
                 all.total += progress.total;
             }

@@ -61,6 +61,20 @@ fn most(
     Ok(low)
 }
 
+/// What each may have at most, and whether it is a GPU: the processor, which has room for all, has what the GPUs leave.
+fn gpus_first(layers: usize, room: &[(usize, bool)]) -> Vec<usize> {
+    let on_gpus: usize = room
+        .iter()
+        .filter(|(_, gpu)| *gpu)
+        .map(|(room, _)| *room)
+        .sum();
+    let left = layers.saturating_sub(on_gpus);
+    let room = room
+        .iter()
+        .map(|(room, gpu)| if *gpu { *room } else { left });
+    room.collect()
+}
+
 /// `layers` shared out by what each may have at most; all of them to the last where that is too few.
 fn by_room(layers: usize, room: &[usize]) -> Vec<usize> {
     let all = room.iter().sum::<usize>().max(1);
@@ -109,8 +123,12 @@ impl Placement {
         let count = devices.len();
         let room = devices.iter().enumerate();
         let room = room
-            .map(|(index, device)| most(model, (index, count), device, options))
+            .map(|(index, device)| {
+                let most = most(model, (index, count), device, options)?;
+                Ok((most, matches!(device, Device::Gpu(_))))
+            })
             .collect::<Result<Vec<_>>>()?;
+        let room = gpus_first(layers, &room);
         let mut next = 0;
         let stages = by_room(layers, &room).into_iter().zip(devices);
         let stages = stages.map(|(count, device)| {
@@ -122,7 +140,7 @@ impl Placement {
 }
 
 /// An executor of `model` on all of `devices`, which share what `share` says. Without it they share the sequences, where there
-/// are at least as many as devices and the model fits on each, as far as that is known, and else the layers.
+/// are at least as many as devices, all of them are GPUs and the model fits on each, as far as that is known, and else the layers.
 ///
 /// # Errors
 /// Those of [`load`] and [`load_placed`], and [`Error::Placement`] for no devices.
@@ -147,7 +165,9 @@ pub fn load_shared(
             };
             let mut all_fit = true;
             for device in devices {
-                all_fit &= fits(model, 0..layers, device, &each)?;
+                // A processor would keep the others waiting.
+                let fast = matches!(device, Device::Gpu(_));
+                all_fit &= fast && fits(model, 0..layers, device, &each)?;
             }
             if all_fit {
                 Share::Sequences
@@ -188,6 +208,21 @@ mod tests {
         check(2, 3, &[1, 1]);
         check(2, 0, &[]);
         check(0, 2, &[]);
+    }
+
+    #[test]
+    fn the_processor_has_what_is_left() {
+        let (gpu, cpu) = (true, false);
+        assert_eq!(gpus_first(32, &[(20, gpu), (32, cpu)]), [20, 12]);
+        assert_eq!(
+            gpus_first(32, &[(32, cpu), (20, gpu), (20, gpu)]),
+            [0, 20, 20]
+        );
+        assert_eq!(gpus_first(32, &[(32, cpu), (32, cpu)]), [32, 32]);
+        assert_eq!(
+            by_room(32, &gpus_first(32, &[(20, gpu), (32, cpu)])),
+            [20, 12]
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Counts since an executor was made; they only grow, so that the difference of two tells what happened in between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExecutorStats {
-    /// Steps that were run to their end.
+    /// Steps that were submitted.
     pub steps: u64,
     /// Kernels that those launched.
     pub dispatches: u64,

@@ -163,6 +163,10 @@ impl DiskStateStore {
             self.sweep(lock);
             written = self.being_written();
         }
+        if written > 0 && bytes.saturating_add(written) > self.capacity {
+            let what = format!("{bytes} bytes, where others are writing {written}");
+            return Err(io::Error::new(io::ErrorKind::StorageFull, what));
+        }
         let mut total = entries.saturating_add(written);
         all.sort_by_key(|entry| entry.file != file);
         for entry in all {
@@ -172,10 +176,6 @@ impl DiskStateStore {
             if removed(&self.folder.join(&entry.file)) {
                 total -= entry.bytes;
             }
-        }
-        if written > 0 && total > self.capacity {
-            let what = format!("{bytes} bytes, where others are writing {written}");
-            return Err(io::Error::new(io::ErrorKind::StorageFull, what));
         }
         let temporary = tempfile::Builder::new()
             .prefix(TEMPORARY)

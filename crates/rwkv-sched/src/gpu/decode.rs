@@ -260,7 +260,8 @@ impl GpuExecutor {
         let tokens: Vec<TokenId> = sequences.iter().map(|s| s.token).collect();
         let mut rows = Carried::new();
         self.host_tables.look_up(&self.model, &tokens, &mut rows)?;
-        plan.inputs().write(self.kernels.gpu(), &rows)
+        plan.inputs()
+            .write(self.kernels.gpu(), [&rows, &Carried::new()])
     }
 
     /// The tokens that are to be fed once more, step by step; none where the sampler's kernel does not serve, or where there

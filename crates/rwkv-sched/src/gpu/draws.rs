@@ -57,7 +57,7 @@ impl GpuExecutor {
     ) -> Result<Begun> {
         let tables = batch.tables(self.model.config().vocab, self.slots())?;
         let gpu = self.kernels.gpu().clone();
-        let carried = self.with_rows(&tables, carried)?;
+        let rows = self.rows_on_host(&tables)?;
         let draws = self.draws.get_mut(group).ok_or_else(unread)?;
         let (ids, bytes) = draws.samplers.ring();
         let readback = self.readbacks.take(&gpu, bytes)?.ok_or_else(unread)?;
@@ -65,7 +65,7 @@ impl GpuExecutor {
         self.meter.plan(true);
         self.meter.begin();
         draws.plan.write_tables(&gpu, &tables)?;
-        draws.plan.inputs().write(&gpu, &carried)?;
+        draws.plan.inputs().write(&gpu, [&rows, carried])?;
         let mut recorder = gpu.recorder("step");
         let timing = self.meter.is_timing();
         let ready = draws.plan.take_recording().filter(|_| !timing);

@@ -112,11 +112,13 @@ impl HostValues {
         Ok(Self(some.map(place).collect::<Result<_>>()?))
     }
 
-    /// Writes them before what is submitted next.
-    pub(super) fn write(&self, gpu: &Gpu, carried: &Carried) -> Result<()> {
+    /// Writes them before what is submitted next, each from the first of `carried` that has it.
+    pub(super) fn write(&self, gpu: &Gpu, carried: [&Carried; 2]) -> Result<()> {
         for value in &self.0 {
             let shape = value.shape;
-            let rows = carried_value(carried, shape.id)?;
+            let [own, others] = carried;
+            let own = own.get(&shape.id).map(Vec::as_slice);
+            let rows = own.map_or_else(|| carried_value(others, shape.id), Ok)?;
             if View::stride(shape.width) == shape.width {
                 gpu.write(&value.buffer, value.offset, bytemuck::cast_slice(rows))?;
             } else {

@@ -172,7 +172,7 @@ impl GpuExecutor {
         let states = States::new(gpu, model.state_layout(), options.slots)?;
         let chunk = chunk.min(memory::chunk(model, &kernels));
         let mut executor = Self {
-            name: gpu.name().to_owned(),
+            name: device_name(gpu, model),
             kernels,
             pool: Pool::new(gpu),
             weights,
@@ -270,6 +270,17 @@ impl GpuExecutor {
             dtype: self.weights_dtype,
         };
         self.blends.prepare(recipe, 1, &blender)
+    }
+}
+
+/// Where a model runs, which says too whether tables are on the host: what is looked up there may differ from what would lie on the
+/// device.
+fn device_name(gpu: &Gpu, model: &Model) -> String {
+    let name = gpu.name();
+    if model.host_tables().is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}, tables of tokens on the host")
     }
 }
 

@@ -7,8 +7,8 @@
 
 use super::{
     GpuExecutor,
-    plan::{self, Plan},
-    plans::PlanKey,
+    plan::Plan,
+    plans::{PlanKey, SMALL},
 };
 use crate::{BatchShape, Forecast, Result};
 use std::{
@@ -60,12 +60,19 @@ impl Prepared {
         let plan = if let Some(plan) = plan {
             plan.clone()
         } else {
+            if shape.tokens > executor.chunk || shape.outputs > SMALL {
+                // It needs more than there is: who asks for it may have that.
+                return Ok(());
+            }
             let plan = executor.resolve(shape)?;
             if plan.leased().needed() > executor.usual {
                 // It would drive others out, perhaps for nothing.
                 return Ok(());
             }
-            plan::compile(executor.kernels.gpu(), plan.pipelines())?;
+            if !plan.pipelines().all(|pipeline| pipeline.is_compiled()) {
+                // Others would wait for the compiler.
+                return Ok(());
+            }
             let plan = Arc::new(plan);
             self.made.push((key, plan.clone()));
             plan
@@ -79,8 +86,11 @@ impl Prepared {
             return Ok(());
         }
         plan.prepare(executor.kernels.gpu())?;
-        let other = |known: &Weak<Plan>| !std::ptr::eq(known.as_ptr(), Arc::as_ptr(plan));
-        self.recorded.retain(other);
+        let waits = |known: &Weak<Plan>| {
+            let other = !std::ptr::eq(known.as_ptr(), Arc::as_ptr(plan));
+            other && known.upgrade().is_some_and(|plan| plan.has_recording())
+        };
+        self.recorded.retain(waits);
         self.recorded.push_back(Arc::downgrade(plan));
         while self.recorded.len() > MOST {
             let oldest = self.recorded.pop_front();

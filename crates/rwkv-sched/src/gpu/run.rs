@@ -7,8 +7,6 @@ use crate::{
     part::{Begun, Carried, Drawing, PartExecutor, StateCopies},
 };
 
-use std::borrow::Cow;
-
 /// Steps of more tokens are submitted in parts, of which the first has so many dispatches and each further one three times
 /// the one before: the GPU needs longer for a part than the host to record the next one.
 const LONG_STEP: usize = 64;
@@ -28,8 +26,8 @@ impl PartExecutor for GpuExecutor {
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
         plan.write_tables(&gpu, &tables)?;
-        let carried = self.with_rows(&tables, carried)?;
-        plan.inputs().write(&gpu, &carried)?;
+        let rows = self.rows_on_host(&tables)?;
+        plan.inputs().write(&gpu, [&rows, carried])?;
         let before = self.unread.take();
         let timing = self.meter.is_timing();
         let ready = plan.take_recording().filter(|_| !timing);
@@ -131,18 +129,13 @@ impl PartExecutor for GpuExecutor {
 }
 
 impl GpuExecutor {
-    /// What a step reads from the host: what other parts have made, and rows of tables that are there.
-    pub(super) fn with_rows<'a>(
-        &self,
-        tables: &Tables,
-        carried: &'a Carried,
-    ) -> Result<Cow<'a, Carried>> {
-        let mut carried = Cow::Borrowed(carried);
+    /// Rows of its tokens from tables that are on the host.
+    pub(super) fn rows_on_host(&self, tables: &Tables) -> Result<Carried> {
+        let mut rows = Carried::new();
         if !self.host_tables.is_empty() {
             let tokens: Vec<u32> = tables.tokens.iter().map(|token| token.id).collect();
-            self.host_tables
-                .look_up(&self.model, &tokens, carried.to_mut())?;
+            self.host_tables.look_up(&self.model, &tokens, &mut rows)?;
         }
-        Ok(carried)
+        Ok(rows)
     }
 }

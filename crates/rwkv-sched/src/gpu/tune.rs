@@ -94,6 +94,7 @@ impl GpuExecutor {
             self.keep(&choices);
             self.kernels = self.kernels.tuned(choices);
             self.plans.clear();
+            self.prepared.made.clear();
             for slot in (0u32..).take(most) {
                 self.reset(SlotId(slot))?;
             }
@@ -397,7 +398,8 @@ impl Session<'_> {
             (id, values.collect())
         };
         let carried: Carried = graph.inputs().map(made_up).collect();
-        plan.inputs().write(executor.kernels.gpu(), &carried)
+        plan.inputs()
+            .write(executor.kernels.gpu(), [&carried, &Carried::new()])
     }
 
     /// Runs `steps` steps and one before them; for each problem the seconds of its kernels in each.

@@ -167,6 +167,10 @@ impl SplitExecutor {
         steps: usize,
         counted: Counted<'_>,
     ) -> Result<(bool, bool)> {
+        // Whoever unwound has left theirs.
+        for stage in &mut self.stages {
+            stage.copies.clear();
+        }
         let own = |range: &Range<usize>| sequences.get(range.clone()).unwrap_or_default();
         let of_groups: Vec<&[Decoding]> = groups.iter().map(own).collect();
         let drawing = match self.stages.last_mut() {

@@ -23,7 +23,7 @@ use crate::{
     gpu::check_memory,
     part::{Begun, PartExecutor, StateCopies},
 };
-use pipeline::{Begin, Job};
+use pipeline::{Begin, Ends, Job};
 use rwkv_gpu::Timing;
 use std::sync::Arc;
 
@@ -163,16 +163,26 @@ impl SplitExecutor {
     /// Runs micro-batches one after the other through the stages; their logits together.
     fn run_parts(&mut self, parts: &[Batch]) -> Result<Logits> {
         let model = &self.model;
+        // More than the stages and what lies between them have room for.
+        let on_their_way = 4 * self.stages.len();
         pipeline::run(&mut self.stages, parts.len(), |mut ends| {
-            for batch in parts {
+            let mut logits = Logits::none(model);
+            let mut take = |ends: &mut Ends<'_>| -> Result<()> {
+                logits.append(Logits::of(model, ends.take()?.carried));
+                Ok(())
+            };
+            for (given, batch) in parts.iter().enumerate() {
+                // What is done holds all that its stages have made.
+                if given >= on_their_way {
+                    take(&mut ends)?;
+                }
                 ends.give(Job {
                     batch: batch.clone(),
                     ..Job::default()
                 });
             }
-            let mut logits = Logits::none(model);
-            for _ in parts {
-                logits.append(Logits::of(model, ends.take()?.carried));
+            for _ in 0..parts.len().min(on_their_way) {
+                take(&mut ends)?;
             }
             Ok(logits)
         })
@@ -275,9 +285,9 @@ impl Executor for SplitExecutor {
         self.circulate(sequences, steps, counted, take)
     }
 
-    /// Groups of sequences may be a step ahead.
+    /// Groups of sequences may be a step ahead, but for a single one.
     fn runs_ahead(&self) -> bool {
-        true
+        self.micro_batches != Some(1) && self.slots > 1
     }
 
     fn stages(&self) -> usize {

@@ -2,7 +2,7 @@
 //! ([`PrefixCache`](crate::engine::PrefixCache)).
 
 use super::{CacheKey, Spacing, StateCache};
-use crate::{Executor, Logits, Result, SlotId, TokenId, Wanted, prefill};
+use crate::{Error, Executor, Logits, Result, SlotId, StateLayout, TokenId, Wanted, prefill};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// What [`feed_prompt`] has done.
@@ -19,7 +19,7 @@ pub struct FedPrompt {
 /// breaks off, the logits are those of the last chunk. `key` says what states depend on beside the tokens.
 ///
 /// # Errors
-/// Those of [`prefill`], and [`crate::Error::State`] for a cache of another layout. A state that cannot be kept is left out, with a
+/// Those of [`prefill`], and [`Error::State`] for a cache of another layout. A state that cannot be kept is left out, with a
 /// warning.
 pub fn feed_prompt(
     executor: &mut dyn Executor,
@@ -29,13 +29,26 @@ pub fn feed_prompt(
     spacing: Spacing,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<FedPrompt> {
+    let (own, cached) = (StateLayout::of(executor.config()), states.layout());
+    if own != cached {
+        return Err(Error::State {
+            problem: format!(
+                "the cache has states of {} layers, the model of {}",
+                cached.layers, own.layers
+            ),
+        });
+    }
+    let vocab = executor.config().vocab;
+    if let Some(&token) = tokens.iter().find(|t| **t as usize >= vocab) {
+        return Err(Error::TokenRange { token, vocab });
+    }
     let shared = states.peek(key, tokens).shared;
     let hit = states.lookup(key, tokens);
     let known = hit.as_ref().map_or(0, |hit| hit.tokens);
     if let Some(hit) = hit {
         executor.set_state(slot, &hit.state)?;
     }
-    let chunk = executor.chunk();
+    let chunk = executor.chunk().saturating_mul(executor.stages());
     let mut seen = known;
     let stops = spacing.along(known..tokens.len(), shared);
     for stop in stops.into_iter().chain([tokens.len()]) {
@@ -59,5 +72,5 @@ pub fn feed_prompt(
             tracing::warn!("a prompt's state cannot be kept: {error}");
         }
     }
-    Err(crate::Error::EmptyPrompt)
+    Err(Error::EmptyPrompt)
 }

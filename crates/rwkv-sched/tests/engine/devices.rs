@@ -169,11 +169,15 @@ fn replicas_are_balanced() {
     });
     let executor = ReplicatedExecutor::new(replicas.into()).unwrap();
     assert_eq!((executor.slots(), executor.replicas()), (8, 2));
-    let engine = Engine::with_executor(Box::new(executor), EngineOptions::default()).unwrap();
+    let options = EngineOptions {
+        ahead: usize::MAX,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::with_executor(Box::new(executor), options).unwrap();
     block_on(async {
         let mut running = Vec::new();
         for count in 1..=4 {
-            // Nobody reads, so that nobody ends.
+            // Nobody ends, or waits for a reader.
             let mut session = engine.session();
             let asked = request(&[count, 5], usize::MAX, 1);
             let stream = session.generate(asked).await.unwrap();

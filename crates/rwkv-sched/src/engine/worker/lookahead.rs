@@ -37,13 +37,15 @@ impl Worker {
         let mut turns = self.turns.clone();
         turns.took(step);
         let waiting = self.waiting.values().filter(|job| !job.is_blocked());
-        let waiting = waiting.take(MOST_WAITING).filter_map(|job| {
+        let waiting: Vec<&Job> = waiting.take(MOST_WAITING).collect();
+        let jobs = self.running.values().chain(waiting.iter().copied());
+        let choosing = jobs.filter(|job| job.made() == Some(0)).map(|job| job.id);
+        let choosing = choosing.collect();
+        let waiting = waiting.into_iter().filter_map(|job| {
             let session = self.sessions.get(&job.session)?;
             let tokens = session.unfed(job.target(session.history.len()));
             Some(awaited(job, tokens))
         });
-        let jobs = self.running.values().chain(self.waiting.values());
-        let choosing = jobs.filter(|job| job.made() == Some(0));
         let after = running.iter().filter_map(|view| {
             let job = self.running.get(&view.id)?;
             let work = after(job, view.work, step)?;
@@ -60,7 +62,7 @@ impl Worker {
             slots: self.slots.len(),
             running: after.collect(),
             waiting: waiting.collect(),
-            choosing: choosing.map(|job| job.id).collect(),
+            choosing,
         };
         lookahead.tell();
         Some(lookahead)

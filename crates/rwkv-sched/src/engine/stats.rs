@@ -66,7 +66,7 @@ pub struct EngineStats {
 type Count = fn(&EngineStats) -> u64;
 
 /// Counts by the names that `metrics` has them under.
-const COUNTERS: [(&str, Count); 15] = [
+const COUNTERS: [(&str, Count); 19] = [
     ("rwkv_requests", |s| s.requests),
     ("rwkv_requests_finished", |s| s.finished),
     ("rwkv_requests_cancelled", |s| s.cancelled),
@@ -82,7 +82,15 @@ const COUNTERS: [(&str, Count); 15] = [
     ("rwkv_cache_hits", |s| s.cache_hits),
     ("rwkv_cache_reads", |s| s.cache_reads),
     ("rwkv_cached_tokens", |s| s.cached_tokens),
+    ("rwkv_steps_prepared", |s| s.executor.prepared.hits),
+    ("rwkv_steps_not_prepared", |s| s.executor.prepared.misses),
+    ("rwkv_step_microseconds", |s| microseconds(s.step_time)),
+    ("rwkv_gpu_microseconds", |s| microseconds(s.gpu_time)),
 ];
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
 
 impl EngineStats {
     /// Sequences of a step that made tokens, on average.

@@ -35,11 +35,6 @@ impl Pipeline {
         self.shader
     }
 
-    /// Whether it is compiled: it can be launched then.
-    pub fn is_compiled(&self) -> bool {
-        self.compiled.get().is_some()
-    }
-
     /// None before it is compiled.
     pub(crate) fn raw(&self) -> Option<&wgpu::ComputePipeline> {
         self.compiled.get()

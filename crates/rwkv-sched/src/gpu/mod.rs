@@ -75,7 +75,7 @@ pub struct GpuExecutor {
     expected: Expected,
     /// The activations of all of them.
     arena: Arena,
-    /// Bytes that the largest plan needs of those that every model has from the start.
+    /// Bytes that a plan may need beside which all others are kept.
     usual: u64,
     /// Tokens of a prompt's chunk.
     chunk: usize,

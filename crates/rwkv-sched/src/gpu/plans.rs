@@ -9,7 +9,7 @@ use super::{
 use crate::{BatchShape, Result};
 use quick_cache::unsync::Cache;
 use rwkv_gpu::Gpu;
-use rwkv_kernels::Kernels;
+use rwkv_kernels::{Kernels, View};
 use std::{sync::Arc, time::Instant};
 
 /// What steps must agree in to share a plan: the shape of the batch, and the number of the blend, whose weights the plan
@@ -20,7 +20,7 @@ pub(super) type PlanKey = (BatchShape, u64);
 pub(super) type Plans = Cache<PlanKey, Arc<Plan>>;
 
 /// Batch shapes whose plans are kept. They share their activations, so what each keeps is on the host: a few hundred bind groups.
-/// Of plans that need more memory than a chunk of a prompt, only the newest is kept.
+/// Of plans that need more memory than a chunk of a prompt and the logits of all slots, only the newest is kept.
 pub(super) const PLANS: usize = 64;
 
 /// Tokens of a plan that is small: such a one is kept where memory does not suffice for a larger one.
@@ -219,7 +219,10 @@ impl GpuExecutor {
             None
         };
         let needed = plans.iter().map(|(_, plan)| plan.leased().needed());
-        self.usual = needed.max().unwrap_or(0);
+        let needed = needed.max().unwrap_or(0);
+        // Nobody wants the logits of a prompt that goes on; those of one that ends, or of every slot, are usual too.
+        let logits = View::bytes(self.states.slots(), self.model.config().vocab);
+        self.usual = needed.saturating_add(needed / 8).saturating_add(logits);
         let pipelines = plans.iter().flat_map(|(_, plan)| plan.pipelines());
         plan::compile(&gpu, pipelines.chain(&sample))?;
         // What a token or a short prompt hands back.

@@ -7,7 +7,7 @@
 
 use super::{
     GpuExecutor,
-    plan::Plan,
+    plan::{self, Plan},
     plans::{PlanKey, SMALL},
 };
 use crate::{BatchShape, Forecast, Result};
@@ -69,10 +69,8 @@ impl Prepared {
                 // It would drive others out, perhaps for nothing.
                 return Ok(());
             }
-            if !plan.pipelines().all(|pipeline| pipeline.is_compiled()) {
-                // Others would wait for the compiler.
-                return Ok(());
-            }
+            // What is expected mostly comes, and then somebody waits for the compiler in any case: better while the GPU is busy.
+            plan::compile(executor.kernels.gpu(), plan.pipelines())?;
             let plan = Arc::new(plan);
             self.made.push((key, plan.clone()));
             plan

@@ -9,11 +9,11 @@ use super::{
         random_model::{Packing, Random},
     },
     until,
+    watched::watched,
 };
 use rwkv_sched::{
-    Adapter, Batch, BlendProgress, Device, Executor, LoadOptions, Logits, Model, ModelConfig,
-    Placement, ReplicatedExecutor, Result, Share, SlotId, SplitExecutor, State, Version,
-    WeightReads, WeightsDType,
+    Device, Executor, LoadOptions, Model, Placement, ReplicatedExecutor, Share, SplitExecutor,
+    Version, WeightsDType,
     engine::{Engine, EngineOptions, Policy},
     load, load_shared,
 };
@@ -101,62 +101,6 @@ fn on_gpus() {
     }
 }
 
-/// Notes how many sequences each batch has.
-struct Counting {
-    inner: Box<dyn Executor>,
-    counts: Arc<Mutex<Vec<usize>>>,
-}
-
-impl Executor for Counting {
-    fn config(&self) -> &ModelConfig {
-        self.inner.config()
-    }
-    fn device(&self) -> &str {
-        self.inner.device()
-    }
-    fn slots(&self) -> usize {
-        self.inner.slots()
-    }
-    fn chunk(&self) -> usize {
-        self.inner.chunk()
-    }
-    fn device_bytes(&self) -> u64 {
-        self.inner.device_bytes()
-    }
-    fn blend_bytes(&self) -> u64 {
-        self.inner.blend_bytes()
-    }
-    fn run(&mut self, batch: &Batch) -> Result<Logits> {
-        self.counts.lock().unwrap().push(batch.spans.len());
-        self.inner.run(batch)
-    }
-    fn reset(&mut self, slot: SlotId) -> Result<()> {
-        self.inner.reset(slot)
-    }
-    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
-        self.inner.set_initial_state(state)
-    }
-    fn state(&mut self, slot: SlotId) -> Result<State> {
-        self.inner.state(slot)
-    }
-    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
-        self.inner.set_state(slot, state)
-    }
-    fn prepare_adapters(
-        &mut self,
-        blend: &[(Arc<Adapter>, f32)],
-        tensors: usize,
-    ) -> Result<BlendProgress> {
-        self.inner.prepare_adapters(blend, tensors)
-    }
-    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
-        self.inner.set_adapters(blend)
-    }
-    fn weight_reads(&self) -> WeightReads {
-        self.inner.weight_reads()
-    }
-}
-
 /// Slots are taken so that the replicas have as many requests each: one after the other, each while those before it run, no
 /// replica ever has more than half of them, rounded up.
 #[test]
@@ -164,8 +108,10 @@ fn replicas_are_balanced() {
     let model = model(7);
     let counts: [Arc<Mutex<Vec<usize>>>; 2] = Default::default();
     let replicas = counts.clone().map(|counts| -> Box<dyn Executor> {
-        let inner = cpu(&model, 4);
-        Box::new(Counting { inner, counts })
+        watched(cpu(&model, 4), move |inner, batch| {
+            counts.lock().unwrap().push(batch.spans.len());
+            inner.run(batch)
+        })
     });
     let executor = ReplicatedExecutor::new(replicas.into()).unwrap();
     assert_eq!((executor.slots(), executor.replicas()), (8, 2));

@@ -1,80 +1,26 @@
 //! An executor that fails.
 
-use super::{VOCAB, all, alone::Alone, block_on, cpu, model, request};
+use super::{VOCAB, all, alone::Alone, block_on, cpu, model, request, watched::watched};
 use rwkv_sched::{
-    Adapter, Batch, BlendProgress, Error, Executor, Logits, ModelConfig, Result, SlotId, State,
-    TokenId, WeightReads,
+    Batch, BatchSpan, Error, Executor, TokenId, Wanted,
     engine::{Engine, EngineOptions},
 };
-use std::sync::Arc;
 
 /// Fails at every batch that has a certain token, and spoils the states of that batch.
-struct Failing {
-    inner: Box<dyn Executor>,
-    token: TokenId,
-}
-
-impl Executor for Failing {
-    fn config(&self) -> &ModelConfig {
-        self.inner.config()
-    }
-    fn device(&self) -> &str {
-        self.inner.device()
-    }
-    fn slots(&self) -> usize {
-        self.inner.slots()
-    }
-    fn chunk(&self) -> usize {
-        self.inner.chunk()
-    }
-    fn device_bytes(&self) -> u64 {
-        self.inner.device_bytes()
-    }
-    fn blend_bytes(&self) -> u64 {
-        self.inner.blend_bytes()
-    }
-    fn run(&mut self, batch: &Batch) -> Result<Logits> {
-        let logits = self.inner.run(batch)?;
-        let spoilt = |span: &rwkv_sched::BatchSpan| span.tokens.contains(&self.token);
+fn failing(inner: Box<dyn Executor>, token: TokenId) -> Box<dyn Executor> {
+    watched(inner, move |inner, batch| {
+        let logits = inner.run(batch)?;
+        let spoilt = |span: &BatchSpan| span.tokens.contains(&token);
         if !batch.spans.iter().any(spoilt) {
             return Ok(logits);
         }
         for span in &batch.spans {
-            self.inner.run(&Batch::single(
-                span.slot,
-                &[1, 2, 3],
-                rwkv_sched::Wanted::None,
-            ))?;
+            inner.run(&Batch::single(span.slot, &[1, 2, 3], Wanted::None))?;
         }
         Err(Error::Config {
             problem: "spoilt".to_owned(),
         })
-    }
-    fn reset(&mut self, slot: SlotId) -> Result<()> {
-        self.inner.reset(slot)
-    }
-    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
-        self.inner.set_initial_state(state)
-    }
-    fn state(&mut self, slot: SlotId) -> Result<State> {
-        self.inner.state(slot)
-    }
-    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
-        self.inner.set_state(slot, state)
-    }
-    fn prepare_adapters(
-        &mut self,
-        blend: &[(Arc<Adapter>, f32)],
-        tensors: usize,
-    ) -> Result<BlendProgress> {
-        self.inner.prepare_adapters(blend, tensors)
-    }
-    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
-        self.inner.set_adapters(blend)
-    }
-    fn weight_reads(&self) -> WeightReads {
-        self.inner.weight_reads()
-    }
+    })
 }
 
 /// Those that are at fault are told; the others, whose states were lost with theirs, get what they would get alone.
@@ -83,11 +29,8 @@ fn whose_fault_it_is() {
     const BAD: TokenId = 13;
     let model = model(1);
     let mut oracle = cpu(&model, 1);
-    let executor = Failing {
-        inner: cpu(&model, 6),
-        token: BAD,
-    };
-    let engine = Engine::with_executor(Box::new(executor), EngineOptions::default()).unwrap();
+    let executor = failing(cpu(&model, 6), BAD);
+    let engine = Engine::with_executor(executor, EngineOptions::default()).unwrap();
     let ban = |token: TokenId| (token, f32::NEG_INFINITY);
     block_on(async {
         let mut good = Vec::new();

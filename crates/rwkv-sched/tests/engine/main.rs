@@ -18,6 +18,7 @@ mod schedules;
 mod sessions;
 #[path = "../support/mod.rs"]
 mod support;
+mod watched;
 
 use rwkv_sched::{
     CpuExecutor, Executor, Model, Simd, TokenId, Version,

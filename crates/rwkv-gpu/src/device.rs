@@ -90,9 +90,9 @@ struct Faults {
 }
 
 /// Blocks that the allocator takes from the driver, in bytes: smaller than `MemoryHints::Performance`'s 128 to
-/// 256 MiB, which a 10 MB model would never fill. Larger buffers get an allocation of their own either way
-/// (docs/performance.md, "Memory hints").
-const MEMORY_BLOCKS: std::ops::Range<u64> = (8 << 20)..(64 << 20);
+/// 256 MiB, which a 10 MB model would never fill, and in which matrices and small buffers leave gaps that neither fits.
+/// Larger buffers get an allocation of their own either way (docs/performance.md, "Memory hints").
+const MEMORY_BLOCKS: std::ops::Range<u64> = (8 << 20)..(16 << 20);
 
 impl Gpu {
     /// Opens the adapter that `selector` means, with its full limits and every useful feature it has.

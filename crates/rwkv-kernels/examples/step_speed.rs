@@ -229,6 +229,29 @@ impl<'a> Bench<'a> {
         GpuMatrix::new(gpu, "matrix", &matrix, Format::F16, &mut self.upload)
     }
 
+    /// The second matrices of low-rank pairs.
+    fn ups(&mut self, rows: usize, ranks: &[usize]) -> Result<LoraUp> {
+        let most = ranks.iter().max().map_or(0, |rank| rows * rank);
+        let bytes = vec![0x38; most * 2];
+        let matrices = ranks
+            .iter()
+            .map(|rank| {
+                Matrix::new(
+                    Format::F16,
+                    Rows(rows),
+                    Cols(*rank),
+                    &bytes[..rows * rank * 2],
+                )
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let gpu = self.kernels.gpu();
+        let up = LoraUp::upload(gpu, "up", &matrices, Format::F16, &mut self.upload)?;
+        up.ok_or_else(|| rwkv_kernels::Error::Shape {
+            what: "up".to_owned(),
+            problem: "not packed".to_owned(),
+        })
+    }
+
     /// `blocks` activations of `width` of random numbers.
     fn activations(&self, blocks: usize, width: usize) -> Result<Buffer> {
         let bytes = View::block_bytes(self.spans, width) * blocks as u64;
@@ -348,17 +371,7 @@ impl<'a> Bench<'a> {
         let units: usize = ranks.iter().sum();
         let bytes = width * (units * 2 + 32 + self.spans * (HEAD_SIZE * 8 + 20));
         self.measure(name, bytes, |bench| {
-            let matrices = ranks
-                .iter()
-                .map(|rank| bench.matrix(width, *rank))
-                .collect::<Result<Vec<_>>>()?;
-            let matrices: Vec<_> = matrices.iter().collect();
-            let Some(up) = LoraUp::pack(bench.kernels.gpu(), "up", &matrices)? else {
-                return Err(rwkv_kernels::Error::Shape {
-                    what: "up".to_owned(),
-                    problem: "not packed".to_owned(),
-                });
-            };
+            let up = bench.ups(width, &ranks)?;
             let vectors = bench.vector(8)?;
             let views: Vec<_> = (3..)
                 .zip(ranks)
@@ -395,15 +408,14 @@ impl<'a> Bench<'a> {
         let hidden = self.activations(1, rank_6)?;
         let bytes = width * (rank_6 * 2 + 16 + self.spans * (HEAD_SIZE * 8 + 20));
         self.measure("wkv6_step", bytes, |bench| {
-            let matrix = bench.matrix(width, rank_6)?;
-            let up = LoraUp::pack(bench.kernels.gpu(), "up", &[&matrix])?;
+            let up = bench.ups(width, &[rank_6])?;
             let vectors = bench.vector(4)?;
             let op = Wkv6Step {
                 batch: bench.tables.batch(),
                 r: bench.view(&rkv, 0, width),
                 k: bench.view(&rkv, 1, width),
                 v: bench.view(&rkv, 2, width),
-                decay: up.as_ref().map(|up| (bench.view(&hidden, 0, rank_6), up)),
+                decay: Some((bench.view(&hidden, 0, rank_6), &up)),
                 vectors: &vectors,
                 gate: Some(bench.view(&gate, 0, width)),
                 head_size: HEAD_SIZE,

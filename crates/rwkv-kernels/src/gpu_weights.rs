@@ -69,6 +69,8 @@ pub(crate) struct Chunk {
     pub(crate) rows: u32,
     /// The row of `parts` that the first row is: more than 0 in a view.
     pub(crate) base: u32,
+    /// The byte of each part that row 0 begins at: more than 0 where other matrices lie before it.
+    pub(crate) offset: u64,
     pub(crate) parts: Vec<Buffer>,
     /// Pipelines that read one format share the layout of this group, and views of one matrix its buffers.
     pub(crate) group: Arc<OnceLock<BindGroup>>,
@@ -154,6 +156,7 @@ impl GpuMatrix {
                     first_row: u32_of("rows", start - rows.start)?,
                     rows: u32_of("rows", end - start)?,
                     base: chunk.base + u32_of("rows", start - chunk.first())?,
+                    offset: chunk.offset,
                     parts: chunk.parts.clone(),
                     group: chunk.group.clone(),
                 });
@@ -206,6 +209,7 @@ impl GpuMatrix {
                 first_row: u32_of(name, first)?,
                 rows: u32_of(name, rows)?,
                 base: 0,
+                offset: 0,
                 parts: vec![part],
                 group: Arc::default(),
             });
@@ -262,6 +266,7 @@ impl Chunk {
             first_row,
             rows,
             base: 0,
+            offset: 0,
             parts,
             group: Arc::default(),
         }
@@ -292,7 +297,11 @@ impl Chunk {
         if let Some(group) = self.group.get() {
             return Ok(group.clone());
         }
-        let parts: Vec<_> = self.parts.iter().map(Binding::from).collect();
+        let parts = self.parts.iter().map(|buffer| Binding {
+            offset: self.offset,
+            ..Binding::from(buffer)
+        });
+        let parts: Vec<_> = parts.collect();
         let group = gpu.bind(pipeline, index, &parts)?;
         Ok(self.group.get_or_init(|| group).clone())
     }

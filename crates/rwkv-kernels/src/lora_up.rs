@@ -1,7 +1,10 @@
 //! The second matrices of a layer's low-rank pairs in one buffer, for kernels that read all of them.
 
-use crate::{Error, Format, GpuMatrix, Result, kernels::u32_of};
+use crate::{
+    Error, Format, GpuMatrix, Matrix, MatrixUpload, Result, gpu_weights::Chunk, kernels::u32_of,
+};
 use rwkv_gpu::{BindGroup, Binding, Buffer, BufferKind, Gpu, Pipeline};
+use rwkv_mem::{Cols, Rows, Shape, Upload};
 use std::sync::OnceLock;
 
 /// Up to four matrices `[channels, rank]` of F16 or of F32, one after the other in one buffer; each row is padded to 16
@@ -32,54 +35,56 @@ const MOST: usize = 4;
 /// Bytes of a unit.
 const UNIT: u64 = 16;
 
+impl LoraPart {
+    /// Its first byte.
+    fn offset(self) -> u64 {
+        u64::from(self.first) * UNIT
+    }
+}
+
 impl LoraUp {
-    /// Copies `matrices` on the GPU, in this order; `name` names the buffer in errors. None when they are not all F16 or
-    /// all F32: then the kernels that read each on its own must serve.
+    /// Room for matrices of these ranks and `channels` rows; `name` names the buffer in errors. None when they cannot lie
+    /// like this: for another format than F16 and F32, or where one would begin where the adapter binds nothing. Then the
+    /// kernels that read each on its own must serve.
     ///
     /// # Errors
-    /// [`Error::Shape`] when their rows differ in number, when there are none or more than four, or when one has no
-    /// columns; [`Error::Gpu`] when the buffer does not fit.
-    pub fn pack(gpu: &Gpu, name: &str, matrices: &[&GpuMatrix]) -> Result<Option<Self>> {
-        let Some(first) = matrices.first().filter(|_| matrices.len() <= MOST) else {
-            let problem = format!("{} matrices, where 1 to {MOST} are packed", matrices.len());
+    /// [`Error::Shape`] when there are none or more than four, or when one has no columns; [`Error::Gpu`] when the buffer
+    /// does not fit.
+    pub fn new(
+        gpu: &Gpu,
+        name: &str,
+        format: Format,
+        channels: usize,
+        ranks: &[usize],
+    ) -> Result<Option<Self>> {
+        if !(1..=MOST).contains(&ranks.len()) || ranks.contains(&0) {
+            let problem = format!("matrices of ranks {ranks:?}, where 1 to {MOST} lie together");
             return Err(Error::shape(name, problem));
-        };
-        let (format, channels) = (first.format(), first.shape().rows.0);
-        if !matches!(format, Format::F16 | Format::F32)
-            || matrices.iter().any(|m| m.format() != format)
-        {
-            return Ok(None);
         }
+        let layout = match format {
+            Format::F16 | Format::F32 => format.gpu_layout(),
+            _ => None,
+        };
+        let Some(layout) = layout else {
+            return Ok(None);
+        };
         let mut parts = Vec::new();
         let mut end = 0;
-        for matrix in matrices {
-            let shape = matrix.shape();
-            if shape.rows.0 != channels || shape.cols.0 == 0 {
-                let problem = format!("a {shape} matrix among those of {channels} rows");
-                return Err(Error::shape(name, problem));
-            }
+        for &rank in ranks {
+            let units = rank.div_ceil(layout.unit());
             parts.push(LoraPart {
-                rank: shape.cols.0,
+                rank,
                 first: u32_of(name, end)?,
-                units: u32_of(name, matrix.units())?,
+                units: u32_of(name, units)?,
             });
-            end += channels * matrix.units();
+            end += channels * units;
         }
         u32_of(name, end)?;
-        let buffer = gpu.buffer(BufferKind::Storage, name, end as u64 * UNIT)?;
-        let mut recorder = gpu.recorder(name);
-        for (matrix, part) in matrices.iter().zip(&parts) {
-            for chunk in matrix.chunks() {
-                let Some(rows) = chunk.parts().first() else {
-                    continue;
-                };
-                let unit = u64::from(part.first) + chunk.first() as u64 * u64::from(part.units);
-                let bytes = u64::from(chunk.rows) * u64::from(part.units) * UNIT;
-                let from = u64::from(chunk.base) * u64::from(part.units) * UNIT;
-                recorder.copy((rows, from), (&buffer, unit * UNIT), bytes);
-            }
+        let alignment = gpu.capabilities().limits.offset_alignment;
+        if parts.iter().any(|part| part.offset() % alignment > 0) {
+            return Ok(None);
         }
-        recorder.submit()?;
+        let buffer = gpu.buffer(BufferKind::Storage, name, end as u64 * UNIT)?;
         Ok(Some(Self {
             buffer,
             format,
@@ -87,6 +92,54 @@ impl LoraUp {
             parts,
             group: OnceLock::new(),
         }))
+    }
+
+    /// Uploads `matrices` in `format`, in this order. None as for [`new`](Self::new).
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new); [`Error::Shape`] when their rows differ in number, [`Error::OutsideF16`] for a value
+    /// that f16 cannot hold.
+    pub fn upload(
+        gpu: &Gpu,
+        name: &str,
+        matrices: &[Matrix<'_>],
+        format: Format,
+        upload: &mut Upload,
+    ) -> Result<Option<Self>> {
+        let channels = matrices.first().map_or(0, |first| first.shape().rows.0);
+        let ranks: Vec<usize> = matrices.iter().map(|m| m.shape().cols.0).collect();
+        let made = Self::new(gpu, name, format, channels, &ranks)?;
+        if let Some(made) = &made {
+            for (index, matrix) in matrices.iter().enumerate() {
+                let mut filled = made.filling(name, index)?;
+                filled.push(name, matrix, upload)?;
+                filled.finish()?;
+            }
+        }
+        Ok(made)
+    }
+
+    /// Fills the `index`-th matrix, in the memory that it has here; what it becomes serves kernels that read it alone.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there is none.
+    pub fn filling(&self, name: &str, index: usize) -> Result<MatrixUpload> {
+        let missing = || Error::shape(name, format!("matrix {index} of {}", self.parts.len()));
+        let part = self.parts.get(index).ok_or_else(missing)?;
+        let chunk = Chunk {
+            offset: part.offset(),
+            ..Chunk::new(0, u32_of(name, self.channels)?, vec![self.buffer.clone()])
+        };
+        let matrix = GpuMatrix {
+            format: self.format,
+            layout: self.format.gpu_layout().ok_or_else(missing)?,
+            shape: Shape {
+                rows: Rows(self.channels),
+                cols: Cols(part.rank),
+            },
+            chunks: vec![chunk],
+        };
+        Ok(MatrixUpload::onto(name, matrix))
     }
 
     /// Bytes of GPU memory.

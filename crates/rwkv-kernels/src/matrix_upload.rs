@@ -84,6 +84,7 @@ impl MatrixUpload {
                 first_row: u32_of(name, first)?,
                 rows: u32_of(name, rows)?,
                 base: 0,
+                offset: 0,
                 parts,
                 group: Arc::default(),
             });
@@ -95,12 +96,17 @@ impl MatrixUpload {
             shape,
             chunks,
         };
-        Ok(Self {
+        Ok(Self::onto(name, matrix))
+    }
+
+    /// All rows of `matrix`, which is no view of rows of another one.
+    pub(crate) fn onto(name: &str, matrix: GpuMatrix) -> Self {
+        Self {
+            row_bytes: matrix.layout.row_bytes(matrix.shape.cols.0),
             matrix,
             name: name.to_owned(),
-            row_bytes,
             filled: 0,
-        })
+        }
     }
 
     /// The rows of `source` become the next ones, converted if their format is another; `name` names them in errors.
@@ -129,8 +135,8 @@ impl MatrixUpload {
             let end = chunk.end().min(self.filled + rows);
             if verbatim && start < end {
                 let bytes = source.packed_rows(start - self.filled, end - start);
-                let to = (start - chunk.first()) * packed_row;
-                upload.write(&chunk.parts[0], to as u64, bytes)?;
+                let to = chunk.offset + ((start - chunk.first()) * packed_row) as u64;
+                upload.write(&chunk.parts[0], to, bytes)?;
                 continue;
             }
             for first in (start..end).step_by(rows_per_slab) {
@@ -147,7 +153,7 @@ impl MatrixUpload {
                 let targets: Vec<_> = parts
                     .map(|(buffer, bytes)| Target {
                         buffer,
-                        offset: ((first - chunk.first()) * bytes) as u64,
+                        offset: chunk.offset + ((first - chunk.first()) * bytes) as u64,
                         bytes: (run.rows * bytes) as u64,
                     })
                     .collect();

@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        GpuMatrix, Matrix,
+        Matrix,
         ops::{
             coop_emulation::{Activation, kernels, noise},
             matmul,
@@ -165,7 +165,8 @@ mod tests {
             let by_coop = kernels.ups_by_coop(tokens, channels);
             assert_eq!(by_coop, channels % 64 == 0 && tokens > 16);
             let mut upload = Upload::new(gpu);
-            let (mut matrices, mut hidden, mut want) = (Vec::new(), Vec::new(), Vec::new());
+            let mut packed = Vec::new();
+            let (mut hidden, mut want) = (Vec::new(), Vec::new());
             for (rank, seed) in ranks.iter().zip(1..) {
                 let mut bytes = vec![0; Format::F16.row_bytes(*rank).unwrap() * channels];
                 let values = noise(channels * rank, seed);
@@ -178,13 +179,16 @@ mod tests {
                 let mut y = vec![0.0; tokens * channels];
                 matmul(&x, &matrix, &mut y).unwrap();
                 want.push(y);
-                let made = GpuMatrix::new(gpu, "up", &matrix, Format::F16, &mut upload);
-                matrices.push(made.unwrap());
+                packed.push((*rank, bytes));
                 hidden.push((*rank, x));
             }
-            upload.flush().unwrap();
-            let up = LoraUp::pack(gpu, "up", &matrices.iter().collect::<Vec<_>>());
+            let matrices = packed.iter().map(|(rank, bytes)| {
+                Matrix::new(Format::F16, Rows(channels), Cols(*rank), bytes).unwrap()
+            });
+            let matrices: Vec<_> = matrices.collect();
+            let up = LoraUp::upload(gpu, "up", &matrices, Format::F16, &mut upload);
             let up = up.unwrap().unwrap();
+            upload.flush().unwrap();
             // One after the other in one buffer, with numbers between them that are none.
             let mut all = Vec::new();
             let mut places = Vec::new();

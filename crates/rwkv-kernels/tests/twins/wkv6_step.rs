@@ -10,7 +10,7 @@ use crate::{
 };
 use proptest::prelude::*;
 use rwkv_kernels::{
-    Format, GpuMatrix, GpuVector, LoraUp, Matrix,
+    Format, GpuVector, LoraUp, Matrix,
     ops::{Decay, Function, Wkv6Operands, Wkv6Step, add_vector, matmul, multiply, norm, wkv6},
 };
 use rwkv_mem::{Cols, Rows};
@@ -99,8 +99,9 @@ fn compare(
         let batch = Tables::of(setup, ragged);
         let mut upload = setup.upload();
         let lora = up.as_ref().map(|up| {
-            let up = GpuMatrix::new(setup.gpu(), "up", up, format, &mut upload).unwrap();
-            let up = LoraUp::pack(setup.gpu(), "up", &[&up]).unwrap().unwrap();
+            let up = std::slice::from_ref(up);
+            let up = LoraUp::upload(setup.gpu(), "up", up, format, &mut upload);
+            let up = up.unwrap().unwrap();
             (Activation::new(setup, tokens, rank, &hidden), up)
         });
         let vectors = [&decay, &u, &weight, &bias].map(Vec::as_slice).concat();

@@ -417,12 +417,8 @@ fn after(
     let slot = width * case.head_size;
     let batch = Tables::of(setup, ragged);
     let mut upload = setup.upload();
-    let matrices: Vec<_> = (0..case.ranks.len())
-        .map(|i| {
-            GpuMatrix::new(setup.gpu(), "up", &case.matrix(i), case.format, &mut upload).unwrap()
-        })
-        .collect();
-    let up = LoraUp::pack(setup.gpu(), "up", &matrices.iter().collect::<Vec<_>>());
+    let matrices: Vec<_> = (0..case.ranks.len()).map(|i| case.matrix(i)).collect();
+    let up = LoraUp::upload(setup.gpu(), "up", &matrices, case.format, &mut upload);
     let up = up.unwrap().unwrap();
     let vectors = case.vectors.concat();
     let vectors = GpuVector::new(setup.gpu(), "vectors", &vectors, &mut upload).unwrap();
@@ -553,18 +549,24 @@ fn unsuited() {
         assert_eq!(Wkv7Step::suits(head_size), suits, "{head_size}");
     }
     let setup = &setups()[0];
-    let matrix = |format: Format, rows: usize| {
-        let bytes = packed(format, &Noise::new(1).values(rows * 32, 1.0));
-        let matrix = Matrix::new(format, Rows(rows), Cols(32), &bytes).unwrap();
-        GpuMatrix::new(setup.gpu(), "up", &matrix, format, &mut setup.upload()).unwrap()
+    let bytes = packed(Format::F32, &Noise::new(1).values(12 * 32, 1.0));
+    let matrix = |rows: usize, cols: usize| {
+        Matrix::new(
+            Format::F32,
+            Rows(rows),
+            Cols(cols),
+            &bytes[..rows * cols * 4],
+        )
+        .unwrap()
     };
-    let (half, float) = (matrix(Format::F16, 8), matrix(Format::F32, 8));
-    let (quantized, longer) = (matrix(Format::Q8_0, 8), matrix(Format::F16, 12));
-    let pack = |matrices: &[&GpuMatrix]| LoraUp::pack(setup.gpu(), "up", matrices);
-    assert!(pack(&[&half, &half]).unwrap().is_some());
-    assert!(pack(&[&half, &float]).unwrap().is_none());
-    assert!(pack(&[&quantized]).unwrap().is_none());
-    assert!(pack(&[]).is_err());
-    assert!(pack(&[&half, &longer]).is_err());
-    assert!(pack(&[&half; 5]).is_err());
+    let pack = |matrices: &[Matrix<'_>], format: Format| {
+        LoraUp::upload(setup.gpu(), "up", matrices, format, &mut setup.upload())
+    };
+    let (some, longer) = (matrix(8, 32), matrix(12, 32));
+    assert!(pack(&[some, some], Format::F16).unwrap().is_some());
+    assert!(pack(&[some, some], Format::F32).unwrap().is_some());
+    assert!(pack(&[some], Format::Q8_0).unwrap().is_none());
+    assert!(pack(&[], Format::F16).is_err());
+    assert!(pack(&[some, longer], Format::F16).is_err());
+    assert!(pack(&[some; 5], Format::F16).is_err());
 }

@@ -4,12 +4,12 @@ use super::{
     choose,
     layout::{Layout, last_uses},
     plans::prompt,
-    resident::{groups, resident_format, vector_groups},
+    resident::{resident_format, vector_groups},
 };
 use crate::{
     BatchShape, Chosen, Domain, Graph, LoadOptions, Model, Node, Op, Result, SparseWeights, Value,
     ValueId, Weight, Weights, WeightsDType,
-    fuse::{Group, Step, fuse, fuse_decode},
+    fuse::{Step, fuse, fuse_decode},
 };
 use rwkv_gpu::Kind;
 use rwkv_kernels::{Format, GpuCsr, Kernels, View, ops::HalfRows};
@@ -222,15 +222,6 @@ pub(super) fn weights(
         let shape = weights.describe(weight)?.1;
         let elements = shape.elements().unwrap_or(0) as u64;
         bytes = bytes.saturating_add(elements.saturating_mul(4));
-    }
-    // The second halves of low-rank pairs lie there once more, if they are of one format.
-    for ups in groups(&steps).filter_map(Group::packed_pairs) {
-        let all = ups.into_iter().map(matrix).collect::<Result<Vec<_>>>()?;
-        let formats: HashSet<Format> = all.iter().map(|(format, _)| *format).collect();
-        if formats.len() == 1 && formats.is_subset(&HashSet::from([Format::F16, Format::F32])) {
-            let again = total(all.iter().map(|(_, bytes)| *bytes));
-            bytes = bytes.saturating_add(again);
-        }
     }
     Ok(bytes)
 }

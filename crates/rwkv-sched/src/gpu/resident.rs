@@ -19,14 +19,14 @@ use std::{
 /// Matrices and vectors by name. What a kernel reads together lies together: vectors one after the other, matrices of
 /// one stack one below the other.
 pub(super) struct ResidentWeights {
-    /// Those of stacks are views of them.
+    /// Those of stacks and pairs are views of them.
     matrices: HashMap<Weight, GpuMatrix>,
     stacks: Vec<WeightStack>,
     /// Matrices whose inputs are mostly zeros, input by input.
     columns: HashMap<Weight, GpuColumns>,
     /// Matrices with few elements that are not zero.
     sparse: HashMap<Weight, GpuCsr>,
-    /// The second halves of low-rank pairs once more, for the kernels that read those of a layer together.
+    /// The second halves of a layer's low-rank pairs, one after the other.
     pairs: HashMap<Vec<Weight>, LoraUp>,
     vectors: HashMap<Vec<Weight>, GpuVector>,
     groups: Vec<Vec<Weight>>,
@@ -79,6 +79,7 @@ impl ResidentWeights {
             },
         };
         let stacks = stacks(steps);
+        let pairs: Vec<Vec<Weight>> = groups(steps).filter_map(Group::packed_pairs).collect();
         let mut ahead = Ahead::new(weights, model.tensors())?;
         let mut done = 0u64;
         for node in model.graph().nodes() {
@@ -95,6 +96,12 @@ impl ResidentWeights {
                         members.clone_from(&stack.members);
                         break;
                     }
+                }
+                let ups = pairs.iter().find(|ups| ups.contains(&weight));
+                if let Some(ups) = ups.filter(|_| members.is_empty())
+                    && loader.pairs(ups)?
+                {
+                    members.clone_from(ups);
                 }
                 if members.is_empty() {
                     loader.single(weight)?;
@@ -116,7 +123,6 @@ impl ResidentWeights {
         }
         loader.vectors()?;
         loader.upload.flush()?;
-        loader.pairs(steps)?;
         Ok(loader.resident)
     }
 
@@ -179,9 +185,8 @@ impl ResidentWeights {
         let stacks: u64 = self.stacks.iter().map(|s| s.matrix.bytes()).sum();
         let columns: u64 = self.columns.values().map(GpuColumns::bytes).sum();
         let sparse: u64 = self.sparse.values().map(GpuCsr::bytes).sum();
-        let pairs: u64 = self.pairs.values().map(LoraUp::bytes).sum();
         let vectors: u64 = self.vectors.values().map(GpuVector::bytes).sum();
-        matrices + stacks + columns + sparse + pairs + vectors
+        matrices + stacks + columns + sparse + vectors
     }
 }
 
@@ -373,7 +378,14 @@ impl Loader<'_> {
             .first()
             .map(|w| self.weights.name(*w))
             .unwrap_or_default();
-        let mut stack = MatrixUpload::new(gpu, &name, shape, format, u64::MAX)?;
+        self.push(
+            members,
+            MatrixUpload::new(gpu, &name, shape, format, u64::MAX)?,
+        )
+    }
+
+    /// All rows of `members`, one below the other, in the memory of `stack`.
+    fn push(&mut self, members: &[Weight], mut stack: MatrixUpload) -> Result<GpuMatrix> {
         for &member in members {
             let (name, upload) = (self.weights.name(member), &mut self.upload);
             for rows in slabs(self.weights, member)? {
@@ -402,25 +414,41 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// Copies what recurrences read together; the matrices are there.
-    fn pairs(&mut self, steps: &[Step]) -> Result<()> {
-        for group in groups(steps) {
-            let Some(ups) = group.packed_pairs() else {
-                continue;
-            };
-            let matrices = ups.iter().map(|up| self.resident.matrix(*up));
-            if let Some(matrices) = matrices.collect::<Option<Vec<_>>>() {
-                let name = ups
-                    .first()
-                    .map(|w| self.weights.name(*w))
-                    .unwrap_or_default();
-                let packed = LoraUp::pack(self.kernels.gpu(), &name, &matrices)?;
-                self.resident
-                    .pairs
-                    .extend(packed.map(|packed| (ups, packed)));
+    /// The second halves `ups` of low-rank pairs one after the other, if kernels can read them like that; says whether.
+    fn pairs(&mut self, ups: &[Weight]) -> Result<bool> {
+        let (mut formats, mut ranks) = (HashSet::new(), Vec::new());
+        let mut channels = 0;
+        for &up in ups {
+            if self.has(up) || self.is_sparse(up)? {
+                return Ok(false);
             }
+            let shape = self.weights.describe(up)?.1;
+            formats.insert(self.format(up)?);
+            ranks.push(shape.cols.0);
+            channels = shape.rows.0;
         }
-        Ok(())
+        let mut formats = formats.into_iter();
+        let (Some(format), None, Some(first)) = (formats.next(), formats.next(), ups.first())
+        else {
+            return Ok(false);
+        };
+        let name = self.weights.name(*first);
+        let made = LoraUp::new(self.kernels.gpu(), &name, format, channels, &ranks)?;
+        let Some(made) = made else {
+            return Ok(false);
+        };
+        let mut matrices = Vec::new();
+        for (index, &up) in ups.iter().enumerate() {
+            let room = made.filling(&self.weights.name(up), index)?;
+            let filled = self.push(&[up], room);
+            if self.widens(&filled) {
+                return Ok(false);
+            }
+            matrices.push((up, filled?));
+        }
+        self.resident.matrices.extend(matrices);
+        self.resident.pairs.insert(ups.to_vec(), made);
+        Ok(true)
     }
 }
 

@@ -76,18 +76,21 @@ impl StepTile {
         let threads = self.threads(head_size)?;
         let row = self.threads_a_row(head_size)?;
         let Self { share, spans, .. } = self;
-        // The threads of a row are of one subgroup, and no subgroup is partly empty.
-        let subgroups = kernels.gpu().capabilities().subgroups;
-        let together = subgroups.is_some_and(|s| {
-            s.min as usize >= row && threads.is_multiple_of(s.max.max(1) as usize)
-        });
-        let lanes = if together { "subgroup" } else { "plain" };
+        let lanes = row_lanes(kernels, row, threads);
         let name = format!("{kernel}/{format}/{head}/{share}/{spans}/{lanes}");
         shaders::find(&match output {
             Some(output) => format!("{name}/{output}"),
             None => name,
         })
     }
+}
+
+/// How `row` threads that share a row meet: as lanes of one subgroup, if no subgroup is partly empty.
+pub(super) fn row_lanes(kernels: &Kernels, row: usize, threads: usize) -> &'static str {
+    let subgroups = kernels.gpu().capabilities().subgroups;
+    let together = subgroups
+        .is_some_and(|s| s.min as usize >= row && threads.is_multiple_of(s.max.max(1) as usize));
+    if together { "subgroup" } else { "plain" }
 }
 
 /// What a head must be for these kernels: whole vec4s, and no larger than 128.
@@ -147,10 +150,26 @@ impl StepKernel<'_> {
         params: &T,
         bindings: &[Binding<'_>],
     ) -> Result<Dispatch> {
+        let shader = self.shader(kernels)?;
+        self.run(kernels, shader, constants, params, bindings)
+    }
+
+    /// The variant of the kernel.
+    pub(super) fn shader(&self, kernels: &Kernels) -> Result<&'static Shader> {
         let format = self.ups.format();
-        let shader =
-            self.tile
-                .shader(kernels, self.kernel, &format, self.head_size, self.output)?;
+        self.tile
+            .shader(kernels, self.kernel, &format, self.head_size, self.output)
+    }
+
+    /// The dispatch of another kernel that binds the same.
+    pub(super) fn run<T: NoUninit>(
+        &self,
+        kernels: &Kernels,
+        shader: &'static Shader,
+        constants: &[(&'static str, f64)],
+        params: &T,
+        bindings: &[Binding<'_>],
+    ) -> Result<Dispatch> {
         let workgroups = self.spans.div_ceil(self.tile.spans) * self.heads * self.parts;
         // A grid in one dimension has no workgroups to spare.
         let exact = workgroups <= kernels.gpu().capabilities().limits.workgroups as usize

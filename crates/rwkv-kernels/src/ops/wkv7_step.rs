@@ -3,16 +3,20 @@
 //! the other. Those are its twin.
 
 use super::{
+    heads::compiled_head,
     lora_ups::LoraUps,
-    step::{StepKernel, StepTile, Ups, check_hidden, head_suits, hidden_quads, one_buffer},
+    step::{
+        StepKernel, StepTile, Ups, check_hidden, head_suits, hidden_quads, one_buffer, row_lanes,
+    },
 };
 use crate::{
     BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View,
     kernels::u32_of,
+    shaders,
     tuning::{Problem, Tunable},
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Buffer, Dispatch};
+use rwkv_gpu::{Binding, Buffer, Dispatch, Shader};
 
 /// A step of the time mix on the GPU; activations are tokens × channels unless said otherwise. `y` and the states must not
 /// share a buffer with anything else here.
@@ -105,9 +109,17 @@ const FEW_SPANS: usize = 4;
 /// Workgroups that leave most of its cores idle.
 const FEWER: usize = 48;
 
-/// Workgroups from which on it is worth more that a core has room for several than that each is done early: 128 spans of 64
-/// heads took 136 µs and take 117, 8 spans would take 14.1 instead of 12.2 (H200, 2026-11).
+/// Workgroups from which on it is worth more that a core has room for several than that each is done early.
 const MANY: usize = 1024;
+
+/// The kernel for many spans (`wgsl/wkv7_spans.wgsl`).
+fn spans_shader(kernels: &Kernels, head_size: usize) -> Result<&'static Shader> {
+    let head = compiled_head("wkv7 step", head_size)?;
+    // As in the WGSL.
+    let row = (head / 16).max(4);
+    let lanes = row_lanes(kernels, row, head / 4 * row);
+    shaders::find(&format!("wkv7_spans/{head}/4/{lanes}"))
+}
 
 impl StepTile {
     /// The tile for `spans` spans of `heads` heads.
@@ -198,6 +210,10 @@ impl Kernels {
             up: op.up,
             hidden: op.hidden,
         })?;
+        let params = Params {
+            ups_block: place.block()?,
+            ..bound.params
+        };
         let kernel = StepKernel {
             kernel: "wkv7_step",
             tile: StepTile::new(4, 1),
@@ -208,13 +224,12 @@ impl Kernels {
             ups: Ups::Ready(place.buffer()),
             output: None,
         };
-        let params = Params {
-            ups_block: place.block()?,
-            ..bound.params
+        let shader = if crowded {
+            spans_shader(self, op.head_size)?
+        } else {
+            kernel.shader(self)?
         };
-        let mut constants = bound.constants;
-        constants.push(("READS_AGAIN", f64::from(u8::from(crowded))));
-        let step = kernel.dispatch(self, &constants, &params, &bound.bindings)?;
+        let step = kernel.run(self, shader, &bound.constants, &params, &bound.bindings)?;
         Ok(vec![ups, step])
     }
 

@@ -8,8 +8,14 @@
 #import step/$LANES
 
 const HEAD: u32 = $HEAD;
+#ifdef ROWS_4
+// A thread has parts of four rows.
+const SHARE: u32 = max(HEAD / 16u, 4u);
+const THREADS: u32 = HEAD / 4u * SHARE;
+#else
 const THREADS: u32 = min(HEAD, 64u) * $SHARE;
 const SHARE: u32 = THREADS / HEAD;
+#endif
 // Vec4s of a row that a thread has.
 const QUADS: u32 = HEAD / 4u / SHARE;
 

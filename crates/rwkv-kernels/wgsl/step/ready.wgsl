@@ -2,6 +2,17 @@
 // step/lora.
 @group(1) @binding(0) var<storage, read> ups: array<f32>;
 
+// Of one token, each pair's.
+fn up_of(token: u32, channel: u32) -> vec4<f32> {
+    let at = token * STRIDE + channel;
+    var all = vec4(ups[at], ups[at + params.ups_block], ups[at + 2u * params.ups_block], 0.0);
+    if HAS_FIRST {
+        all.w = ups[at + 3u * params.ups_block];
+    }
+    return all;
+}
+
+#ifndef ROWS_4
 const SPANS: u32 = $SPANS;
 
 alias Ahead = u32;
@@ -25,11 +36,8 @@ fn up_projections(
     var token_of = tokens;
     var all: array<vec4<f32>, SPANS>;
     for (var n = 0u; n < SPANS; n++) {
-        let at = token_of[n] * STRIDE + channel;
-        all[n] = vec4(ups[at], ups[at + params.ups_block], ups[at + 2u * params.ups_block], 0.0);
-        if HAS_FIRST {
-            all[n].w = ups[at + 3u * params.ups_block];
-        }
+        all[n] = up_of(token_of[n], channel);
     }
     return all;
 }
+#endif

@@ -5,16 +5,15 @@
 
 mod support;
 
-use rwkv_gpu::{Gpu, Kind, OpenOptions};
+use rwkv_gpu::{Gpu, Kind};
 use rwkv_kernels::Kernels;
 use rwkv_sched::{
-    Batch, Decoding, Error, Executor, GpuExecutor, LoadOptions, Model, Quantization, Shortfall,
-    SlotId, TokenId, Version, Wanted,
-    sampling::{Sampler, SamplerParams},
+    Batch, Error, Executor, GpuExecutor, LoadOptions, Model, Quantization, Shortfall, SlotId,
+    Version, Wanted,
 };
-use std::ops::ControlFlow;
 use support::{
-    feed, gpus, open,
+    decoding::{decoded_alone, seeded},
+    feed, gpus, own_gpu,
     random_model::{Dimensions, Packing, Random},
     relative_error, run, span,
 };
@@ -29,15 +28,6 @@ fn dimensions(version: Version) -> Dimensions {
         vocab: 300,
         ranks: [16, 16, 16, 32],
     }
-}
-
-/// Opened for one test. Without atomic sums, whose order differs from run to run.
-fn gpu() -> Gpu {
-    let hidden = "float-atomics".parse().unwrap();
-    open(&OpenOptions {
-        hidden,
-        ..OpenOptions::default()
-    })
 }
 
 fn load(model: &Model, gpu: &Gpu, options: &LoadOptions) -> rwkv_sched::Result<GpuExecutor> {
@@ -84,7 +74,7 @@ fn logits(executor: &mut dyn Executor) -> Vec<f32> {
 fn every_allocation_may_fail() {
     for version in [Version::V7, Version::V6, Version::V4] {
         let model = dimensions(version).model(Packing::Mixed, 3);
-        let gpu = gpu();
+        let gpu = own_gpu();
         let mut wanted = load(&model, &gpu, &unchecked()).unwrap();
         let want = logits(&mut wanted);
         drop(wanted);
@@ -165,7 +155,7 @@ fn what_is_said_to_fit_fits() {
                 slots,
                 ..LoadOptions::default()
             };
-            let gpu = gpu();
+            let gpu = own_gpu();
             gpu.set_memory_limit(Some(0));
             let short = shortfall(&model, &gpu, &options);
             let needed = short.needed();
@@ -216,7 +206,7 @@ fn offers_fit() {
         ..dimensions(Version::V7)
     };
     let model = dimensions.model(Packing::F16, 3);
-    let gpu = gpu();
+    let gpu = own_gpu();
     gpu.set_memory_limit(Some(1));
     let options = LoadOptions {
         slots: 8,
@@ -257,7 +247,7 @@ fn offers_fit() {
 #[test]
 fn flat() {
     let model = dimensions(Version::V7).model(Packing::F16, 3);
-    let gpu = gpu();
+    let gpu = own_gpu();
     let settle = || {
         gpu.finish().unwrap();
         let report = gpu.device().generate_allocator_report();
@@ -267,7 +257,7 @@ fn flat() {
     for round in 0..50 {
         let mut executor = load(&model, &gpu, &LoadOptions::default()).unwrap();
         logits(&mut executor);
-        decode(&mut executor, 3);
+        decoded_alone(&mut executor, seeded(7), 3, None);
         drop(executor);
         assert_eq!(gpu.memory().in_use, 0, "round {round}");
         let now = settle();
@@ -280,38 +270,17 @@ fn flat() {
     }
 }
 
-fn decode(executor: &mut dyn Executor, steps: usize) -> Vec<TokenId> {
-    let mut sequences = [Decoding {
-        slot: SlotId(0),
-        token: 5,
-        sampler: Sampler::new(SamplerParams {
-            seed: 7,
-            ..SamplerParams::default()
-        })
-        .unwrap(),
-    }];
-    let mut all = Vec::new();
-    let take = &mut |tokens: &[TokenId]| {
-        all.extend_from_slice(tokens);
-        ControlFlow::Continue(())
-    };
-    executor
-        .decode(&mut sequences, steps, &|_| true, take)
-        .unwrap();
-    all
-}
-
 /// Where there is no memory for running ahead of the caller, the host samples, and gets the same.
 #[test]
 fn decoding_needs_no_more() {
     let model = dimensions(Version::V7).model(Packing::F16, 3);
-    let gpu = gpu();
+    let gpu = own_gpu();
     let mut decoded = [false, true].map(|limited| {
         let mut executor = load(&model, &gpu, &LoadOptions::default()).unwrap();
         logits(&mut executor);
         let before = gpu.memory().in_use;
         gpu.set_memory_limit(limited.then_some(before));
-        let tokens = decode(&mut executor, 20);
+        let tokens = decoded_alone(&mut executor, seeded(7), 20, None);
         // Without a limit, copies and the sampler's buffers came.
         assert_eq!(gpu.memory().in_use > before, !limited);
         gpu.set_memory_limit(None);
@@ -325,7 +294,7 @@ fn decoding_needs_no_more() {
 #[test]
 fn prompts_that_do_not_fit() {
     let model = dimensions(Version::V7).model(Packing::F16, 3);
-    let gpu = gpu();
+    let gpu = own_gpu();
     let mut executor = load(&model, &gpu, &LoadOptions::default()).unwrap();
     let want = logits(&mut executor);
     let state = executor.state(SlotId(0)).unwrap();
@@ -343,7 +312,7 @@ fn prompts_that_do_not_fit() {
 #[test]
 fn a_lost_device() {
     let model = dimensions(Version::V7).model(Packing::F16, 3);
-    let lost_gpu = gpu();
+    let lost_gpu = own_gpu();
     let mut executor = load(&model, &lost_gpu, &LoadOptions::default()).unwrap();
     let want = logits(&mut executor);
     lost_gpu.lose();
@@ -364,7 +333,7 @@ fn a_lost_device() {
     drop(executor);
     assert_eq!(lost_gpu.memory().in_use, 0);
     drop(lost_gpu);
-    let mut again = load(&model, &gpu(), &LoadOptions::default()).unwrap();
+    let mut again = load(&model, &own_gpu(), &LoadOptions::default()).unwrap();
     assert!(relative_error(&logits(&mut again), &want) < 1e-6);
     // Those of other tests are other devices.
     assert!(gpus()[0].gpu.check().is_ok());

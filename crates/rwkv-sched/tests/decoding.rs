@@ -10,14 +10,14 @@
 mod support;
 
 use rwkv_sched::{
-    Batch, Decoding, Executor, SlotId, State, Version, Wanted,
+    Decoding, SlotId, Version,
     sampling::{Sampler, SamplerParams},
 };
-use std::ops::ControlFlow;
 use support::{
+    decoding::{by_hand, decoded},
     everywhere,
     random_model::{Dimensions, Packing, Random},
-    span,
+    reset, states,
 };
 
 const SLOTS: [u32; 2] = [2, 0];
@@ -42,48 +42,6 @@ fn sequences(vocab: usize, random: &mut Random) -> Vec<Decoding> {
         }
     };
     SLOTS.into_iter().map(decoding).collect()
-}
-
-/// Tokens whose repetition counts.
-fn counted(token: u32) -> bool {
-    !token.is_multiple_of(3)
-}
-
-/// Step by step, the sampler on the host: the tokens of each step, and the states in the end.
-fn by_hand(
-    executor: &mut dyn Executor,
-    mut all: Vec<Decoding>,
-    steps: usize,
-) -> (Vec<Vec<u32>>, Vec<State>) {
-    let mut tokens = Vec::new();
-    for _ in 0..steps {
-        let spans = all.iter().map(|s| span(s.slot.0, &[s.token], Wanted::Last));
-        let logits = executor
-            .run(&Batch {
-                spans: spans.collect(),
-            })
-            .unwrap();
-        for (sequence, row) in all.iter_mut().zip(logits.rows()) {
-            sequence.token = sequence.sampler.sample(row).unwrap();
-            sequence
-                .sampler
-                .accept(sequence.token, counted(sequence.token));
-        }
-        tokens.push(all.iter().map(|s| s.token).collect());
-    }
-    (tokens, states(executor))
-}
-
-fn states(executor: &mut dyn Executor) -> Vec<State> {
-    SLOTS
-        .map(|slot| executor.state(SlotId(slot)).unwrap())
-        .to_vec()
-}
-
-fn reset(executor: &mut dyn Executor) {
-    for slot in SLOTS {
-        executor.reset(SlotId(slot)).unwrap();
-    }
 }
 
 fn check(version: Version, seed: u64) {
@@ -113,16 +71,8 @@ fn check(version: Version, seed: u64) {
             reset(executor);
             let (want, want_states) = by_hand(executor, start.clone(), stop);
             reset(executor);
-            let (mut got, mut all) = (Vec::new(), start);
-            let take = &mut |tokens: &[u32]| {
-                got.push(tokens.to_vec());
-                if got.len() == stop {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            };
-            executor.decode(&mut all, steps, &counted, take).unwrap();
+            let mut all = start;
+            let got = decoded(executor, &mut all, (steps, stop)).unwrap();
             let what = format!("{version}, {name}, {stop} of {steps}");
             assert_eq!(got, want, "{what}");
             assert!(states(executor) == want_states, "{what}: other states");

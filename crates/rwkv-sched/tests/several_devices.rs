@@ -11,48 +11,28 @@
 mod support;
 
 use proptest::{prelude::*, test_runner::TestRunner};
-use rwkv_gpu::{Gpu, OpenOptions};
 use rwkv_sched::{
     Batch, Decoding, Device, Error, Executor, LoadOptions, Model, Placement, ReplicatedExecutor,
-    Share, Simd, SlotId, SplitExecutor, State, TokenId, Version, Wanted, WeightsDType, load,
-    load_shared,
+    Share, Simd, SlotId, SplitExecutor, State, Version, Wanted, WeightsDType, load, load_shared,
     sampling::{Sampler, SamplerParams},
 };
-use std::{ops::ControlFlow, sync::OnceLock};
+use std::sync::OnceLock;
 use support::{
-    cpu, dimensions, open, proptest_config,
+    cpu,
+    decoding::{by_hand, decoded},
+    dimensions, own_gpu, proptest_config,
     random_model::{Dimensions, Packing, Random},
-    relative_error, run, span, states, states_error,
+    relative_error, reset, run,
+    small::{VOCAB, small},
+    span, states, states_error,
 };
 
-const LAYERS: usize = 4;
 const SLOTS: usize = 6;
-const VOCAB: usize = 61;
-
-fn small(version: Version) -> Dimensions {
-    Dimensions {
-        version,
-        layers: LAYERS,
-        heads: 2,
-        head_size: 16,
-        ffn: 52,
-        vocab: VOCAB,
-        ranks: [5, 6, 7, 8],
-    }
-}
 
 /// The same adapter, opened twice: two devices.
 fn two() -> &'static [Device; 2] {
     static TWO: OnceLock<[Device; 2]> = OnceLock::new();
     TWO.get_or_init(|| [own_gpu(), own_gpu()].map(Device::Gpu))
-}
-
-/// An adapter of its own for a test: memory is counted for everything on it.
-fn own_gpu() -> Gpu {
-    open(&OpenOptions {
-        hidden: "float-atomics".parse().unwrap(),
-        ..OpenOptions::default()
-    })
 }
 
 fn options(slots: usize, micro_batches: Option<usize>) -> LoadOptions {
@@ -116,56 +96,6 @@ fn sequences(random: &mut Random, slots: &[u32]) -> Vec<Decoding> {
         }
     };
     slots.iter().map(decoding).collect()
-}
-
-/// Tokens whose repetition counts.
-fn counted(token: u32) -> bool {
-    !token.is_multiple_of(3)
-}
-
-/// Step by step, the sampler on the host: the tokens of each step, and the states in the end.
-fn by_hand(
-    executor: &mut dyn Executor,
-    mut all: Vec<Decoding>,
-    steps: usize,
-) -> (Vec<Vec<TokenId>>, Vec<State>) {
-    let mut tokens = Vec::new();
-    for _ in 0..steps {
-        let spans = all.iter().map(|s| span(s.slot.0, &[s.token], Wanted::Last));
-        let spans = spans.collect();
-        let logits = executor.run(&Batch { spans }).unwrap();
-        for (sequence, row) in all.iter_mut().zip(logits.rows()) {
-            let token = sequence.sampler.sample(row).unwrap();
-            sequence.sampler.accept(token, counted(token));
-            sequence.token = token;
-        }
-        tokens.push(all.iter().map(|s| s.token).collect());
-    }
-    (tokens, states(executor))
-}
-
-fn reset(executor: &mut dyn Executor) {
-    for slot in 0..executor.slots() as u32 {
-        executor.reset(SlotId(slot)).unwrap();
-    }
-}
-
-/// Decodes until so many steps were told, of more that were asked for.
-fn decoded(
-    executor: &mut dyn Executor,
-    all: &mut [Decoding],
-    (steps, stop): (usize, usize),
-) -> rwkv_sched::Result<Vec<Vec<TokenId>>> {
-    let mut got = Vec::new();
-    executor.decode(all, steps, &counted, &mut |tokens| {
-        got.push(tokens.to_vec());
-        if got.len() == stop {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    })?;
-    Ok(got)
 }
 
 /// However many groups go round and wherever the caller stops: the tokens and the states of one device, bit for bit.

@@ -4,15 +4,15 @@
 mod support;
 
 use proptest::prelude::*;
-use rwkv_gpu::{Gpu, OpenOptions};
+use rwkv_gpu::Gpu;
 use rwkv_sched::{
-    Batch, Decoding, Executor, GpuExecutor, LoadOptions, Model, SlotId, State, TokenId, Version,
-    Wanted,
-    sampling::{Sampler, SamplerParams},
+    Batch, Executor, GpuExecutor, LoadOptions, Model, SlotId, State, Version, Wanted,
 };
-use std::{collections::HashMap, ops::ControlFlow};
+use std::collections::HashMap;
 use support::{
-    GRAPHS, feed, gpus, open, proptest_config,
+    GRAPHS,
+    decoding::{decoded_alone, seeded},
+    feed, gpus, own_gpu, proptest_config,
     random_model::{Dimensions, Packing, Random},
     relative_error, run, span, states,
 };
@@ -132,32 +132,6 @@ fn a_long_prompt_at_once() {
     }
 }
 
-fn decode(executor: &mut GpuExecutor, steps: usize) -> Vec<TokenId> {
-    let mut sequences = [Decoding {
-        slot: SlotId(0),
-        token: 5,
-        sampler: Sampler::new(SamplerParams {
-            seed: 7,
-            ..SamplerParams::default()
-        })
-        .unwrap(),
-    }];
-    let mut all = Vec::new();
-    let take = &mut |tokens: &[TokenId]| {
-        all.extend_from_slice(tokens);
-        // The caller stops while more steps are on their way.
-        if all.len() == steps {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
-    executor
-        .decode(&mut sequences, steps + 20, &|_| true, take)
-        .unwrap();
-    all
-}
-
 /// Chunks of a prompt on their way, a decoding that runs ahead and other batches take turns.
 #[test]
 fn work_on_its_way_is_not_overwritten() {
@@ -179,11 +153,12 @@ fn work_on_its_way_is_not_overwritten() {
                 executor.poison().unwrap();
             }
         }
-        let tokens = decode(executor, 12);
+        // The caller stops while more steps are on their way.
+        let tokens = decoded_alone(executor, seeded(7), 32, Some(12));
         if others {
             executor.poison().unwrap();
         }
-        let more = decode(executor, 5);
+        let more = decoded_alone(executor, seeded(7), 25, Some(5));
         (tokens, more, executor.state(SlotId(0)).unwrap())
     };
     let want = turn(&mut load(&model, gpu, false), false);
@@ -191,14 +166,6 @@ fn work_on_its_way_is_not_overwritten() {
     for _ in 0..3 {
         assert!(turn(&mut executor, true) == want);
     }
-}
-
-/// Opened for one test: bytes in use are those of everything on an opened GPU.
-fn own_gpu() -> Gpu {
-    open(&OpenOptions {
-        hidden: "float-atomics".parse().unwrap(),
-        ..OpenOptions::default()
-    })
 }
 
 /// However many shapes come in whatever order, memory is little more than with the largest alone, and stays so.

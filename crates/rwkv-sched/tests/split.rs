@@ -11,34 +11,24 @@
 mod support;
 
 use proptest::{prelude::*, test_runner::TestRunner};
-use rwkv_gpu::{Gpu, OpenOptions, Timing};
+use rwkv_gpu::Timing;
 use rwkv_sched::{
-    Adapter, Batch, BlockWeight as B, Decoding, Device, Error, Executor, GpuExecutor, LoadOptions,
-    LowRank, Model, Placement, Quantization, Simd, SlotId, SplitExecutor, State, TokenId, Version,
-    Wanted, Weight, WeightsDType, load_placed,
-    sampling::{Sampler, SamplerParams},
+    Adapter, Batch, BlockWeight as B, Device, Error, Executor, GpuExecutor, LoadOptions, LowRank,
+    Model, Placement, Quantization, Simd, SlotId, SplitExecutor, State, Version, Wanted, Weight,
+    WeightsDType, load_placed,
 };
-use std::{ops::ControlFlow, sync::Arc};
+use std::sync::Arc;
 use support::{
-    cpu, dimensions, feed, gpus, on_gpu, open, proptest_config,
+    cpu,
+    decoding::{decoded_alone, greedy},
+    dimensions, feed, gpus, on_gpu, own_gpu, proptest_config,
     random_model::{Dimensions, Packing, Random},
-    relative_error, run, span, split, states, states_error,
+    relative_error, run,
+    small::{LAYERS, small},
+    span, split, states, states_error,
 };
 
-const LAYERS: usize = 4;
 const SLOTS: usize = 6;
-
-fn small(version: Version) -> Dimensions {
-    Dimensions {
-        version,
-        layers: LAYERS,
-        heads: 2,
-        head_size: 16,
-        ffn: 52,
-        vocab: 61,
-        ranks: [5, 6, 7, 8],
-    }
-}
 
 fn gpu(number: usize) -> Device {
     Device::Gpu(gpus()[number].gpu.clone())
@@ -304,35 +294,6 @@ fn sums() {
     }
 }
 
-/// An adapter of its own for a test: memory is counted for everything on it.
-fn own_gpu() -> Gpu {
-    open(&OpenOptions {
-        hidden: "float-atomics".parse().unwrap(),
-        ..OpenOptions::default()
-    })
-}
-
-fn decode(executor: &mut dyn Executor, steps: usize) -> Vec<TokenId> {
-    let params = SamplerParams {
-        temperature: 0.0,
-        ..SamplerParams::default()
-    };
-    let mut sequences = [Decoding {
-        slot: SlotId(0),
-        token: 5,
-        sampler: Sampler::new(params).unwrap(),
-    }];
-    let mut all = Vec::new();
-    let take = &mut |tokens: &[TokenId]| {
-        all.extend_from_slice(tokens);
-        ControlFlow::Continue(())
-    };
-    executor
-        .decode(&mut sequences, steps, &|_| true, take)
-        .unwrap();
-    all
-}
-
 /// A model that a GPU has too little memory for runs with as many layers there as it is said would fit, and makes the same
 /// tokens; one more does not fit.
 #[test]
@@ -356,7 +317,7 @@ fn more_than_fits() {
             let placement = Placement::first_on_gpu(12, layers, gpu.clone()).unwrap();
             load_placed(&model, &placement, &options, &mut |_| {})
         };
-        let want = decode(&mut cpu(&model, 1), 40);
+        let want = decoded_alone(&mut cpu(&model, 1), greedy(), 40, None);
         gpu.set_memory_limit(Some(1));
         let short = shortfall(placed(12));
         let (all, weights) = (short.needed(), short.weights);
@@ -379,7 +340,7 @@ fn more_than_fits() {
             }
             assert_eq!(gpu.counts().buffers, buffers, "no buffer was made");
             let mut executor = placed(fit).unwrap();
-            let tokens = decode(executor.as_mut(), 40);
+            let tokens = decoded_alone(executor.as_mut(), greedy(), 40, None);
             assert_eq!(tokens, want, "{version}, {fit} layers");
             let long = Random::new(1).tokens(600, 300);
             let chunk = executor.chunk();

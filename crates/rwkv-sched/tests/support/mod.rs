@@ -8,7 +8,9 @@
 )]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod decoding;
 pub(crate) mod random_model;
+pub(crate) mod small;
 
 use proptest::prelude::*;
 use random_model::Dimensions;
@@ -66,6 +68,15 @@ pub(crate) fn open(options: &OpenOptions) -> Gpu {
                 "this test needs a Vulkan, Metal, DX12 or GL adapter; scripts/test installs a software one where it can"
             )
         })
+}
+
+/// An adapter of its own for a test: bytes in use are those of everything on an opened GPU. Without atomic sums, whose order
+/// differs from run to run.
+pub(crate) fn own_gpu() -> Gpu {
+    open(&OpenOptions {
+        hidden: "float-atomics".parse().unwrap(),
+        ..OpenOptions::default()
+    })
 }
 
 /// The oracle.
@@ -171,6 +182,13 @@ pub(crate) fn feed(
         .chunks(chunk)
         .flat_map(|part| run(executor, &Batch::single(SlotId(slot), part, Wanted::All)))
         .collect()
+}
+
+/// Resets every slot.
+pub(crate) fn reset(executor: &mut dyn Executor) {
+    for slot in 0..executor.slots() as u32 {
+        executor.reset(SlotId(slot)).unwrap();
+    }
 }
 
 pub(crate) fn states(executor: &mut dyn Executor) -> Vec<State> {

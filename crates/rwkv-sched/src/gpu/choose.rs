@@ -48,9 +48,17 @@ pub(super) fn steps(context: &Context<'_>, shape: BatchShape) -> Chosen {
         chosen: Chosen::default(),
         buffers: HashMap::new(),
     };
+    let lasting = if single {
+        HashSet::new()
+    } else {
+        lasting(context)
+    };
     for step in context.decode_steps {
         match step {
-            Step::Group(group) if choice.suits(group) => choice.take(step.clone()),
+            Step::Group(group) if choice.suits(group) => match choice.without(group, &lasting) {
+                Some(halves) => halves.into_iter().for_each(|s| choice.take(s)),
+                None => choice.take(step.clone()),
+            },
             Step::Group(group) if single && matches!(group.kernel, Kernel::Project) => {
                 if shape.tokens <= STEP_SPANS {
                     choice.keep_together(&read_together(context, group));
@@ -144,6 +152,30 @@ fn projected(context: &Context<'_>, shape: BatchShape) -> HashSet<Weight> {
         .collect()
 }
 
+/// The matrices of projections whose results other layers read too. A buffer is in use until all that lies in it has been
+/// read, so that in a prompt one of them would keep all results of its projection.
+fn lasting(context: &Context<'_>) -> HashSet<Weight> {
+    let steps = context.decode_steps;
+    let mut last_use = HashMap::new();
+    for (index, step) in steps.iter().enumerate() {
+        let inputs = step.inputs(context.model.graph());
+        last_use.extend(inputs.into_iter().map(|id| (id, index)));
+    }
+    let norm =
+        |step: &Step| matches!(step, Step::Group(group) if matches!(group.kernel, Kernel::NormShift));
+    let mut found = HashSet::new();
+    for (index, step) in steps.iter().enumerate() {
+        let after = steps.iter().skip(index).position(norm);
+        if let (Step::Group(group), Some(after)) = (step, after)
+            && matches!(group.kernel, Kernel::Project)
+        {
+            let far = |y: &ValueId| last_use.get(y).is_some_and(|last| *last > index + after);
+            found.extend(group.products().filter(|p| far(&p.y)).map(|p| p.weight));
+        }
+    }
+    found
+}
+
 /// The results of a projection that a kernel after it binds together.
 fn read_together(context: &Context<'_>, group: &Group) -> Vec<ValueId> {
     let binds = |group: &&Group| {
@@ -207,6 +239,26 @@ impl Choice<'_> {
                 half.parts.into_iter().for_each(|s| self.take(s));
             }
         }
+    }
+
+    /// The steps of a projection of which the products with `lasting` matrices are made alone, if it has some and there is a
+    /// kernel for them.
+    fn without(&self, group: &Group, lasting: &HashSet<Weight>) -> Option<Vec<Step>> {
+        let lasts = |weight: &Weight| lasting.contains(weight);
+        let [others, alone] = group.products_apart(|weight| !lasts(&weight));
+        let (kernels, weights) = (self.context.kernels, &self.context.weights);
+        let rounds = |weight: Weight| {
+            let matrix = weights.matrix(weight);
+            matrix.is_some_and(|matrix| kernels.linear_rounds(matrix, self.tokens))
+        };
+        let suits = !alone.parts.is_empty()
+            && self.rounded(group)
+            && others.parts.len() > 1
+            && alone.products().all(|p| rounds(p.weight));
+        suits.then(|| {
+            let others = Step::Group(Box::new(others));
+            std::iter::once(others).chain(alone.parts).collect()
+        })
     }
 
     /// `values` are made by the steps that follow, in one buffer: as if one step had made them.

@@ -227,49 +227,57 @@ fn of_each_version() {
     );
 }
 
-/// Kernels of the second of three layers of a model on an adapter with cooperative matrices, which this one need not have:
-/// they are only bound.
-fn with_matrices(version: Version, packing: Packing, tokens: usize, spans: usize) -> Vec<String> {
-    let kernels = |layers| {
-        let model = Dimensions {
-            layers,
-            heads: 4,
-            head_size: 32,
-            ffn: 256,
-            ..dimensions(version)
-        }
-        .model(packing, 3);
-        let gpu = &gpus()[0].gpu;
-        let executor = on_gpu(&model, 1, gpu, packing.weights_dtype());
-        let pretending = gpu.pretending(Capabilities {
-            subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
-            f16: true,
-            cooperative_matrices: vec![CooperativeMatrix {
-                m: 16,
-                n: 16,
-                k: 16,
-            }],
-            limits: Limits {
-                workgroup_bytes: 48 << 10,
-                workgroup_invocations: 1024,
-                ..gpu.capabilities().limits
-            },
-            ..gpu.capabilities().clone()
-        });
-        let (names, bytes) = executor.kernels_on(&pretending, tokens, spans).unwrap();
-        if spans < tokens {
-            let shared = DeviceMemory::activations_of(&model, 0, true);
-            let estimated = DeviceMemory::activations_of(&model, tokens, true) - shared;
-            let ratio = bytes as f64 / estimated as f64;
-            assert!((0.7..1.3).contains(&ratio), "{version}: {ratio}");
-        }
-        let first = |name: &&str| name.split('/').next().unwrap_or_default().to_owned();
-        // Sums of parts depend on sizes.
-        let sums = ["matmul_sum", "segment_sum"];
-        let all = names.iter().map(first);
-        let all = all.filter(|name| !sums.contains(&name.as_str()));
-        all.collect::<Vec<_>>()
-    };
+/// Kernels of a model of some layers on an adapter with cooperative matrices, which this one need not have: they are only
+/// bound.
+fn with_matrices(
+    version: Version,
+    packing: Packing,
+    layers: usize,
+    (tokens, spans): (usize, usize),
+) -> Vec<String> {
+    let model = Dimensions {
+        layers,
+        heads: 4,
+        head_size: 32,
+        ffn: 256,
+        ..dimensions(version)
+    }
+    .model(packing, 3);
+    let gpu = &gpus()[0].gpu;
+    let executor = on_gpu(&model, 1, gpu, packing.weights_dtype());
+    let pretending = gpu.pretending(Capabilities {
+        subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
+        f16: true,
+        cooperative_matrices: vec![CooperativeMatrix {
+            m: 16,
+            n: 16,
+            k: 16,
+        }],
+        limits: Limits {
+            workgroup_bytes: 48 << 10,
+            workgroup_invocations: 1024,
+            ..gpu.capabilities().limits
+        },
+        ..gpu.capabilities().clone()
+    });
+    let (names, bytes) = executor.kernels_on(&pretending, tokens, spans).unwrap();
+    if spans < tokens {
+        let shared = DeviceMemory::activations_of(&model, 0, true);
+        let estimated = DeviceMemory::activations_of(&model, tokens, true) - shared;
+        let ratio = bytes as f64 / estimated as f64;
+        assert!((0.7..1.3).contains(&ratio), "{version}: {ratio}");
+    }
+    let first = |name: &&str| name.split('/').next().unwrap_or_default().to_owned();
+    // Sums of parts depend on sizes.
+    let sums = ["matmul_sum", "segment_sum"];
+    let all = names.iter().map(first);
+    let all = all.filter(|name| !sums.contains(&name.as_str()));
+    all.collect::<Vec<_>>()
+}
+
+/// Those of the second of three layers.
+fn of_a_layer(version: Version, packing: Packing, batch: (usize, usize)) -> Vec<String> {
+    let kernels = |layers| with_matrices(version, packing, layers, batch);
     let (two, three) = (kernels(2), kernels(3));
     // Select, where not all rows are wanted, norm, and the head with its input rounded, or not for few.
     let norm = two.iter().rposition(|name| name == "norm").unwrap();
@@ -283,7 +291,7 @@ fn with_matrices(version: Version, packing: Packing, tokens: usize, spans: usize
 #[test]
 fn rounded_once() {
     let check = |version: Version, (tokens, spans): (usize, usize), want: &str| {
-        let got = with_matrices(version, Packing::F16, tokens, spans).join(" ");
+        let got = of_a_layer(version, Packing::F16, (tokens, spans)).join(" ");
         let want = want.replace('W', "matmul_coop").replace('H', "half_rows");
         assert_eq!(got, want, "{version}, {tokens} tokens in {spans} spans");
     };
@@ -319,4 +327,18 @@ fn rounded_once() {
         prompt,
         "norm_shift_halves W H W H W H W H W map keys7 wkv7 gated_heads_halves W norm_shift_halves W H W",
     );
+}
+
+/// The first layer's value, which all layers read, is not made in the buffer of its projection, of a prompt.
+#[test]
+fn what_other_layers_read_is_made_alone() {
+    for (batch, alone) in [((600, 2), 1), ((32, 32), 0)] {
+        let products = |layers| {
+            let names = with_matrices(Version::V7, Packing::F16, layers, batch);
+            names.iter().filter(|name| *name == "matmul_coop").count()
+        };
+        let [one, two, three] = [1, 2, 3].map(products);
+        // There are others from two layers on.
+        assert_eq!(two - one, three - two + alone, "{batch:?}");
+    }
 }

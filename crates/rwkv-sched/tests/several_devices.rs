@@ -259,12 +259,14 @@ fn failing_devices() {
         all.push(Box::new(replicated(&model, &single, &whole)));
         let mut random = Random::new(7);
         let small_batch = batch(&mut Random::new(8), SLOTS, VOCAB, 1);
-        let spans = (0..4).map(|slot| span(slot, &random.tokens(300, VOCAB), Wanted::Last));
-        let large = Batch {
-            spans: spans.collect(),
-        };
         for executor in &mut all {
             let executor = executor.as_mut();
+            // More than what there is room for from the start.
+            let length = executor.chunk() + 44;
+            let spans = (0..4).map(|slot| span(slot, &random.tokens(length, VOCAB), Wanted::Last));
+            let large = Batch {
+                spans: spans.collect(),
+            };
             run(executor, &small_batch);
             gpus[failing].set_memory_limit(Some(gpus[failing].memory().in_use));
             let error = executor.run(&large).unwrap_err().to_string();

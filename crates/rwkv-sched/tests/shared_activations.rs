@@ -233,10 +233,13 @@ fn the_largest_plan_goes() {
         run(executor, &batch(&(vec![tokens], Wanted::Last), &mut random));
         gpu.memory().in_use
     };
-    let before = [300, 1, 40].map(|tokens| step(&mut executor, tokens))[2];
+    // More than what is usual: a chunk.
+    let chunk = executor.chunk();
+    let large = chunk + chunk / 6;
+    let before = [large, 1, 40].map(|tokens| step(&mut executor, tokens))[2];
     // Those of few tokens take some of its buffers.
-    let during = [3000, 1, 40].map(|tokens| step(&mut executor, tokens))[2];
+    let during = [10 * large, 1, 40].map(|tokens| step(&mut executor, tokens))[2];
     assert!(during - before > 4 << 20, "{before}, {during}");
-    let after = step(&mut executor, 300);
+    let after = step(&mut executor, large);
     assert!(after <= before + before / 20, "{before}, {during}, {after}");
 }

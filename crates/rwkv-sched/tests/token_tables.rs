@@ -182,7 +182,8 @@ fn tables_leave_where_there_is_no_room() {
             let peak = gpu.memory().peak;
             assert!(peak <= limit, "{version}: {peak} of {limit}");
             let want = want.get_or_insert_with(|| logits.clone());
-            assert!(relative_error(&logits, want) < 1e-6, "{version}");
+            let error = relative_error(&logits, want);
+            assert!(error < 1e-6, "{version}: {error:.1e}");
         };
         at(device.needed(), Some(0));
         let first = if version == Version::V7a {

@@ -161,8 +161,7 @@ fn lasting(context: &Context<'_>) -> HashSet<Weight> {
         let inputs = step.inputs(context.model.graph());
         last_use.extend(inputs.into_iter().map(|id| (id, index)));
     }
-    let norm =
-        |step: &Step| matches!(step, Step::Group(group) if matches!(group.kernel, Kernel::NormShift));
+    let norm = |step: &Step| matches!(step, Step::Group(group) if matches!(group.kernel, Kernel::NormShift));
     let mut found = HashSet::new();
     for (index, step) in steps.iter().enumerate() {
         let after = steps.iter().skip(index).position(norm);

@@ -3,6 +3,7 @@
 use super::{Block, Format, search::clean};
 use crate::Matrix;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Formats that differ only in their block size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +28,9 @@ pub struct Choice {
 
 /// Elements that a task goes through at least, in whole rows.
 const TASK: usize = 1 << 16;
+
+/// Elements that are encoded at a time, in whole rows.
+const RUN: usize = 1 << 14;
 
 impl Family {
     /// Every family.
@@ -62,85 +66,87 @@ impl Family {
     /// The largest block that divides the columns of `matrix` and keeps its relative error within `bound`, or else
     /// blocks of 32. `None` where not even 32 divides them.
     ///
-    /// Reads the matrix once, on all threads of the current `rayon` pool; each holds a few rows. The answer does not
-    /// depend on how many there are.
+    /// Tries one size after the other, the largest first, and reads the matrix for each, on all threads of the current
+    /// `rayon` pool; each holds a few rows. The answer does not depend on how many there are.
     pub fn choose(self, matrix: &Matrix<'_>, bound: f32) -> Option<Choice> {
-        let (rows, cols) = (matrix.shape().rows.0, matrix.shape().cols.0);
-        if !cols.is_multiple_of(Block::B32.elements()) {
-            return None;
+        let cols = matrix.shape().cols.0;
+        let mut tried = None;
+        for block in Block::ALL.into_iter().rev() {
+            if !cols.is_multiple_of(block.elements()) {
+                continue;
+            }
+            let error = self.error(matrix, block);
+            tried = Some(Choice { block, error });
+            if error <= bound {
+                break;
+            }
         }
+        tried
+    }
+
+    /// What blocks of this size cost the matrix.
+    fn error(self, matrix: &Matrix<'_>, block: Block) -> f32 {
+        let (rows, cols) = (matrix.shape().rows.0, matrix.shape().cols.0);
         let per_task = (TASK / cols.max(1)).max(1);
+        let format = self.format(block);
         let tasks: Vec<Squares> = (0..rows.div_ceil(per_task))
             .into_par_iter()
             .map(|task| {
                 let first = task * per_task;
-                self.squares(matrix, first..(first + per_task).min(rows))
+                squares(matrix, format, first..(first + per_task).min(rows))
             })
             .collect();
         // In order, so that threads do not change the sum.
-        let mut total = Squares::default();
-        for task in tasks {
-            total.values += task.values;
-            for (total, errors) in total.errors.iter_mut().zip(task.errors) {
-                *total += errors;
-            }
-        }
-        let choices: Vec<Choice> = Block::ALL
-            .into_iter()
-            .zip(total.errors)
-            .filter(|(block, _)| cols.is_multiple_of(block.elements()))
-            .map(|(block, errors)| {
-                let ratio = if total.values > 0.0 {
-                    errors / total.values
-                } else {
-                    0.0
-                };
-                #[allow(
-                    clippy::cast_possible_truncation,
-                    reason = "a ratio for people and bounds"
-                )]
-                let error = ratio.sqrt() as f32;
-                Choice { block, error }
-            })
-            .collect();
-        let fits = choices.iter().rev().find(|choice| choice.error <= bound);
-        fits.or(choices.first()).copied()
-    }
-
-    fn squares(self, matrix: &Matrix<'_>, rows: std::ops::Range<usize>) -> Squares {
-        let cols = matrix.shape().cols.0;
-        let (mut values, mut decoded) = (vec![0.0f32; cols], vec![0.0f32; cols]);
-        let mut packed = Vec::new();
-        let mut squares = Squares::default();
-        for row in rows {
-            matrix.expand_row(row, &mut values);
-            for x in &mut values {
-                *x = clean(*x);
-                squares.values += f64::from(*x) * f64::from(*x);
-            }
-            for (block, errors) in Block::ALL.into_iter().zip(&mut squares.errors) {
-                let format = self.format(block);
-                let Some(bytes) = format.row_bytes(cols) else {
-                    continue;
-                };
-                packed.resize(bytes, 0);
-                format.spec().quantize(&values, &mut packed);
-                format.spec().dequantize(&packed, &mut decoded);
-                for (x, y) in values.iter().zip(&decoded) {
-                    let error = f64::from(*x) - f64::from(*y);
-                    *errors += error * error;
-                }
-            }
-        }
-        squares
+        let total = tasks.into_iter().fold(Squares::default(), |sum, task| {
+            let (values, errors) = (sum.values + task.values, sum.errors + task.errors);
+            Squares { values, errors }
+        });
+        let ratio = if total.values > 0.0 {
+            total.errors / total.values
+        } else {
+            0.0
+        };
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "a ratio for people and bounds"
+        )]
+        let error = ratio.sqrt() as f32;
+        error
     }
 }
 
-/// Sums of squares: of the values, and of the errors with each of [`Block::ALL`].
+/// Sums of squares: of values, and of what a format makes them lose.
 #[derive(Default)]
 struct Squares {
     values: f64,
-    errors: [f64; 4],
+    errors: f64,
+}
+
+/// Those of `rows` in `format`.
+fn squares(matrix: &Matrix<'_>, format: Format, rows: Range<usize>) -> Squares {
+    let cols = matrix.shape().cols.0;
+    let spec = format.spec();
+    // Encoders work on many blocks side by side.
+    let run = (RUN / cols.max(1)).clamp(1, rows.len().max(1));
+    let mut values = vec![0.0f32; run * cols];
+    let mut packed = vec![0; run * format.row_bytes(cols).unwrap_or(0)];
+    let mut decoded = values.clone();
+    let mut squares = Squares::default();
+    for first in rows.clone().step_by(run) {
+        let count = run.min(rows.end - first);
+        let bytes = matrix.packed_rows(first, count);
+        let (values, decoded) = (&mut values[..count * cols], &mut decoded[..count * cols]);
+        matrix.format().spec().dequantize(bytes, values);
+        spec.quantize(values, &mut packed);
+        spec.dequantize(&packed, decoded);
+        for (x, y) in values.iter().zip(decoded) {
+            let x = f64::from(clean(*x));
+            let error = x - f64::from(*y);
+            squares.values += x * x;
+            squares.errors += error * error;
+        }
+    }
+    squares
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 use super::{
     Block, WeightFormat,
     grid::Table,
-    search::{Group, clean, half_bytes, inverse, scale},
+    scales::with_scales,
+    search::{half_bytes, inverse},
 };
 use half::f16;
 
@@ -109,23 +110,17 @@ impl WeightFormat for Codebook {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let n = self.block();
-        let mut cleaned = [0.0; Block::LARGEST];
-        let cleaned = &mut cleaned[..n];
-        let blocks = blocks.chunks_exact_mut(self.block_bytes());
-        for (values, block) in values.chunks_exact(n).zip(blocks) {
-            for (cleaned, x) in cleaned.iter_mut().zip(values) {
-                *cleaned = clean(*x);
-            }
-            let scale = scale(Group::new(cleaned), self.grid, &SHARES);
+        let sizes = [self.block(), self.block_bytes()];
+        let search = (self.grid, SHARES.as_slice());
+        with_scales(values, blocks, sizes, search, |values, scale, block| {
             let inverse = inverse(scale);
             let (scale_bytes, codes) = block.split_at_mut(2);
             scale_bytes.copy_from_slice(&half_bytes(scale));
-            for (pair, byte) in cleaned.as_chunks::<2>().0.iter().zip(codes) {
+            for (pair, byte) in values.as_chunks::<2>().0.iter().zip(codes) {
                 let [low, high] = pair.map(|x| self.grid.code(x * inverse));
                 *byte = low | high << 4;
             }
-        }
+        });
     }
 }
 

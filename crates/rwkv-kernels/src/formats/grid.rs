@@ -5,13 +5,13 @@
     reason = "searches are compiled for several sets of instructions, with all that is in them"
 )]
 
-/// What is worked on at a time: loops over arrays of this length become vector instructions.
-pub(super) const LANES: usize = 8;
+use super::lanes::{Lanes, lanes};
+use crate::simd::Lookup;
 
 /// The numbers that codes stand for, before scale and offset.
 pub(super) trait Grid {
     /// The nearest for each of `y`, or all but the nearest.
-    fn nearest(&self, y: [f32; LANES]) -> [f32; LANES];
+    fn nearest(&self, v: impl Lookup, y: &Lanes) -> Lanes;
 
     /// The lowest and the highest.
     fn ends(&self) -> [f32; 2];
@@ -23,12 +23,8 @@ pub(super) struct Integers(pub(super) f32, pub(super) f32);
 
 impl Grid for Integers {
     #[inline(always)]
-    fn nearest(&self, y: [f32; LANES]) -> [f32; LANES] {
-        let mut q = [0.0; LANES];
-        for i in 0..LANES {
-            q[i] = round(within(y[i], self.0, self.1));
-        }
-        q
+    fn nearest(&self, _: impl Lookup, y: &Lanes) -> Lanes {
+        lanes(|i| round(within(y[i], self.0, self.1)))
     }
 
     fn ends(&self) -> [f32; 2] {
@@ -37,8 +33,8 @@ impl Grid for Integers {
 }
 
 /// 16 rising numbers.
-pub(super) struct Table {
-    first: f32,
+pub(crate) struct Table {
+    values: [f32; 16],
     /// Half-way from each to the next.
     halves: [f32; 16],
     /// What lies between the first and the last number is cut into 255 cells, so narrow that no two halves are in one:
@@ -46,6 +42,9 @@ pub(super) struct Table {
     cells: [u8; 256],
     nearest: [f32; 256],
     cells_per_one: f32,
+    /// The largest y for which [`by_cells`](Self::by_cells) finds a lower number than one of those after the first: a
+    /// search tree, in which the node at i has those at 2 i and 2 i + 1 below it, and the root is at 1.
+    tree: [f32; 16],
 }
 
 impl Table {
@@ -75,45 +74,90 @@ impl Table {
             nearest[i] = values[middle];
             i += 1;
         }
-        Self {
-            first,
+        let mut table = Self {
+            values: *values,
             halves,
             cells,
             nearest,
             cells_per_one: 1.0 / cell,
+            tree: [0.0; 16],
+        };
+        let mut node = 1usize;
+        while node < 16 {
+            // The lowest level has the odd numbers, the one above it 2, 6, 10 and 14.
+            let level = node.ilog2();
+            let number = (2 * (node - (1 << level)) + 1) << (3 - level);
+            table.tree[node] = table.last_below(values[number], values[number - 1]);
+            node += 1;
         }
+        table
+    }
+
+    /// The largest y whose number is below `number`; that of `low` is.
+    const fn last_below(&self, number: f32, low: f32) -> f32 {
+        let (mut low, mut high) = (rank(low), rank(number));
+        while low + 1 < high {
+            let middle = i32::midpoint(low, high);
+            if self.by_cells(of_rank(middle)) < number {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        of_rank(low)
     }
 
     /// The cell that `y` is in, or the first or last.
     #[inline(always)]
-    fn cell(&self, y: f32) -> f32 {
-        within((y - self.first) * self.cells_per_one, 0.0, 255.0)
+    const fn cell(&self, y: f32) -> u8 {
+        byte(within(
+            (y - self.values[0]) * self.cells_per_one,
+            0.0,
+            255.0,
+        ))
+    }
+
+    /// The number nearest to the middle of the cell that `y` is in.
+    #[inline(always)]
+    pub(crate) const fn by_cells(&self, y: f32) -> f32 {
+        self.nearest[self.cell(y) as usize]
+    }
+
+    /// The numbers, and the search tree that tells after which of its steps `y` lies: from node i it is on to 2 i, or to
+    /// 2 i + 1 if y is above what is there, and after four steps at 16 + the number's place.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn tree(&self) -> (&[f32; 16], &[f32; 16]) {
+        (&self.values, &self.tree)
     }
 
     /// The code whose number is nearest to `y`.
     #[inline]
     pub(super) fn code(&self, y: f32) -> u8 {
-        let low = self.cells[usize::from(byte(self.cell(y)))];
+        let low = self.cells[usize::from(self.cell(y))];
         low + u8::from(y > self.halves[usize::from(low & 15)])
     }
 }
 
+/// Numbers without a fraction in the order of f32.
+const fn rank(x: f32) -> i32 {
+    let bits = x.to_bits().cast_signed();
+    if bits < 0 { i32::MIN - bits } else { bits }
+}
+
+/// The inverse of [`rank`].
+const fn of_rank(rank: i32) -> f32 {
+    let bits = if rank < 0 { i32::MIN - rank } else { rank };
+    f32::from_bits(bits.cast_unsigned())
+}
+
 impl Grid for Table {
     #[inline(always)]
-    fn nearest(&self, y: [f32; LANES]) -> [f32; LANES] {
-        let mut cells = [0.0; LANES];
-        for i in 0..LANES {
-            cells[i] = self.cell(y[i]);
-        }
-        let mut nearest = [0.0; LANES];
-        for i in 0..LANES {
-            nearest[i] = self.nearest[usize::from(byte(cells[i]))];
-        }
-        nearest
+    fn nearest(&self, v: impl Lookup, y: &Lanes) -> Lanes {
+        v.nearest(self, y)
     }
 
     fn ends(&self) -> [f32; 2] {
-        [self.first, self.nearest[255]]
+        [self.values[0], self.nearest[255]]
     }
 }
 
@@ -123,20 +167,20 @@ const SHIFT: f32 = 12_582_912.0;
 
 /// The nearest integer of |x| < 2²².
 #[inline(always)]
-pub(super) fn round(x: f32) -> f32 {
+pub(super) const fn round(x: f32) -> f32 {
     x + SHIFT - SHIFT
 }
 
 /// The nearest integer of −128 ≤ x ≤ 255 as a byte, in two's complement.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the lowest byte is meant")]
-pub(super) fn byte(x: f32) -> u8 {
+pub(super) const fn byte(x: f32) -> u8 {
     (x + SHIFT).to_bits() as u8
 }
 
 /// `x` cut to `low ..= high`; one instruction each, as NaN does not occur.
 #[inline(always)]
-pub(super) fn within(x: f32, low: f32, high: f32) -> f32 {
+pub(super) const fn within(x: f32, low: f32, high: f32) -> f32 {
     let x = if x < high { x } else { high };
     if x > low { x } else { low }
 }

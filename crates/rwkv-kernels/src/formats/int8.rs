@@ -4,7 +4,8 @@
 use super::{
     Block, WeightFormat,
     grid::Integers,
-    search::{Group, clean, half_bytes, scale},
+    scales::with_scales,
+    search::{codes, half_bytes},
 };
 use half::f16;
 
@@ -56,19 +57,17 @@ impl WeightFormat for Int8 {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let n = self.block();
-        let mut cleaned = [0.0; Block::LARGEST];
-        let cleaned = &mut cleaned[..n];
-        let blocks = blocks.chunks_exact_mut(self.block_bytes());
-        for (values, block) in values.chunks_exact(n).zip(blocks) {
-            for (cleaned, x) in cleaned.iter_mut().zip(values) {
-                *cleaned = clean(*x);
-            }
-            let group = Group::new(cleaned);
-            let scale = scale(group, &GRID, &SHARES);
-            let (scale_bytes, codes) = block.split_at_mut(2);
-            scale_bytes.copy_from_slice(&half_bytes(scale));
-            group.codes(GRID, scale, 0.0, codes);
-        }
+        let sizes = [self.block(), self.block_bytes()];
+        with_scales(
+            values,
+            blocks,
+            sizes,
+            (&GRID, &SHARES),
+            |values, scale, block| {
+                let (scale_bytes, bytes) = block.split_at_mut(2);
+                scale_bytes.copy_from_slice(&half_bytes(scale));
+                codes(values, GRID, scale, 0.0, bytes);
+            },
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! ggml's `IQ4_NL`: blocks of 32 codes of 4 bits, `x = scale · TABLE[q]`. An f16 scale, then codes as in `Q4_0`.
 
 use super::{
-    WeightFormat, each_block, each_values,
+    WeightFormat, each_block,
     grid::Table,
     half_at, q4,
-    search::{Group, clean, half_bytes, inverse, scale},
+    scales::with_scales,
+    search::{half_bytes, inverse},
     tail,
 };
 
@@ -51,16 +52,15 @@ impl WeightFormat for Iq4Nl {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
-            values,
-            blocks,
-            |values: &[f32; 32], block: &mut [u8; 18]| {
-                let values = values.map(clean);
-                let scale = scale(Group::new(&values), &GRID, &q4::SHARES);
-                let inverse = inverse(scale);
-                block[..2].copy_from_slice(&half_bytes(scale));
-                q4::pack(&values.map(|x| GRID.code(x * inverse)), &mut block[2..]);
-            },
-        );
+        let search = (&GRID, q4::SHARES.as_slice());
+        with_scales(values, blocks, [32, 18], search, |values, scale, block| {
+            let inverse = inverse(scale);
+            block[..2].copy_from_slice(&half_bytes(scale));
+            let mut codes = [0; 32];
+            for (code, x) in codes.iter_mut().zip(values) {
+                *code = GRID.code(x * inverse);
+            }
+            q4::pack(&codes, &mut block[2..]);
+        });
     }
 }

@@ -6,7 +6,8 @@
 //! `wgsl/formats/NAME.wgsl`, with the layout in `layout/`.
 //!
 //! ggml's formats are those of `ggml-common.h` in the ggml project; the package `gguf` on PyPI is the oracle. What is
-//! packed with scales is encoded by the searches in `search.rs` and, for the K types, `nested.rs`.
+//! packed with scales is encoded by the searches of `scales.rs` and, for the K types, `nested.rs`, which stand on the least
+//! squares of `search.rs`.
 
 mod choice;
 mod codebook;
@@ -15,6 +16,7 @@ mod float;
 mod grid;
 mod int8;
 mod iq4_nl;
+mod lanes;
 mod layout;
 mod nested;
 mod prune;
@@ -25,6 +27,7 @@ mod q4_k;
 mod q5;
 mod q6_k;
 mod q8_0;
+mod scales;
 mod search;
 
 use std::fmt;
@@ -41,6 +44,8 @@ pub(crate) mod tables {
 pub use choice::{Choice, Family};
 pub use csr::{Csr, CsrColumns};
 pub use float::{F16_MAX, outside_f16};
+pub(crate) use grid::Table;
+pub(crate) use lanes::Lanes;
 pub use layout::GpuLayout;
 pub use prune::{Cut, Magnitudes};
 
@@ -224,18 +229,6 @@ fn each_block<const BYTES: usize, const VALUES: usize>(
     let values = out.as_chunks_mut::<VALUES>().0;
     for (block, values) in blocks.as_chunks::<BYTES>().0.iter().zip(values) {
         expand(block, values);
-    }
-}
-
-/// Packs every `VALUES` values into a block of `BYTES` bytes.
-fn each_values<const BYTES: usize, const VALUES: usize>(
-    values: &[f32],
-    blocks: &mut [u8],
-    pack: impl Fn(&[f32; VALUES], &mut [u8; BYTES]),
-) {
-    let blocks = blocks.as_chunks_mut::<BYTES>().0;
-    for (values, block) in values.as_chunks::<VALUES>().0.iter().zip(blocks) {
-        pack(values, block);
     }
 }
 

@@ -2,7 +2,7 @@
 //! scale of a group in the low half of its byte and the minimum in the high; 64 bytes of codes; d and dmin as f16.
 //! Codes: each 32 bytes hold 128 elements, element `32 s + i` in bits 2 s of byte i.
 
-use super::{WeightFormat, each_block, each_values, half_at, nested, search::half_bytes};
+use super::{WeightFormat, each_block, half_at, nested, search::half_bytes};
 
 pub(super) struct Q2K;
 
@@ -43,11 +43,11 @@ impl WeightFormat for Q2K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
+        nested::with_minima(
             values,
             blocks,
-            |values: &[f32; 256], block: &mut [u8; 84]| {
-                let found = nested::with_minima::<16>(values, 3.0, 15.0);
+            [3.0, 15.0],
+            |found: &nested::Nested<16>, block: &mut [u8; 84]| {
                 for (byte, (scale, minimum)) in
                     block.iter_mut().zip(found.scales.iter().zip(found.minima))
                 {

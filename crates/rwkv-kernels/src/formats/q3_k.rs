@@ -2,7 +2,7 @@
 //! bits, 64 bytes of low bits as in `Q2_K`, 12 bytes of scales of 6 bits, d as f16. The high bit of element `32 s + i`
 //! is bit s of byte i.
 
-use super::{WeightFormat, each_block, each_values, half_at, nested, q2_k, search::half_bytes};
+use super::{WeightFormat, each_block, half_at, nested, q2_k, search::half_bytes};
 
 pub(super) struct Q3K;
 
@@ -59,11 +59,12 @@ impl WeightFormat for Q3K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
+        nested::symmetric(
             values,
             blocks,
-            |values: &[f32; 256], block: &mut [u8; 110]| {
-                let found = nested::symmetric::<16>(values, 4.0, 32.0, &SHARES);
+            [4.0, 32.0],
+            &SHARES,
+            |found: &nested::Nested<16>, block: &mut [u8; 110]| {
                 let codes = found.codes.map(|q| q.wrapping_add(4));
                 for (i, byte) in block[..32].iter_mut().enumerate() {
                     *byte = (0..8).fold(0, |byte, s| byte | (codes[32 * s + i] >> 2) << s);

@@ -2,10 +2,11 @@
 //! scale, for `Q4_1` an f16 minimum, then 16 bytes: element i in the low half of byte i, element 16 + i in the high.
 
 use super::{
-    WeightFormat, each_block, each_values,
+    WeightFormat, each_block,
     grid::Integers,
     half_at,
-    search::{Group, clean, half_bytes, scale, scale_and_offset},
+    scales::{with_scales, with_scales_and_offsets},
+    search::{codes, half_bytes},
     tail,
 };
 
@@ -51,19 +52,14 @@ impl WeightFormat for Q4_0 {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
-            values,
-            blocks,
-            |values: &[f32; 32], block: &mut [u8; 18]| {
-                let values = values.map(clean);
-                let (group, grid) = (Group::new(&values), Integers(-8.0, 7.0));
-                let scale = scale(group, &grid, &SHARES);
-                let mut codes = [0; 32];
-                group.codes(grid, scale, 0.0, &mut codes);
-                block[..2].copy_from_slice(&half_bytes(scale));
-                pack(&codes.map(|q| q.wrapping_add(8)), &mut block[2..]);
-            },
-        );
+        let grid = Integers(-8.0, 7.0);
+        let search = (&grid, SHARES.as_slice());
+        with_scales(values, blocks, [32, 18], search, |values, scale, block| {
+            let mut q = [0; 32];
+            codes(values, grid, scale, 0.0, &mut q);
+            block[..2].copy_from_slice(&half_bytes(scale));
+            pack(&q.map(|q| q.wrapping_add(8)), &mut block[2..]);
+        });
     }
 }
 
@@ -88,18 +84,14 @@ impl WeightFormat for Q4_1 {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
+        with_scales_and_offsets(
             values,
             blocks,
-            |values: &[f32; 32], block: &mut [u8; 20]| {
-                let values = values.map(clean);
-                let group = Group::new(&values);
-                let (scale, minimum) = scale_and_offset(group, 15.0);
-                let mut codes = [0; 32];
-                group.codes(Integers(0.0, 15.0), scale, minimum, &mut codes);
+            15.0,
+            |codes, scale, minimum, block: &mut [u8; 20]| {
                 block[..2].copy_from_slice(&half_bytes(scale));
                 block[2..4].copy_from_slice(&half_bytes(minimum));
-                pack(&codes, &mut block[4..]);
+                pack(codes, &mut block[4..]);
             },
         );
     }

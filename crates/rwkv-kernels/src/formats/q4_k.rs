@@ -3,7 +3,7 @@
 //! Low bits: each 32 bytes hold two groups, one in the low halves and one in the high. The high bit of element i of
 //! group g is bit g of byte i.
 
-use super::{WeightFormat, each_block, each_values, half_at, nested, search::half_bytes};
+use super::{WeightFormat, each_block, half_at, nested, search::half_bytes};
 
 pub(super) struct Q4K;
 pub(super) struct Q5K;
@@ -71,11 +71,11 @@ impl WeightFormat for Q4K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
+        nested::with_minima(
             values,
             blocks,
-            |values: &[f32; 256], block: &mut [u8; 144]| {
-                let found = nested::with_minima::<8>(values, 15.0, 63.0);
+            [15.0, 63.0],
+            |found: &nested::Nested<8>, block: &mut [u8; 144]| {
                 block[..2].copy_from_slice(&half_bytes(found.d));
                 block[2..4].copy_from_slice(&half_bytes(found.dmin));
                 block[4..16].copy_from_slice(&pack_scales(found.scales, found.minima));
@@ -116,11 +116,11 @@ impl WeightFormat for Q5K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
+        nested::with_minima(
             values,
             blocks,
-            |values: &[f32; 256], block: &mut [u8; 176]| {
-                let found = nested::with_minima::<8>(values, 31.0, 63.0);
+            [31.0, 63.0],
+            |found: &nested::Nested<8>, block: &mut [u8; 176]| {
                 block[..2].copy_from_slice(&half_bytes(found.d));
                 block[2..4].copy_from_slice(&half_bytes(found.dmin));
                 block[4..16].copy_from_slice(&pack_scales(found.scales, found.minima));

@@ -2,10 +2,11 @@
 //! of them that of element i.
 
 use super::{
-    WeightFormat, each_block, each_values,
+    WeightFormat, each_block,
     grid::Integers,
     half_at, q4,
-    search::{Group, clean, half_bytes, scale, scale_and_offset},
+    scales::{with_scales, with_scales_and_offsets},
+    search::{codes, half_bytes},
     tail,
 };
 
@@ -72,19 +73,14 @@ impl WeightFormat for Q5_0 {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
-            values,
-            blocks,
-            |values: &[f32; 32], block: &mut [u8; 22]| {
-                let values = values.map(clean);
-                let (group, grid) = (Group::new(&values), Integers(-16.0, 15.0));
-                let scale = scale(group, &grid, &SHARES);
-                let mut codes = [0; 32];
-                group.codes(grid, scale, 0.0, &mut codes);
-                block[..2].copy_from_slice(&half_bytes(scale));
-                pack(&codes.map(|q| q.wrapping_add(16)), &mut block[2..]);
-            },
-        );
+        let grid = Integers(-16.0, 15.0);
+        let search = (&grid, SHARES.as_slice());
+        with_scales(values, blocks, [32, 22], search, |values, scale, block| {
+            let mut q = [0; 32];
+            codes(values, grid, scale, 0.0, &mut q);
+            block[..2].copy_from_slice(&half_bytes(scale));
+            pack(&q.map(|q| q.wrapping_add(16)), &mut block[2..]);
+        });
     }
 }
 
@@ -109,18 +105,14 @@ impl WeightFormat for Q5_1 {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
+        with_scales_and_offsets(
             values,
             blocks,
-            |values: &[f32; 32], block: &mut [u8; 24]| {
-                let values = values.map(clean);
-                let group = Group::new(&values);
-                let (scale, minimum) = scale_and_offset(group, 31.0);
-                let mut codes = [0; 32];
-                group.codes(Integers(0.0, 31.0), scale, minimum, &mut codes);
+            31.0,
+            |codes, scale, minimum, block: &mut [u8; 24]| {
                 block[..2].copy_from_slice(&half_bytes(scale));
                 block[2..4].copy_from_slice(&half_bytes(minimum));
-                pack(&codes, &mut block[4..]);
+                pack(codes, &mut block[4..]);
             },
         );
     }

@@ -2,7 +2,7 @@
 //! bytes of high ones, 16 signed scales, d as f16. Each 64 bytes of low bits hold 128 elements: element `32 s + i` in
 //! byte `i + 32 (s mod 2)`, in its low half for s < 2; each 32 bytes of high bits hold them in bits 2 s of byte i.
 
-use super::{WeightFormat, each_block, each_values, half_at, nested, search::half_bytes};
+use super::{WeightFormat, each_block, half_at, nested, search::half_bytes};
 
 pub(super) struct Q6K;
 
@@ -40,11 +40,12 @@ impl WeightFormat for Q6K {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        each_values(
+        nested::symmetric(
             values,
             blocks,
-            |values: &[f32; 256], block: &mut [u8; 210]| {
-                let found = nested::symmetric::<16>(values, 32.0, 128.0, &SHARES);
+            [32.0, 128.0],
+            &SHARES,
+            |found: &nested::Nested<16>, block: &mut [u8; 210]| {
                 let codes = found.codes.map(|q| q.wrapping_add(32));
                 for (at, byte) in block[..128].iter_mut().enumerate() {
                     let first = at / 64 * 128 + at % 64;

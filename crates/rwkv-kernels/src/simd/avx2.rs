@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: 8 f32 in a register.
 
 use super::vectors::{BLOCK, Vectors, Work};
+use crate::formats::{Lanes, Table};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -341,5 +342,36 @@ impl Vectors for Avx2 {
             _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(scales, _mm256_set1_ps(factor)));
             out
         }
+    }
+
+    #[inline(always)]
+    fn nearest(self, table: &Table, y: &Lanes) -> Lanes {
+        let (values, tree) = table.tree();
+        let mut out = [0.0; 16];
+        let outs = out.as_chunks_mut::<8>().0;
+        for (y, out) in y.as_chunks::<8>().0.iter().zip(outs) {
+            avx2! {
+                let y = _mm256_loadu_ps(y.as_ptr());
+                // Above what is at a node, whose place is looked up by its lowest three bits.
+                let above = |node| _mm256_cmp_ps::<_CMP_GT_OQ>(y, node);
+                let below = |node, above| {
+                    _mm256_sub_epi32(_mm256_add_epi32(node, node), _mm256_castps_si256(above))
+                };
+                let [first, last] = [tree.as_ptr(), tree.as_ptr().add(8)].map(|at| _mm256_loadu_ps(at));
+                let upper = above(_mm256_set1_ps(tree[1]));
+                let node = below(_mm256_set1_epi32(1), upper);
+                let node = below(node, above(_mm256_permutevar8x32_ps(first, node)));
+                let node = below(node, above(_mm256_permutevar8x32_ps(first, node)));
+                let node = below(node, above(_mm256_permutevar8x32_ps(last, node)));
+                let [first, last] = [values.as_ptr(), values.as_ptr().add(8)].map(|at| _mm256_loadu_ps(at));
+                let found = _mm256_blendv_ps(
+                    _mm256_permutevar8x32_ps(first, node),
+                    _mm256_permutevar8x32_ps(last, node),
+                    upper,
+                );
+                _mm256_storeu_ps(out.as_mut_ptr(), found);
+            }
+        }
+        out
     }
 }

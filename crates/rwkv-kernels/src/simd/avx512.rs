@@ -4,6 +4,7 @@ use super::{
     avx2::Avx2,
     vectors::{BLOCK, Vectors, Work},
 };
+use crate::formats::{Lanes, Table};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX-512 F, BW, DQ and VL, and what [`Avx2`] stands for.
@@ -287,5 +288,26 @@ impl Vectors for Avx512 {
     #[inline(always)]
     fn signed_scales(self, bytes: [u8; 8], factor: f32) -> [f32; 8] {
         self.narrow().signed_scales(bytes, factor)
+    }
+
+    #[inline(always)]
+    fn nearest(self, table: &Table, y: &Lanes) -> Lanes {
+        let (values, tree) = table.tree();
+        let mut out = [0.0; 16];
+        avx512! {
+            let y = _mm512_loadu_ps(y.as_ptr());
+            let tree = _mm512_loadu_ps(tree.as_ptr());
+            let one = _mm512_set1_epi32(1);
+            let mut node = one;
+            for _ in 0..4 {
+                let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, _mm512_permutexvar_ps(node, tree));
+                node = _mm512_add_epi32(node, node);
+                node = _mm512_mask_add_epi32(node, above, node, one);
+            }
+            // A place is looked up by its lowest four bits.
+            let found = _mm512_permutexvar_ps(node, _mm512_loadu_ps(values.as_ptr()));
+            _mm512_storeu_ps(out.as_mut_ptr(), found);
+        }
+        out
     }
 }

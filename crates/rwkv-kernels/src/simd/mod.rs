@@ -34,6 +34,7 @@ mod neon;
 mod packed;
 mod product;
 mod recurrence;
+mod search;
 mod shares;
 mod vectors;
 
@@ -42,3 +43,4 @@ pub use heads::{bonus, keys7, norm};
 pub use level::Simd;
 pub use product::matmul;
 pub use recurrence::{wkv6, wkv7};
+pub(crate) use search::{Lookup, Search, search};

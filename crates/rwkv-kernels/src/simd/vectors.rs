@@ -1,5 +1,7 @@
 //! What the kernels ask of vector instructions.
 
+use crate::formats::{Lanes, Table};
+
 /// Columns that are expanded at a time.
 pub(super) const BLOCK: usize = 32;
 
@@ -120,4 +122,10 @@ pub(super) trait Vectors: Copy + Send + Sync + 'static {
 
     /// Each signed byte times `factor`.
     fn signed_scales(self, bytes: [u8; 8], factor: f32) -> [f32; 8];
+
+    /// [`Table::by_cells`] of each of `y`.
+    #[inline(always)]
+    fn nearest(self, table: &Table, y: &Lanes) -> Lanes {
+        y.map(|y| table.by_cells(y))
+    }
 }

@@ -10,3 +10,4 @@
 mod data;
 mod encoders;
 mod golden;
+mod pinned;

@@ -1,0 +1,193 @@
+//! Searches for the f16 scales, and offsets, of blocks that have no other.
+
+#![allow(
+    clippy::inline_always,
+    reason = "searches are compiled for several sets of instructions, with all that is in them"
+)]
+
+use super::{
+    Block,
+    grid::{Grid, Integers},
+    lanes::{LANES, Lanes, below, keep, lanes, lay_side_by_side},
+    search::{Groups, clean, codes, half},
+};
+use crate::simd::{Lookup, Search, Simd, search};
+
+/// Which shares of the grid's reach the largest value is put at, to start from: below 1 the grid's end stays unused,
+/// above 1 the largest value is cut.
+pub(super) type Shares = [f32];
+
+/// Starts of [`ScalesAndOffsets`] and of the nested search: how many [`CUT`]s of the range are left out below and above.
+pub(super) const CUTS: [[f32; 2]; 9] = [
+    [0.0, 0.0],
+    [1.0, 1.0],
+    [2.0, 2.0],
+    [-1.0, -1.0],
+    [0.0, 2.0],
+    [2.0, 0.0],
+    [-1.0, 1.0],
+    [1.0, -1.0],
+    [0.0, 4.0],
+];
+
+/// A share of the range.
+pub(super) const CUT: f32 = 0.04;
+
+/// Packs whole blocks of `block` values around zero, `x ≈ scale · q`, into `bytes` bytes each: finds the f16 scales, and
+/// has `pack` make bytes of a block's clean values and its scale.
+pub(super) fn with_scales<G: Grid>(
+    values: &[f32],
+    blocks: &mut [u8],
+    [block, bytes]: [usize; 2],
+    (grid, shares): (&G, &Shares),
+    pack: impl Fn(&[f32], f32, &mut [u8]),
+) {
+    let mut rows = [[0.0; LANES]; Block::LARGEST];
+    let rows = &mut rows[..block];
+    let mut cleaned = [0.0; LANES * Block::LARGEST];
+    let batches = blocks.chunks_mut(bytes * LANES);
+    for (values, blocks) in values.chunks(block * LANES).zip(batches) {
+        for (cleaned, x) in cleaned.iter_mut().zip(values) {
+            *cleaned = clean(*x);
+        }
+        let values = &cleaned[..values.len()];
+        lay_side_by_side(values, rows);
+        let mut scales = [0.0; LANES];
+        let work = Scales {
+            groups: Groups(rows),
+            grid,
+            shares,
+            scales: &mut scales,
+        };
+        search(Simd::detect(), work);
+        let blocks = blocks.chunks_exact_mut(bytes);
+        for ((values, block), scale) in values.chunks_exact(block).zip(blocks).zip(scales) {
+            pack(values, scale, block);
+        }
+    }
+}
+
+/// The same of blocks of 32 values with an offset, `x ≈ offset + scale · q` with q from 0 to `top`: `pack` makes bytes of
+/// codes, scale and offset.
+pub(super) fn with_scales_and_offsets<const BYTES: usize>(
+    values: &[f32],
+    blocks: &mut [u8],
+    top: f32,
+    pack: impl Fn(&[u8; 32], f32, f32, &mut [u8; BYTES]),
+) {
+    let mut rows = [[0.0; LANES]; 32];
+    let batches = blocks.as_chunks_mut::<BYTES>().0.chunks_mut(LANES);
+    for (values, blocks) in values.as_chunks::<32>().0.chunks(LANES).zip(batches) {
+        let mut cleaned = [[0.0; 32]; LANES];
+        for (cleaned, values) in cleaned.iter_mut().zip(values) {
+            *cleaned = values.map(clean);
+        }
+        let values = &cleaned[..values.len()];
+        lay_side_by_side(values.as_flattened(), &mut rows);
+        let (mut scales, mut offsets) = ([0.0; LANES], [0.0; LANES]);
+        let work = ScalesAndOffsets {
+            groups: Groups(&rows),
+            top,
+            scales: &mut scales,
+            offsets: &mut offsets,
+        };
+        search(Simd::detect(), work);
+        let found = scales.into_iter().zip(offsets);
+        for ((values, block), (scale, offset)) in values.iter().zip(blocks).zip(found) {
+            let mut q = [0; 32];
+            codes(values, Integers(0.0, top), scale, offset, &mut q);
+            pack(&q, scale, offset, block);
+        }
+    }
+}
+
+/// The f16 scales of groups around zero.
+struct Scales<'a, G> {
+    groups: Groups<'a>,
+    grid: &'a G,
+    shares: &'a Shares,
+    scales: &'a mut Lanes,
+}
+
+impl<G: Grid> Search for Scales<'_, G> {
+    #[inline(always)]
+    fn run(self, v: impl Lookup) {
+        let Self {
+            groups,
+            grid,
+            shares,
+            scales: best,
+        } = self;
+        let extreme = groups.extreme();
+        *best = [0.0; LANES];
+        let mut least = groups.sums_around_zero(v, grid, best).rr;
+        for end in grid.ends() {
+            for share in shares {
+                let mut scale = lanes(|i| half(extreme[i] / (end * share)));
+                for _ in 0..3 {
+                    let sums = groups.sums_around_zero(v, grid, &scale);
+                    let better = below(&sums.rr, &least);
+                    keep(&mut least, &sums.rr, &better);
+                    keep(best, &scale, &better);
+                    let step = sums.scale_step();
+                    scale = lanes(|i| half(scale[i] + step[i]));
+                }
+            }
+        }
+    }
+}
+
+/// The f16 scales and offsets of groups.
+struct ScalesAndOffsets<'a> {
+    groups: Groups<'a>,
+    top: f32,
+    scales: &'a mut Lanes,
+    offsets: &'a mut Lanes,
+}
+
+impl Search for ScalesAndOffsets<'_> {
+    #[inline(always)]
+    fn run(self, v: impl Lookup) {
+        let Self {
+            groups,
+            top,
+            scales,
+            offsets,
+        } = self;
+        let grid = Integers(0.0, top);
+        let [low, high] = groups.ends();
+        // Constant values: what the offset's rounding leaves is a scale's worth.
+        let flat = lanes(|i| half(low[i]));
+        (*scales, *offsets) = ([0.0; LANES], flat);
+        let mut least = groups.sums(v, &grid, scales, &flat).rr;
+        let mut try_out = |scale: &Lanes, offset: &Lanes| {
+            let sums = groups.sums(v, &grid, scale, offset);
+            let better = below(&sums.rr, &least);
+            keep(&mut least, &sums.rr, &better);
+            keep(scales, scale, &better);
+            keep(offsets, offset, &better);
+            sums
+        };
+        try_out(&lanes(|i| half((low[i] - flat[i]) / top)), &flat);
+        for [lower, upper] in CUTS {
+            let cut = lanes(|i| (high[i] - low[i]) * CUT);
+            let mut offset = lanes(|i| low[i] + lower * cut[i]);
+            let mut scale = lanes(|i| (high[i] - upper * cut[i] - offset[i]) / top);
+            for _ in 0..2 {
+                let (ds, doff) = groups.sums(v, &grid, &scale, &offset).steps();
+                scale = lanes(|i| scale[i] + ds[i]);
+                offset = lanes(|i| offset[i] + doff[i]);
+            }
+            // One is rounded, and the other makes good for it.
+            (scale, offset) = (scale.map(half), offset.map(half));
+            for _ in 0..3 {
+                let sums = try_out(&scale, &offset);
+                let (_, step) = sums.steps();
+                let next = lanes(|i| half(offset[i] + step[i]));
+                let step = sums.scale_step_beside(&lanes(|i| next[i] - offset[i]));
+                scale = lanes(|i| half(scale[i] + step[i]));
+                offset = next;
+            }
+        }
+    }
+}

@@ -21,6 +21,12 @@ pub(super) fn lanes(f: impl Fn(usize) -> f32) -> Lanes {
     lanes
 }
 
+/// Adds to each lane.
+#[inline(always)]
+pub(super) fn add(sum: &mut Lanes, x: &Lanes) {
+    *sum = lanes(|i| sum[i] + x[i]);
+}
+
 /// The lanes of `new` where `condition` holds, and elsewhere those of `old`.
 #[inline(always)]
 pub(super) fn keep(old: &mut Lanes, new: &Lanes, condition: &[bool; LANES]) {

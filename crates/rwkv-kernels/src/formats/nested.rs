@@ -67,15 +67,22 @@ impl Factors {
     /// Of blocks of `G` groups.
     #[inline(always)]
     fn new<const G: usize>(sums: &Sums, scale: &Lanes, minimum: &Lanes) -> Self {
-        let added = |f: &dyn Fn(usize) -> f32| of_blocks::<G>(&lanes(f), |sum, x| sum + x);
-        let taken = |f: &dyn Fn(usize) -> f32| of_blocks::<G>(&lanes(f), |sum, x| sum - x);
+        let (sm, rm) = (
+            lanes(|i| scale[i] * minimum[i] * sums.q[i]),
+            lanes(|i| minimum[i] * sums.r[i]),
+        );
+        let (ss, mm) = (
+            lanes(|i| scale[i] * scale[i] * sums.qq[i]),
+            lanes(|i| minimum[i] * minimum[i] * sums.weight[i]),
+        );
+        let rs = lanes(|i| scale[i] * sums.rq[i]);
         Self {
-            error: added(&|i| sums.rr[i]),
-            ss: added(&|i| scale[i] * scale[i] * sums.qq[i]),
-            sm: taken(&|i| scale[i] * minimum[i] * sums.q[i]),
-            mm: added(&|i| minimum[i] * minimum[i] * sums.weight[i]),
-            rs: added(&|i| scale[i] * sums.rq[i]),
-            rm: taken(&|i| minimum[i] * sums.r[i]),
+            error: of_blocks::<G>(&sums.rr, |sum, x| sum + x),
+            ss: of_blocks::<G>(&ss, |sum, x| sum + x),
+            sm: of_blocks::<G>(&sm, |sum, x| sum - x),
+            mm: of_blocks::<G>(&mm, |sum, x| sum + x),
+            rs: of_blocks::<G>(&rs, |sum, x| sum + x),
+            rm: of_blocks::<G>(&rm, |sum, x| sum - x),
         }
     }
 
@@ -233,8 +240,8 @@ impl<const G: usize> Search for WithMinima<'_, G> {
         } = self;
         // Minima only reach down from zero: values that lie above it are encoded upside down, with both factors negative.
         let [low, high] = Groups(rows).ends();
-        let above = of_blocks::<G>(&low.map(|x| x.max(0.0)), |sum, x| sum + x);
-        let under = of_blocks::<G>(&high.map(|x| (-x).max(0.0)), |sum, x| sum + x);
+        let above = of_blocks::<G>(&lanes(|i| low[i].max(0.0)), |sum, x| sum + x);
+        let under = of_blocks::<G>(&lanes(|i| (-high[i]).max(0.0)), |sum, x| sum + x);
         let sign = lanes(|i| if above[i] > under[i] { -1.0 } else { 1.0 });
         for row in rows.iter_mut() {
             *row = lanes(|i| row[i] * sign[i]);
@@ -258,7 +265,7 @@ impl<const G: usize> Search for WithMinima<'_, G> {
                 let mut error = [f32::INFINITY; LANES];
                 let (mut scales, mut minima) = ([0.0; LANES], [0.0; LANES]);
                 for beside in [-1.0, 0.0, 1.0] {
-                    let scale = near.map(|near| near + beside);
+                    let scale = lanes(|i| near[i] + beside);
                     let step = lanes(|i| d[i] * scale[i]);
                     let sums = groups.sums(v, &grid, &step, &own_offset);
                     let shift = sums.offset_step_beside(&[0.0; LANES]);
@@ -324,7 +331,7 @@ impl<const G: usize> Search for Symmetric<'_, G> {
                 let mut error = [f32::INFINITY; LANES];
                 let mut scales = [0.0; LANES];
                 for beside in [-1.0, 0.0, 1.0] {
-                    let scale = near.map(|near| near + beside);
+                    let scale = lanes(|i| near[i] + beside);
                     let sums = groups.sums_around_zero(v, &grid, &lanes(|i| d[i] * scale[i]));
                     let better = holding(|i| {
                         (sums.rr[i] < error[i]) & (scale[i] >= -most) & (scale[i] <= most - 1.0)
@@ -340,7 +347,7 @@ impl<const G: usize> Search for Symmetric<'_, G> {
                 keep(&mut found.scales, &scales, &better);
                 let (step, _) = factors.steps();
                 let next = lanes(|i| half(d[i] + step[i]));
-                if next == d {
+                if next.map(f32::to_bits) == d.map(f32::to_bits) {
                     break;
                 }
                 d = next;
@@ -353,7 +360,7 @@ impl<const G: usize> Search for Symmetric<'_, G> {
 #[inline(always)]
 fn fit_with_minimum(v: impl Lookup, groups: Groups, grid: Integers) -> (Lanes, Lanes) {
     let [low, high] = groups.ends();
-    let low = low.map(|x| x.min(0.0));
+    let low = lanes(|i| low[i].min(0.0));
     let mut least = [f32::INFINITY; LANES];
     let mut best = ([0.0; LANES], [0.0; LANES]);
     for [lower, upper] in CUTS {
@@ -368,7 +375,7 @@ fn fit_with_minimum(v: impl Lookup, groups: Groups, grid: Integers) -> (Lanes, L
             keep(&mut best.1, &offset, &better);
             let (mut step, mut shift) = sums.steps();
             let past = holding(|i| offset[i] + shift[i] > 0.0);
-            keep(&mut shift, &offset.map(|x| -x), &past);
+            keep(&mut shift, &lanes(|i| -offset[i]), &past);
             keep(&mut step, &sums.scale_step_beside(&shift), &past);
             scale = lanes(|i| (scale[i] + step[i]).max(0.0));
             offset = lanes(|i| offset[i] + shift[i]);

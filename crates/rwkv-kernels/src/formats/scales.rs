@@ -9,7 +9,7 @@ use super::{
     Block,
     grid::{Grid, Integers},
     lanes::{LANES, Lanes, below, keep, lanes, lay_side_by_side},
-    search::{Groups, clean, codes, half},
+    search::{Groups, Sums, clean, codes, half},
 };
 use crate::simd::{Lookup, Search, Simd, search};
 
@@ -159,16 +159,14 @@ impl Search for ScalesAndOffsets<'_> {
         // Constant values: what the offset's rounding leaves is a scale's worth.
         let flat = lanes(|i| half(low[i]));
         (*scales, *offsets) = ([0.0; LANES], flat);
-        let mut least = groups.sums(v, &grid, scales, &flat).rr;
-        let mut try_out = |scale: &Lanes, offset: &Lanes| {
-            let sums = groups.sums(v, &grid, scale, offset);
-            let better = below(&sums.rr, &least);
-            keep(&mut least, &sums.rr, &better);
-            keep(scales, scale, &better);
-            keep(offsets, offset, &better);
-            sums
+        let least = groups.sums(v, &grid, scales, &flat).rr;
+        let mut best = Best {
+            least,
+            scales,
+            offsets,
         };
-        try_out(&lanes(|i| half((low[i] - flat[i]) / top)), &flat);
+        let scale = lanes(|i| half((low[i] - flat[i]) / top));
+        best.take(&groups.sums(v, &grid, &scale, &flat), &scale, &flat);
         for [lower, upper] in CUTS {
             let cut = lanes(|i| (high[i] - low[i]) * CUT);
             let mut offset = lanes(|i| low[i] + lower * cut[i]);
@@ -179,9 +177,11 @@ impl Search for ScalesAndOffsets<'_> {
                 offset = lanes(|i| offset[i] + doff[i]);
             }
             // One is rounded, and the other makes good for it.
-            (scale, offset) = (scale.map(half), offset.map(half));
+            scale = lanes(|i| half(scale[i]));
+            offset = lanes(|i| half(offset[i]));
             for _ in 0..3 {
-                let sums = try_out(&scale, &offset);
+                let sums = groups.sums(v, &grid, &scale, &offset);
+                best.take(&sums, &scale, &offset);
                 let (_, step) = sums.steps();
                 let next = lanes(|i| half(offset[i] + step[i]));
                 let step = sums.scale_step_beside(&lanes(|i| next[i] - offset[i]));
@@ -189,5 +189,22 @@ impl Search for ScalesAndOffsets<'_> {
                 offset = next;
             }
         }
+    }
+}
+
+/// What has had the smallest errors.
+struct Best<'a> {
+    least: Lanes,
+    scales: &'a mut Lanes,
+    offsets: &'a mut Lanes,
+}
+
+impl Best<'_> {
+    #[inline(always)]
+    fn take(&mut self, sums: &Sums, scale: &Lanes, offset: &Lanes) {
+        let better = below(&sums.rr, &self.least);
+        keep(&mut self.least, &sums.rr, &better);
+        keep(self.scales, scale, &better);
+        keep(self.offsets, offset, &better);
     }
 }

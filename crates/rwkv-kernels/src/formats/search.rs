@@ -16,9 +16,9 @@
 
 use super::{
     grid::{Grid, Integers, byte, within},
-    lanes::{LANES, Lanes, keep, lanes},
+    lanes::{LANES, Lanes, add, keep, lanes},
 };
-use crate::simd::Lookup;
+use crate::simd::{Lookup, Search};
 use half::f16;
 
 /// Larger values are cut to this: no format reaches it, and its fourth power fits an f32.
@@ -89,7 +89,7 @@ pub(super) fn half_bytes(x: f32) -> [u8; 2] {
 #[derive(Clone, Copy)]
 pub(super) struct Groups<'a>(pub(super) &'a [Lanes]);
 
-/// Sums are added up in so many parts, each of every eighth row: the order that their bits follow from.
+/// Sums are added up in so many parts.
 const PARTS: usize = 8;
 
 /// Sums over groups for one scale and offset of each, with r the residual x − offset − scale · q.
@@ -143,7 +143,6 @@ impl Groups<'_> {
         self.sum::<false>(v, grid, scale, &[0.0; LANES])
     }
 
-    /// All that encoders do is here, almost.
     #[inline(always)]
     fn sum<const OFFSET: bool>(
         self,
@@ -152,41 +151,72 @@ impl Groups<'_> {
         scale: &Lanes,
         offset: &Lanes,
     ) -> Sums {
-        let inverse = lanes(|i| inverse(scale[i]));
-        let mut parts = [[[0.0f32; LANES]; 6]; PARTS];
-        for (first, part) in parts.iter_mut().enumerate() {
-            let [mut weights, mut q, mut qq, mut r, mut rq, mut rr] = [[0.0f32; LANES]; 6];
-            for x in self.0.iter().skip(first).step_by(PARTS) {
-                let shifted = lanes(|i| if OFFSET { x[i] - offset[i] } else { x[i] });
-                let code = grid.nearest(v, &lanes(|i| shifted[i] * inverse[i]));
-                let residual = lanes(|i| shifted[i] - scale[i] * code[i]);
-                let weight = lanes(|i| importance(x[i]));
-                let weighted = lanes(|i| weight[i] * residual[i]);
-                rr = lanes(|i| rr[i] + weighted[i] * residual[i]);
-                rq = lanes(|i| rq[i] + weighted[i] * code[i]);
-                let weighted_code = lanes(|i| weight[i] * code[i]);
-                qq = lanes(|i| qq[i] + weighted_code[i] * code[i]);
-                if OFFSET {
-                    r = lanes(|i| r[i] + weighted[i]);
-                    q = lanes(|i| q[i] + weighted_code[i]);
-                    weights = lanes(|i| weights[i] + weight[i]);
+        let mut sums = Sums::ZERO;
+        v.apart(Pass::<_, OFFSET> {
+            rows: self.0,
+            grid,
+            scale,
+            offset,
+            sums: &mut sums,
+        });
+        sums
+    }
+}
+
+/// A pass over all values of groups.
+struct Pass<'a, G, const OFFSET: bool> {
+    rows: &'a [Lanes],
+    grid: &'a G,
+    scale: &'a Lanes,
+    offset: &'a Lanes,
+    sums: &'a mut Sums,
+}
+
+impl<G: Grid, const OFFSET: bool> Search for Pass<'_, G, OFFSET> {
+    /// Every eighth row makes a sum of its own, and those are added in pairs: that order is part of what bits come out.
+    #[inline(always)]
+    fn run(self, v: impl Lookup) {
+        let inverse = lanes(|i| inverse(self.scale[i]));
+        let mut all = Sums::ZERO;
+        for first in [0, 1] {
+            let mut quarter = Sums::ZERO;
+            for second in [0, 2] {
+                let mut pair = Sums::ZERO;
+                for third in [0, 4] {
+                    pair.add(&self.part(v, first + second + third, &inverse));
                 }
+                quarter.add(&pair);
             }
-            *part = [weights, q, qq, r, rq, rr];
+            all.add(&quarter);
         }
-        let total = |sum: usize| {
-            let [a, b, c, d, e, f, g, h] = &parts;
-            let pair = |a: &[Lanes; 6], b: &[Lanes; 6], i: usize| a[sum][i] + b[sum][i];
-            lanes(|i| (pair(a, e, i) + pair(c, g, i)) + (pair(b, f, i) + pair(d, h, i)))
-        };
-        Sums {
-            weight: total(0),
-            q: total(1),
-            qq: total(2),
-            r: total(3),
-            rq: total(4),
-            rr: total(5),
+        *self.sums = all;
+    }
+}
+
+impl<G: Grid, const OFFSET: bool> Pass<'_, G, OFFSET> {
+    /// The sums of every eighth row from `first` on: all that encoders do is here, almost.
+    #[inline(always)]
+    fn part(&self, v: impl Lookup, first: usize, inverse: &Lanes) -> Sums {
+        let (scale, offset) = (self.scale, self.offset);
+        let mut sums = Sums::ZERO;
+        for rows in self.rows.as_chunks::<PARTS>().0 {
+            let x = &rows[first];
+            let shifted = lanes(|i| if OFFSET { x[i] - offset[i] } else { x[i] });
+            let code = self.grid.nearest(v, &lanes(|i| shifted[i] * inverse[i]));
+            let residual = lanes(|i| shifted[i] - scale[i] * code[i]);
+            let weight = lanes(|i| importance(x[i]));
+            let weighted = lanes(|i| weight[i] * residual[i]);
+            add(&mut sums.rr, &lanes(|i| weighted[i] * residual[i]));
+            add(&mut sums.rq, &lanes(|i| weighted[i] * code[i]));
+            let weighted_code = lanes(|i| weight[i] * code[i]);
+            add(&mut sums.qq, &lanes(|i| weighted_code[i] * code[i]));
+            if OFFSET {
+                add(&mut sums.r, &weighted);
+                add(&mut sums.q, &weighted_code);
+                add(&mut sums.weight, &weight);
+            }
         }
+        sums
     }
 }
 
@@ -209,6 +239,16 @@ impl Sums {
         rq: [0.0; LANES],
         rr: [0.0; LANES],
     };
+
+    #[inline(always)]
+    fn add(&mut self, more: &Self) {
+        add(&mut self.weight, &more.weight);
+        add(&mut self.q, &more.q);
+        add(&mut self.qq, &more.qq);
+        add(&mut self.r, &more.r);
+        add(&mut self.rq, &more.rq);
+        add(&mut self.rr, &more.rr);
+    }
 
     /// Takes `new` in the lanes where `condition` holds.
     #[inline(always)]

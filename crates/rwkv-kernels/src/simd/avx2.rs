@@ -60,6 +60,7 @@ impl Vectors for Avx2 {
     const TOKENS: usize = 3;
 
     fn run<W: Work<Self>>(self, work: W) {
+        #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn enabled<W: Work<Avx2>>(v: Avx2, work: W) {
             work.run(v);

@@ -69,6 +69,7 @@ impl Vectors for Avx512 {
     const TOKENS: usize = 6;
 
     fn run<W: Work<Self>>(self, work: W) {
+        #[inline(never)]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         fn enabled<W: Work<Avx512>>(v: Avx512, work: W) {
             work.run(v);

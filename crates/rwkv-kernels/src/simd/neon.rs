@@ -70,6 +70,7 @@ impl Vectors for Neon {
     const TOKENS: usize = 6;
 
     fn run<W: Work<Self>>(self, work: W) {
+        #[inline(never)]
         #[target_feature(enable = "neon")]
         fn enabled<W: Work<Neon>>(v: Neon, work: W) {
             work.run(v);

@@ -11,6 +11,10 @@ use crate::formats::{Lanes, Table};
 pub(crate) trait Lookup: Copy {
     /// [`Table::by_cells`] of each of `y`.
     fn nearest(self, table: &Table, y: &Lanes) -> Lanes;
+
+    /// Does a part of a search in a function of its own. What goes through it is in memory: the compiler finds no vectors
+    /// in a loop whose results meet later on.
+    fn apart(self, work: impl Search);
 }
 
 /// A search. Its [`run`](Self::run) must be `#[inline(always)]`.
@@ -39,6 +43,11 @@ impl<V: Vectors> Lookup for V {
     fn nearest(self, table: &Table, y: &Lanes) -> Lanes {
         Vectors::nearest(self, table, y)
     }
+
+    #[inline(always)]
+    fn apart(self, work: impl Search) {
+        self.run(Vectorised(work));
+    }
 }
 
 /// No instructions but those of every processor.
@@ -49,5 +58,10 @@ impl Lookup for Plain {
     #[inline(always)]
     fn nearest(self, table: &Table, y: &Lanes) -> Lanes {
         y.map(|y| table.by_cells(y))
+    }
+
+    #[inline(never)]
+    fn apart(self, work: impl Search) {
+        work.run(self);
     }
 }

@@ -14,6 +14,9 @@ use std::{ops::Range, sync::Arc};
 /// Bytes that a thread repacks before they go where the GPU copies them from.
 const CACHED: usize = 128 << 10;
 
+/// Elements that a thread converts together, in whole rows: encoders work on many blocks side by side.
+const RUN: usize = 1 << 14;
+
 /// A matrix on its way to GPU memory: all of it is allocated, and [`push`](Self::push) fills rows from the top.
 /// Dropping it frees everything.
 pub struct MatrixUpload {
@@ -197,7 +200,7 @@ impl Run<'_> {
         let rows = fair.min(CACHED / row.max(1)).max(1);
         let tasks = (0..self.rows.div_ceil(rows)).into_par_iter();
         let packer = || Packer {
-            converter: Converter::new(self.name, self.source, self.format),
+            converter: Converter::new(self.name, self.source, self.format, rows),
             parts: self.row_bytes.iter().map(|n| vec![0; n * rows]).collect(),
         };
         tasks.try_for_each_init(packer, |packer, task| {
@@ -228,11 +231,15 @@ impl Packer<'_> {
         let mut rows_of: Vec<_> = parts
             .map(|(part, bytes)| part.chunks_exact_mut((*bytes).max(1)))
             .collect();
-        for row in rows {
-            let source = self.converter.row(run.first + row)?;
-            let mut targets: Vec<&mut [u8]> =
-                rows_of.iter_mut().filter_map(Iterator::next).collect();
-            run.layout.pack_row(source, &mut targets);
+        let together = self.converter.together;
+        for first in rows.clone().step_by(together) {
+            let count = together.min(rows.end - first);
+            let source = self.converter.rows(run.first + first, count)?;
+            for row in source.chunks_exact(source.len() / count) {
+                let mut targets: Vec<&mut [u8]> =
+                    rows_of.iter_mut().filter_map(Iterator::next).collect();
+                run.layout.pack_row(row, &mut targets);
+            }
         }
         Ok(())
     }
@@ -243,13 +250,16 @@ struct Converter<'a> {
     name: &'a str,
     matrix: &'a Matrix<'a>,
     format: Format,
+    /// Rows at a time, at most.
+    together: usize,
     values: Vec<f32>,
     converted: Vec<u8>,
 }
 
 impl<'a> Converter<'a> {
-    fn new(name: &'a str, matrix: &'a Matrix<'a>, format: Format) -> Self {
+    fn new(name: &'a str, matrix: &'a Matrix<'a>, format: Format, rows: usize) -> Self {
         let cols = matrix.shape().cols.0;
+        let together = (RUN / cols.max(1)).clamp(1, rows.max(1));
         let (values, bytes) = if matrix.format() == format {
             (0, 0)
         } else {
@@ -259,26 +269,32 @@ impl<'a> Converter<'a> {
             name,
             matrix,
             format,
-            values: vec![0.0; values],
-            converted: vec![0; bytes],
+            together,
+            values: vec![0.0; together * values],
+            converted: vec![0; together * bytes],
         }
     }
 
-    fn row(&mut self, index: usize) -> Result<&[u8]> {
+    /// `count` rows from `first` on.
+    fn rows(&mut self, first: usize, count: usize) -> Result<&[u8]> {
+        let packed = self.matrix.packed_rows(first, count);
         if self.matrix.format() == self.format {
-            return Ok(self.matrix.packed_rows(index, 1));
+            return Ok(packed);
         }
-        self.matrix.expand_row(index, &mut self.values);
+        let share = |all: usize| all / self.together * count;
+        let (elements, bytes) = (share(self.values.len()), share(self.converted.len()));
+        let values = &mut self.values[..elements];
+        let converted = &mut self.converted[..bytes];
+        self.matrix.format().spec().dequantize(packed, values);
         if self.format == Format::F16
-            && let Some(value) = outside_f16(&self.values)
+            && let Some(value) = outside_f16(values)
         {
             return Err(Error::OutsideF16 {
                 tensor: self.name.to_owned(),
                 value,
             });
         }
-        let spec = self.format.spec();
-        spec.quantize(&self.values, &mut self.converted);
-        Ok(&self.converted)
+        self.format.spec().quantize(values, converted);
+        Ok(converted)
     }
 }

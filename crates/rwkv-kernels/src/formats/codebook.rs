@@ -85,6 +85,28 @@ pub(super) fn sf4(block: Block) -> &'static Codebook {
     }
 }
 
+impl Codebook {
+    /// [`quantize`](WeightFormat::quantize) for blocks of `N`.
+    fn pack<const N: usize>(&self, values: &[f32], blocks: &mut [u8]) {
+        let search = (self.grid, SHARES.as_slice());
+        with_scales::<N>(
+            values,
+            blocks,
+            self.block_bytes(),
+            search,
+            |values, scale, block| {
+                let inverse = inverse(scale);
+                let (scale_bytes, codes) = block.split_at_mut(2);
+                scale_bytes.copy_from_slice(&half_bytes(scale));
+                for (pair, byte) in values.as_chunks::<2>().0.iter().zip(codes) {
+                    let [low, high] = pair.map(|x| self.grid.code(x * inverse));
+                    *byte = low | high << 4;
+                }
+            },
+        );
+    }
+}
+
 impl WeightFormat for Codebook {
     fn name(&self) -> &'static str {
         self.name
@@ -110,17 +132,12 @@ impl WeightFormat for Codebook {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let sizes = [self.block(), self.block_bytes()];
-        let search = (self.grid, SHARES.as_slice());
-        with_scales(values, blocks, sizes, search, |values, scale, block| {
-            let inverse = inverse(scale);
-            let (scale_bytes, codes) = block.split_at_mut(2);
-            scale_bytes.copy_from_slice(&half_bytes(scale));
-            for (pair, byte) in values.as_chunks::<2>().0.iter().zip(codes) {
-                let [low, high] = pair.map(|x| self.grid.code(x * inverse));
-                *byte = low | high << 4;
-            }
-        });
+        match self.block {
+            Block::B32 => self.pack::<32>(values, blocks),
+            Block::B64 => self.pack::<64>(values, blocks),
+            Block::B128 => self.pack::<128>(values, blocks),
+            Block::B256 => self.pack::<256>(values, blocks),
+        }
     }
 }
 

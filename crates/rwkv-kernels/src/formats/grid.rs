@@ -42,8 +42,9 @@ pub(crate) struct Table {
     cells: [u8; 256],
     nearest: [f32; 256],
     cells_per_one: f32,
-    /// The largest y for which [`by_cells`](Self::by_cells) finds a lower number than one of those after the first: a
-    /// search tree, in which the node at i has those at 2 i and 2 i + 1 below it, and the root is at 1.
+    /// For each number but the first, the largest y for which [`by_cells`](Self::by_cells) finds a lower one.
+    steps: [f32; 16],
+    /// The same as a search tree: the node at i has those at 2 i and 2 i + 1 below it, and the root is at 1.
     tree: [f32; 16],
 }
 
@@ -80,14 +81,20 @@ impl Table {
             cells,
             nearest,
             cells_per_one: 1.0 / cell,
+            steps: [f32::NEG_INFINITY; 16],
             tree: [0.0; 16],
         };
+        let mut i = 1;
+        while i < 16 {
+            table.steps[i] = table.last_below(values[i], values[i - 1]);
+            i += 1;
+        }
         let mut node = 1usize;
         while node < 16 {
-            // The lowest level has the odd numbers, the one above it 2, 6, 10 and 14.
+            // The lowest level has the odd steps, the one above it 2, 6, 10 and 14.
             let level = node.ilog2();
-            let number = (2 * (node - (1 << level)) + 1) << (3 - level);
-            table.tree[node] = table.last_below(values[number], values[number - 1]);
+            let step = (2 * (node - (1 << level)) + 1) << (3 - level);
+            table.tree[node] = table.steps[step];
             node += 1;
         }
         table
@@ -123,11 +130,23 @@ impl Table {
         self.nearest[self.cell(y) as usize]
     }
 
-    /// The numbers, and the search tree that tells after which of its steps `y` lies: from node i it is on to 2 i, or to
-    /// 2 i + 1 if y is above what is there, and after four steps at 16 + the number's place.
+    /// The numbers that [`by_cells`](Self::by_cells) finds.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn tree(&self) -> (&[f32; 16], &[f32; 16]) {
-        (&self.values, &self.tree)
+    pub(crate) const fn values(&self) -> &[f32; 16] {
+        &self.values
+    }
+
+    /// It finds the number at i or a later one for what is above the step at i; the first has none.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const fn steps(&self) -> &[f32; 16] {
+        &self.steps
+    }
+
+    /// The steps as a search tree: from the node at i, the root at 1, it is on to 2 i, or to 2 i + 1 for what is above its
+    /// step, and after four of them at 16 + the number's place.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const fn tree(&self) -> &[f32; 16] {
+        &self.tree
     }
 
     /// The code whose number is nearest to `y`.
@@ -183,4 +202,50 @@ pub(super) const fn byte(x: f32) -> u8 {
 pub(super) const fn within(x: f32, low: f32, high: f32) -> f32 {
     let x = if x < high { x } else { high };
     if x > low { x } else { low }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        formats::{
+            codebook::{NF4, SF4},
+            iq4_nl,
+        },
+        simd::{Search, Simd, search},
+    };
+
+    struct Nearest<'a>(&'a Table, &'a Lanes, &'a mut Lanes);
+
+    impl Search for Nearest<'_> {
+        #[inline(always)]
+        fn run(self, v: impl Lookup) {
+            *self.2 = v.nearest(self.0, self.1);
+        }
+    }
+
+    /// At the steps themselves too, where a search tree and cells could differ.
+    #[test]
+    fn every_level_finds_the_same() {
+        for numbers in [NF4, SF4, iq4_nl::VALUES] {
+            let table = Table::new(&numbers);
+            let about = table.steps.iter().skip(1).flat_map(|x| {
+                let rank = rank(*x);
+                (rank - 3..=rank + 3).map(of_rank)
+            });
+            let far = [0.0, -0.0, 1e-30, -1e-30, 1e6, -1e6, 3e38, -3e38];
+            let even = (-400..400i16).map(|i| f32::from(i) / 333.0 * numbers[15]);
+            let mut y: Vec<f32> = about.chain(far).chain(even).collect();
+            y.resize(y.len().next_multiple_of(16), 0.0);
+            for level in Simd::ALL.into_iter().filter(|level| level.is_available()) {
+                for y in y.as_chunks::<16>().0 {
+                    let mut found = [f32::NAN; 16];
+                    search(level, Nearest(&table, y, &mut found));
+                    let found = found.map(f32::to_bits);
+                    let want = y.map(|y| table.by_cells(y).to_bits());
+                    assert_eq!(found, want, "{level}: {y:?}");
+                }
+            }
+        }
+    }
 }

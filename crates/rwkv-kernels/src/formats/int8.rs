@@ -33,6 +33,24 @@ pub(super) fn of(block: Block) -> &'static Int8 {
     }
 }
 
+impl Int8 {
+    /// [`quantize`](WeightFormat::quantize) for blocks of `N`.
+    fn pack<const N: usize>(&self, values: &[f32], blocks: &mut [u8]) {
+        let search = (&GRID, SHARES.as_slice());
+        with_scales::<N>(
+            values,
+            blocks,
+            self.block_bytes(),
+            search,
+            |values, scale, block| {
+                let (scale_bytes, bytes) = block.split_at_mut(2);
+                scale_bytes.copy_from_slice(&half_bytes(scale));
+                codes(values, GRID, scale, 0.0, bytes);
+            },
+        );
+    }
+}
+
 impl WeightFormat for Int8 {
     fn name(&self) -> &'static str {
         self.name
@@ -57,17 +75,11 @@ impl WeightFormat for Int8 {
     }
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
-        let sizes = [self.block(), self.block_bytes()];
-        with_scales(
-            values,
-            blocks,
-            sizes,
-            (&GRID, &SHARES),
-            |values, scale, block| {
-                let (scale_bytes, bytes) = block.split_at_mut(2);
-                scale_bytes.copy_from_slice(&half_bytes(scale));
-                codes(values, GRID, scale, 0.0, bytes);
-            },
-        );
+        match self.block {
+            Block::B32 => self.pack::<32>(values, blocks),
+            Block::B64 => self.pack::<64>(values, blocks),
+            Block::B128 => self.pack::<128>(values, blocks),
+            Block::B256 => self.pack::<256>(values, blocks),
+        }
     }
 }

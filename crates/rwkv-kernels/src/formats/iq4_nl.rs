@@ -53,7 +53,7 @@ impl WeightFormat for Iq4Nl {
 
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
         let search = (&GRID, q4::SHARES.as_slice());
-        with_scales(values, blocks, [32, 18], search, |values, scale, block| {
+        with_scales::<32>(values, blocks, 18, search, |values, scale, block| {
             let inverse = inverse(scale);
             block[..2].copy_from_slice(&half_bytes(scale));
             let mut codes = [0; 32];

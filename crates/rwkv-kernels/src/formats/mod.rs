@@ -85,9 +85,6 @@ impl Block {
     /// Every size, the smallest first.
     pub const ALL: [Block; 4] = [Block::B32, Block::B64, Block::B128, Block::B256];
 
-    /// Elements of the largest.
-    const LARGEST: usize = 256;
-
     /// Elements.
     pub const fn elements(self) -> usize {
         match self {

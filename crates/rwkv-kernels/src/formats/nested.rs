@@ -274,9 +274,8 @@ impl<const G: usize> Search for WithMinima<'_, G> {
                         round(within(-offset * inverse(dmin[i]), 0.0, most))
                     });
                     let sums = groups.sums(v, &grid, &step, &lanes(|i| -dmin[i] * minimum[i]));
-                    let better = holding(|i| {
-                        (sums.rr[i] < error[i]) & (scale[i] >= 0.0) & (scale[i] <= most)
-                    });
+                    let better =
+                        holding(|i| sums.rr[i] < error[i] && scale[i] >= 0.0 && scale[i] <= most);
                     chosen.keep(&sums, &better);
                     keep(&mut error, &sums.rr, &better);
                     keep(&mut scales, &scale, &better);
@@ -334,7 +333,7 @@ impl<const G: usize> Search for Symmetric<'_, G> {
                     let scale = lanes(|i| near[i] + beside);
                     let sums = groups.sums_around_zero(v, &grid, &lanes(|i| d[i] * scale[i]));
                     let better = holding(|i| {
-                        (sums.rr[i] < error[i]) & (scale[i] >= -most) & (scale[i] <= most - 1.0)
+                        sums.rr[i] < error[i] && scale[i] >= -most && scale[i] <= most - 1.0
                     });
                     chosen.keep(&sums, &better);
                     keep(&mut error, &sums.rr, &better);

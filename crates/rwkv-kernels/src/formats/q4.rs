@@ -54,7 +54,7 @@ impl WeightFormat for Q4_0 {
     fn quantize(&self, values: &[f32], blocks: &mut [u8]) {
         let grid = Integers(-8.0, 7.0);
         let search = (&grid, SHARES.as_slice());
-        with_scales(values, blocks, [32, 18], search, |values, scale, block| {
+        with_scales::<32>(values, blocks, 18, search, |values, scale, block| {
             let mut q = [0; 32];
             codes(values, grid, scale, 0.0, &mut q);
             block[..2].copy_from_slice(&half_bytes(scale));

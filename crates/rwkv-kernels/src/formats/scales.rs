@@ -6,7 +6,6 @@
 )]
 
 use super::{
-    Block,
     grid::{Grid, Integers},
     lanes::{LANES, Lanes, below, keep, lanes, lay_side_by_side},
     search::{Groups, Sums, clean, codes, half},
@@ -33,35 +32,30 @@ pub(super) const CUTS: [[f32; 2]; 9] = [
 /// A share of the range.
 pub(super) const CUT: f32 = 0.04;
 
-/// Packs whole blocks of `block` values around zero, `x ≈ scale · q`, into `bytes` bytes each: finds the f16 scales, and
+/// Packs whole blocks of `N` values around zero, `x ≈ scale · q`, into `bytes` bytes each: finds the f16 scales, and
 /// has `pack` make bytes of a block's clean values and its scale.
-pub(super) fn with_scales<G: Grid>(
+pub(super) fn with_scales<const N: usize>(
     values: &[f32],
     blocks: &mut [u8],
-    [block, bytes]: [usize; 2],
-    (grid, shares): (&G, &Shares),
-    pack: impl Fn(&[f32], f32, &mut [u8]),
+    bytes: usize,
+    (grid, shares): (&impl Grid, &Shares),
+    pack: impl Fn(&[f32; N], f32, &mut [u8]),
 ) {
-    let mut rows = [[0.0; LANES]; Block::LARGEST];
-    let rows = &mut rows[..block];
-    let mut cleaned = [0.0; LANES * Block::LARGEST];
+    let (mut cleaned, mut rows) = ([[0.0; N]; LANES], [[0.0; LANES]; N]);
     let batches = blocks.chunks_mut(bytes * LANES);
-    for (values, blocks) in values.chunks(block * LANES).zip(batches) {
-        for (cleaned, x) in cleaned.iter_mut().zip(values) {
-            *cleaned = clean(*x);
-        }
-        let values = &cleaned[..values.len()];
-        lay_side_by_side(values, rows);
+    for (values, blocks) in values.as_chunks::<N>().0.chunks(LANES).zip(batches) {
+        let values = clean_blocks(values, &mut cleaned);
+        lay_side_by_side(values.as_flattened(), &mut rows);
         let mut scales = [0.0; LANES];
         let work = Scales {
-            groups: Groups(rows),
+            groups: Groups(&rows),
             grid,
             shares,
-            scales: &mut scales,
+            best: &mut scales,
         };
         search(Simd::detect(), work);
-        let blocks = blocks.chunks_exact_mut(bytes);
-        for ((values, block), scale) in values.chunks_exact(block).zip(blocks).zip(scales) {
+        let blocks = blocks.chunks_exact_mut(bytes).zip(scales);
+        for (values, (block, scale)) in values.iter().zip(blocks) {
             pack(values, scale, block);
         }
     }
@@ -75,14 +69,10 @@ pub(super) fn with_scales_and_offsets<const BYTES: usize>(
     top: f32,
     pack: impl Fn(&[u8; 32], f32, f32, &mut [u8; BYTES]),
 ) {
-    let mut rows = [[0.0; LANES]; 32];
+    let (mut cleaned, mut rows) = ([[0.0; 32]; LANES], [[0.0; LANES]; 32]);
     let batches = blocks.as_chunks_mut::<BYTES>().0.chunks_mut(LANES);
     for (values, blocks) in values.as_chunks::<32>().0.chunks(LANES).zip(batches) {
-        let mut cleaned = [[0.0; 32]; LANES];
-        for (cleaned, values) in cleaned.iter_mut().zip(values) {
-            *cleaned = values.map(clean);
-        }
-        let values = &cleaned[..values.len()];
+        let values = clean_blocks(values, &mut cleaned);
         lay_side_by_side(values.as_flattened(), &mut rows);
         let (mut scales, mut offsets) = ([0.0; LANES], [0.0; LANES]);
         let work = ScalesAndOffsets {
@@ -95,10 +85,32 @@ pub(super) fn with_scales_and_offsets<const BYTES: usize>(
         let found = scales.into_iter().zip(offsets);
         for ((values, block), (scale, offset)) in values.iter().zip(blocks).zip(found) {
             let mut q = [0; 32];
-            codes(values, Integers(0.0, top), scale, offset, &mut q);
+            codes(
+                &values.map(clean),
+                Integers(0.0, top),
+                scale,
+                offset,
+                &mut q,
+            );
             pack(&q, scale, offset, block);
         }
     }
+}
+
+/// What encoders make of `values`.
+fn clean_blocks<'a, const N: usize>(
+    values: &[[f32; N]],
+    cleaned: &'a mut [[f32; N]; LANES],
+) -> &'a [[f32; N]] {
+    let cleaned = &mut cleaned[..values.len()];
+    for (cleaned, x) in cleaned
+        .as_flattened_mut()
+        .iter_mut()
+        .zip(values.as_flattened())
+    {
+        *cleaned = clean(*x);
+    }
+    cleaned
 }
 
 /// The f16 scales of groups around zero.
@@ -106,7 +118,7 @@ struct Scales<'a, G> {
     groups: Groups<'a>,
     grid: &'a G,
     shares: &'a Shares,
-    scales: &'a mut Lanes,
+    best: &'a mut Lanes,
 }
 
 impl<G: Grid> Search for Scales<'_, G> {
@@ -116,7 +128,7 @@ impl<G: Grid> Search for Scales<'_, G> {
             groups,
             grid,
             shares,
-            scales: best,
+            best,
         } = self;
         let extreme = groups.extreme();
         *best = [0.0; LANES];

@@ -292,3 +292,39 @@ impl Sums {
         (scale, self.offset_step_beside(&scale))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Simd, search};
+    use proptest::prelude::*;
+
+    struct Sum<'a>(Groups<'a>, Lanes, Lanes, &'a mut Sums);
+
+    impl Search for Sum<'_> {
+        #[inline(always)]
+        fn run(self, v: impl Lookup) {
+            *self.3 = self.0.sums(v, &Integers(-8.0, 7.0), &self.1, &self.2);
+        }
+    }
+
+    proptest! {
+        /// The bits of what encoders write follow from those of sums.
+        #[test]
+        fn every_level_sums_alike(
+            rows in prop::collection::vec(prop::array::uniform16(-1.0f32..1.0), 32),
+            scale in prop::array::uniform16(0.0f32..0.3),
+            offset in prop::array::uniform16(-0.5f32..0.5),
+        ) {
+            let sums = |level| {
+                let mut sums = Sums::ZERO;
+                search(level, Sum(Groups(&rows), scale, offset, &mut sums));
+                let Sums { weight, q, qq, r, rq, rr } = sums;
+                [weight, q, qq, r, rq, rr].map(|sum| sum.map(f32::to_bits))
+            };
+            for level in Simd::ALL.into_iter().filter(|level| level.is_available()) {
+                prop_assert_eq!(sums(level), sums(Simd::Twins), "{}", level);
+            }
+        }
+    }
+}

@@ -347,7 +347,7 @@ impl Vectors for Avx2 {
 
     #[inline(always)]
     fn nearest(self, table: &Table, y: &Lanes) -> Lanes {
-        let (values, tree) = table.tree();
+        let (values, tree) = (table.values(), table.tree());
         let mut out = [0.0; 16];
         let outs = out.as_chunks_mut::<8>().0;
         for (y, out) in y.as_chunks::<8>().0.iter().zip(outs) {

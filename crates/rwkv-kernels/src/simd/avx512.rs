@@ -293,20 +293,18 @@ impl Vectors for Avx512 {
 
     #[inline(always)]
     fn nearest(self, table: &Table, y: &Lanes) -> Lanes {
-        let (values, tree) = table.tree();
+        let (values, steps) = (table.values(), table.steps());
         let mut out = [0.0; 16];
         avx512! {
             let y = _mm512_loadu_ps(y.as_ptr());
-            let tree = _mm512_loadu_ps(tree.as_ptr());
-            let one = _mm512_set1_epi32(1);
-            let mut node = one;
-            for _ in 0..4 {
-                let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, _mm512_permutexvar_ps(node, tree));
-                node = _mm512_add_epi32(node, node);
-                node = _mm512_mask_add_epi32(node, above, node, one);
+            let steps = _mm512_loadu_ps(steps.as_ptr());
+            let mut place = _mm512_setzero_si512();
+            for half in [8, 4, 2, 1] {
+                let later = _mm512_or_si512(place, _mm512_set1_epi32(half));
+                let step = _mm512_permutexvar_ps(later, steps);
+                place = _mm512_mask_mov_epi32(place, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, step), later);
             }
-            // A place is looked up by its lowest four bits.
-            let found = _mm512_permutexvar_ps(node, _mm512_loadu_ps(values.as_ptr()));
+            let found = _mm512_permutexvar_ps(place, _mm512_loadu_ps(values.as_ptr()));
             _mm512_storeu_ps(out.as_mut_ptr(), found);
         }
         out

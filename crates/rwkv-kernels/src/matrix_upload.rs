@@ -235,7 +235,7 @@ impl Packer<'_> {
         for first in rows.clone().step_by(together) {
             let count = together.min(rows.end - first);
             let source = self.converter.rows(run.first + first, count)?;
-            for row in source.chunks_exact(source.len() / count) {
+            for row in source.chunks_exact((source.len() / count).max(1)) {
                 let mut targets: Vec<&mut [u8]> =
                     rows_of.iter_mut().filter_map(Iterator::next).collect();
                 run.layout.pack_row(row, &mut targets);
@@ -296,5 +296,49 @@ impl<'a> Converter<'a> {
         }
         self.format.spec().quantize(values, converted);
         Ok(converted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use rwkv_mem::{Cols, Rows};
+
+    /// Rows are converted several at a time; the last of a task are fewer.
+    #[test]
+    fn rows_are_packed_one_by_one() {
+        let (rows, cols, format) = (7, 4096, Format::Q8_0);
+        let values: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
+        let source = bytemuck::cast_slice(&values);
+        let source = Matrix::new(Format::F32, Rows(rows), Cols(cols), source).unwrap();
+        let layout = format.gpu_layout().unwrap();
+        let row_bytes = layout.row_bytes(cols);
+        let run = Run {
+            name: "matrix",
+            source: &source,
+            format,
+            layout,
+            row_bytes: &row_bytes,
+            first: 1,
+            rows: rows - 1,
+        };
+        let mut packer = Packer {
+            converter: Converter::new("matrix", &source, format, rows - 1),
+            parts: row_bytes.iter().map(|n| vec![0; n * rows]).collect(),
+        };
+        assert_eq!(packer.converter.together, 4);
+        packer.pack(&run, 0..rows - 1).unwrap();
+        for (row, values) in values.chunks_exact(cols).skip(1).enumerate() {
+            let mut packed = vec![0; format.row_bytes(cols).unwrap()];
+            format.spec().quantize(values, &mut packed);
+            let mut want: Vec<Vec<u8>> = row_bytes.iter().map(|n| vec![0; *n]).collect();
+            let mut parts: Vec<&mut [u8]> = want.iter_mut().map(Vec::as_mut_slice).collect();
+            layout.pack_row(&packed, &mut parts);
+            for ((got, want), bytes) in packer.parts.iter().zip(&want).zip(&row_bytes) {
+                assert!(got[row * bytes..][..*bytes] == want[..], "row {row}");
+            }
+        }
     }
 }

@@ -113,6 +113,36 @@ fn tuned() {
     assert_eq!(executor(&model, &gpu, 2).stats().tuned, 0);
 }
 
+/// Prompts are cut as measured fastest, and the next run knows it.
+#[test]
+fn chunks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, gpu) = (model(), gpu(folder.path()));
+    let tune = || {
+        let mut executor = executor(&model, &gpu, 1);
+        executor.set_longest_chunk(1024);
+        let found = executor.tune(LIMIT, &mut |_| {}).unwrap();
+        (executor, found)
+    };
+    let (mut first, found) = tune();
+    let (chunk, tuned) = (first.chunk(), first.stats().tuned);
+    assert!([256, 512, 1024].contains(&chunk), "{chunk}");
+    assert!(found > 1, "{found}");
+    let (mut next, again) = tune();
+    assert_eq!((next.chunk(), again), (chunk, 0));
+    assert!(next.stats().tuned <= tuned);
+    // Slots are as they were.
+    let mut usual = executor(&model, &gpu, 1);
+    let want = feed(&mut usual, 0, &[3, 14, 15], 3).concat();
+    for executor in [&mut first, &mut next] {
+        let got = feed(executor, 0, &[3, 14, 15], 3).concat();
+        assert!(relative_error(&got, &want) < 1e-4);
+    }
+    // Others than the longest one are chosen among.
+    first.set_longest_chunk(256);
+    assert_eq!(first.chunk(), 256);
+}
+
 /// Every sum has one order there.
 #[test]
 fn not_in_deterministic_mode() {

@@ -21,8 +21,19 @@ impl Problem {
                 let shapes = CoopShape::candidates(self.tokens);
                 shapes.map(Choice::Coop).collect()
             }
+            Tunable::Chunk => chunks(self.tokens),
         }
     }
+}
+
+/// Tokens of the shortest chunk that is worth trying: weights are read for each.
+const SHORTEST_CHUNK: usize = 256;
+
+/// Halves of the longest chunk, their halves and so on.
+fn chunks(longest: usize) -> Vec<Choice> {
+    let halves = std::iter::successors(Some(longest / 2), |tokens| Some(tokens / 2));
+    let worth = halves.take_while(|tokens| *tokens >= SHORTEST_CHUNK);
+    worth.map(Choice::Chunk).collect()
 }
 
 /// Threads, and workgroups of all slices; then rows and units under way.

@@ -74,6 +74,9 @@ pub enum Tunable {
     MatmulColumns,
     /// [`Kernels::half_projections`].
     HalfProjections,
+    /// No kernel alone: how many tokens of a prompt go through the layers of a model together. Its rows are the layers, its
+    /// columns the channels, its tokens the most that suit the adapter.
+    Chunk,
 }
 
 impl fmt::Display for Problem {
@@ -109,6 +112,8 @@ pub enum Choice {
     Output(OutputShape),
     /// Of a product with cooperative matrices.
     Coop(CoopShape),
+    /// Of a prompt: tokens of a chunk.
+    Chunk(usize),
 }
 
 /// What was found for each problem; none where nothing measured faster than the default.

@@ -79,6 +79,8 @@ pub struct GpuExecutor {
     usual: u64,
     /// Tokens of a prompt's chunk.
     chunk: usize,
+    /// The most that a chunk may have.
+    longest_chunk: usize,
     /// The last batch whose logits nobody wanted, if it was not waited for, and its tokens.
     unread: Option<(Submission, usize)>,
     readbacks: Readbacks,
@@ -185,6 +187,7 @@ impl GpuExecutor {
             arena: Arena::default(),
             usual: 0,
             chunk,
+            longest_chunk: chunk,
             unread: None,
             readbacks: Readbacks::default(),
             token_readbacks: Vec::new(),
@@ -219,8 +222,16 @@ impl GpuExecutor {
         }
         // What candidates took is smaller than what comes.
         executor.pool.trim();
+        executor.recall_chunk();
         executor.warm_up()?;
         Ok(executor)
+    }
+
+    /// Lets chunks of prompts have up to `tokens` tokens, whatever suits the adapter. For tests.
+    #[doc(hidden)]
+    pub fn set_longest_chunk(&mut self, tokens: usize) {
+        self.longest_chunk = tokens;
+        self.recall_chunk();
     }
 
     /// Bytes of GPU memory that the model's tensors take; [`device_bytes`](Executor::device_bytes) has states and

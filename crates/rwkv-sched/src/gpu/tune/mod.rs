@@ -3,7 +3,10 @@
 //!
 //! Every kernel of a step that can be cut in several ways is a problem. A round is a plan in which each problem has
 //! another candidate; its steps are timed kernel by kernel. The best of each problem are timed once more beside the
-//! default, which stays where nothing is clearly faster, and where whole steps are not.
+//! default, which stays where nothing is clearly faster, and where whole steps are not. With what was found, chunks of prompts
+//! of several lengths are timed as a whole.
+
+mod chunk;
 
 use super::{GpuExecutor, plan, plan::Plan};
 use crate::{
@@ -48,8 +51,8 @@ type Times = HashMap<Problem, Vec<(Choice, f64)>>;
 type Round = Vec<(Problem, Choice)>;
 
 impl GpuExecutor {
-    /// Times candidates for the kernels of a step of one token, and of as many tokens as there are slots, up to 8. After
-    /// `limit` no more candidates are begun than a few for each kernel. What is found is used from now on, and kept in the
+    /// Times candidates for the kernels of a step of one token, and of as many tokens as there are slots, up to 8, and for the
+    /// length of a prompt's chunks. After `limit` no more candidates are begun than a few for each kernel. What is found is used from now on, and kept in the
     /// cache folder, if there is one. Says how many kernels were tuned: none where all were before, where the adapter has
     /// no timestamps, and in deterministic mode.
     ///
@@ -89,10 +92,12 @@ impl GpuExecutor {
             };
             session.run(&mut choices, &mut timer, progress)?;
         }
+        self.tune_chunk(&mut choices, deadline)?;
         let found = choices.len().saturating_sub(before);
         if found > 0 {
             self.keep(&choices);
             self.kernels = self.kernels.tuned(choices);
+            self.recall_chunk();
             self.plans.clear();
             self.prepared.made.clear();
             for slot in (0u32..).take(most) {
@@ -377,14 +382,18 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Writes what a step of `plan` reads: a token for each slot, and for a part of a model numbers as large as its
+    /// Writes what a step of `plan` reads: as many tokens for each slot, and for a part of a model numbers as large as its
     /// activations.
     fn feed(&self, plan: &Plan) -> Result<()> {
         let executor = self.executor;
         let spans = (0u32..).take(self.shape.spans).map(|slot| BatchSpan {
             slot: SlotId(slot),
-            tokens: vec![0],
-            wanted: Wanted::Last,
+            tokens: vec![0; self.shape.tokens / self.shape.spans.max(1)],
+            wanted: if self.shape.outputs > 0 {
+                Wanted::Last
+            } else {
+                Wanted::None
+            },
         });
         let batch = Batch {
             spans: spans.collect(),

@@ -282,7 +282,7 @@ impl Chunk {
         self.first() + self.rows as usize
     }
 
-    /// Its buffers.
+    /// Its buffers, in which it begins at [`offset`](Self::offset).
     pub(crate) fn parts(&self) -> &[Buffer] {
         &self.parts
     }

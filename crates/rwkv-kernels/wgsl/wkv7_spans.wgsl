@@ -10,19 +10,20 @@ const APART: u32 = HEAD / ROWS;
 
 // By row.
 var<workgroup> row_values: array<f32, HEAD>;
-// By row in fours, what is normed.
-var<workgroup> reads: array<vec4<f32>, HEAD / 4u>;
+fn four_values(first: u32) -> vec4<f32> {
+    return vec4(head_values[first], head_values[first + 1u], head_values[first + 2u], head_values[first + 3u]);
+}
 
-// (x − mean) / √(variance + ε) of an element of `reads`.
+// (x − mean) / √(variance + ε) of one of the head's values.
 fn normed(value: f32) -> f32 {
     var sum = vec4(0.0);
-    for (var i = 0u; i < HEAD_SIZE / 4u; i++) {
-        sum += reads[i];
+    for (var i = 0u; i < HEAD_SIZE; i += 4u) {
+        sum += four_values(i);
     }
     let mean = (sum.x + sum.y + sum.z + sum.w) / f32(HEAD_SIZE);
     var square = vec4(0.0);
-    for (var i = 0u; i < HEAD_SIZE / 4u; i++) {
-        let d = reads[i] - mean;
+    for (var i = 0u; i < HEAD_SIZE; i += 4u) {
+        let d = four_values(i) - mean;
         square += d * d;
     }
     let variance = (square.x + square.y + square.z + square.w) / f32(HEAD_SIZE);
@@ -106,7 +107,7 @@ fn main(at: Invocation) {
     let read = kept + removed * (dots.y * scale) + values * dots.z;
 #repeat i 4
     if part == u32($i) {
-        reads[(row + $i * APART) / 4u][(row + $i * APART) % 4u] = read[$i];
+        head_values[row + $i * APART] = read[$i];
     }
 #endrepeat
     workgroupBarrier();
@@ -124,7 +125,7 @@ fn main(at: Invocation) {
         }
     }
     if owns {
-        let result = normed(reads[thread / 4u][thread % 4u]) * norm_weight + norm_bias;
+        let result = normed(head_values[thread]) * norm_weight + norm_bias;
         y[token * STRIDE + channel] = (result + dots.w * value) * up.z;
         if STORES_SHIFT {
             shift_state[(index * 2u + params.which) * WIDTH + channel] = inputs.shifted;

@@ -67,7 +67,11 @@ impl Kernels {
                     first_input: columns.first_row,
                     base: rows.base,
                 };
-                let bindings = [Binding::from(x), Binding::from(y)];
+                let bindings =
+                    [(x, rows.offset), (y, columns.offset)].map(|(part, offset)| Binding {
+                        offset,
+                        ..Binding::from(part)
+                    });
                 let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, 1)?;
                 dispatch.grid = self.tiles(columns, first, rows.rows as usize)?;
                 dispatches.push(dispatch);

@@ -74,8 +74,8 @@ pub enum Tunable {
     MatmulColumns,
     /// [`Kernels::half_projections`].
     HalfProjections,
-    /// No kernel alone: how many tokens of a prompt go through the layers of a model together. Its rows are the layers, its
-    /// columns the channels, its tokens the most that suit the adapter.
+    /// No kernel alone: how many tokens of a prompt go through the layers of a model together. Its rows are the products,
+    /// its columns the channels, its tokens the most that suit the adapter.
     Chunk,
 }
 

@@ -9,7 +9,7 @@
 
 const HEAD: u32 = $HEAD;
 #ifdef ROWS_4
-// A thread has parts of four rows.
+// A thread has parts of four rows, which 4 threads share, or 8 in heads of 128.
 const SHARE: u32 = max(HEAD / 16u, 4u);
 const THREADS: u32 = HEAD / 4u * SHARE;
 #else

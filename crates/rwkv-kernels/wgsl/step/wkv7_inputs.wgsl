@@ -1,5 +1,5 @@
 // What the kernels of RWKV-7's time mix bind, and what they know of a head's channels. Whoever imports this has imported
-// step/lora or step/ready, which find hidden vectors by `hidden_quad`.
+// step/lora, which finds hidden vectors by `hidden_quad`, or step/ready.
 #import batch
 #import grid
 #import sigmoid
@@ -39,6 +39,7 @@ override HAS_FIRST: bool = false;
 override STORES_SHIFT: bool = false;
 // Whether there is only one slot in a page, so that where its state lies need not be looked up.
 override ONE_SLOT: bool = false;
+
 // By channel_place: receptance, decay, replacement key and removal key before it is normalised; the latter times the rate,
 // and the term of the bonus.
 var<workgroup> channels: array<vec4<f32>, HEAD>;

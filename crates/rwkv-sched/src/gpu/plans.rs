@@ -208,6 +208,7 @@ impl GpuExecutor {
             self.pool.trim();
             if largest.tokens > SMALL {
                 self.chunk = largest.tokens / 2;
+                self.longest_chunk = self.chunk;
                 let shorter = Some(within_prompt(self.chunk));
                 shapes.extend(shorter.filter(|shape| shape.tokens > SMALL));
             }

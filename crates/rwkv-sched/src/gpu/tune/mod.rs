@@ -52,9 +52,9 @@ type Round = Vec<(Problem, Choice)>;
 
 impl GpuExecutor {
     /// Times candidates for the kernels of a step of one token, and of as many tokens as there are slots, up to 8, and for the
-    /// length of a prompt's chunks. After `limit` no more candidates are begun than a few for each kernel. What is found is used from now on, and kept in the
-    /// cache folder, if there is one. Says how many kernels were tuned: none where all were before, where the adapter has
-    /// no timestamps, and in deterministic mode.
+    /// length of a prompt's chunks. After `limit` no more kernels' candidates are begun than a few for each. What is found
+    /// is used from now on, and kept in the cache folder, if there is one. Says how many problems were solved: none where all
+    /// were before, where the adapter has no timestamps, and in deterministic mode.
     ///
     /// Slots are reset.
     ///
@@ -92,14 +92,21 @@ impl GpuExecutor {
             };
             session.run(&mut choices, &mut timer, progress)?;
         }
-        self.tune_chunk(&mut choices, deadline)?;
-        let found = choices.len().saturating_sub(before);
-        if found > 0 {
+        if choices.len() > before {
             self.keep(&choices);
-            self.kernels = self.kernels.tuned(choices);
-            self.recall_chunk();
+            self.kernels = self.kernels.tuned(choices.clone());
             self.plans.clear();
             self.prepared.made.clear();
+        }
+        let of_kernels = choices.len();
+        let stepped = self.tune_chunk(&mut choices)?;
+        if choices.len() > of_kernels {
+            self.keep(&choices);
+            self.kernels = self.kernels.tuned(choices.clone());
+            self.recall_chunk();
+        }
+        let found = choices.len().saturating_sub(before);
+        if found > 0 || stepped {
             for slot in (0u32..).take(most) {
                 self.reset(SlotId(slot))?;
             }

@@ -9,6 +9,8 @@
 
 #[path = "support/checkpoint.rs"]
 mod checkpoint;
+#[path = "support/logits.rs"]
+mod logits;
 #[path = "support/pytorch.rs"]
 mod pytorch;
 #[allow(dead_code, reason = "each test file uses its part")]
@@ -19,20 +21,10 @@ use checkpoint::{
     Metadata, SMALL, Small, Tensor, Tensors, gguf, llama_names, open_bytes, pairs_transposed,
     safetensors,
 };
+use logits::logits;
 use rwkv_kernels::Format;
 use rwkv_model::{ModelFile, OpenOptions, files::Field};
-use rwkv_sched::{Batch, CpuExecutor, Executor, SlotId, Version, Wanted};
-
-/// The CPU executor's logits of some tokens.
-fn logits(file: &ModelFile) -> Vec<f32> {
-    let mut executor = CpuExecutor::new(&file.model().unwrap(), 1).unwrap();
-    let vocab = executor.config().vocab as u32;
-    let tokens: Vec<u32> = (0..50).map(|i| i * i % vocab).collect();
-    let logits = executor
-        .run(&Batch::single(SlotId(0), &tokens, Wanted::All))
-        .unwrap();
-    logits.rows().flatten().copied().collect()
-}
+use rwkv_sched::Version;
 
 /// What is the same model gives the same bits.
 #[test]

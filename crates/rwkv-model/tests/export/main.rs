@@ -11,30 +11,21 @@
 mod checkpoint;
 mod conversions;
 mod failures;
+#[path = "../support/logits.rs"]
+mod logits;
 mod synthetic;
 mod versions;
 mod weight_types;
 
+use logits::logits;
 use rwkv_model::{
     ModelFile,
     export::{self, Progress},
 };
-use rwkv_sched::{Batch, CpuExecutor, Executor, SlotId, Wanted};
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
-
-/// The CPU executor's logits of some tokens.
-fn logits(file: &ModelFile) -> Vec<f32> {
-    let mut executor = CpuExecutor::new(&file.model().unwrap(), 1).unwrap();
-    let vocab = executor.config().vocab as u32;
-    let tokens: Vec<u32> = (0..50).map(|i| i * i % vocab).collect();
-    let logits = executor
-        .run(&Batch::single(SlotId(0), &tokens, Wanted::All))
-        .unwrap();
-    logits.rows().flatten().copied().collect()
-}
 
 fn onward(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
@@ -115,7 +106,6 @@ fn check(
     let logits = [&file, &source].map(logits);
     assert!(logits.iter().flatten().all(|x| x.is_finite()), "{row}");
     let distance = distance(&logits[0], &logits[1]);
-    eprintln!("DIST {row} {distance:.3e}");
     assert!(
         within.contains(&distance),
         "{row}: logits {distance:.2e} away, where {within:?} is expected"

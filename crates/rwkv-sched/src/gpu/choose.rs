@@ -243,15 +243,16 @@ impl Choice<'_> {
     /// The steps of a projection of which the products with `lasting` matrices are made alone, if it has some and there is a
     /// kernel for them.
     fn without(&self, group: &Group, lasting: &HashSet<Weight>) -> Option<Vec<Step>> {
-        let lasts = |weight: &Weight| lasting.contains(weight);
-        let [others, alone] = group.products_apart(|weight| !lasts(&weight));
+        if !group.products().any(|p| lasting.contains(&p.weight)) {
+            return None;
+        }
+        let [others, alone] = group.products_apart(|weight| !lasting.contains(&weight));
         let (kernels, weights) = (self.context.kernels, &self.context.weights);
         let rounds = |weight: Weight| {
             let matrix = weights.matrix(weight);
             matrix.is_some_and(|matrix| kernels.linear_rounds(matrix, self.tokens))
         };
-        let suits = !alone.parts.is_empty()
-            && self.rounded(group)
+        let suits = self.rounded(group)
             && others.parts.len() > 1
             && alone.products().all(|p| rounds(p.weight));
         suits.then(|| {

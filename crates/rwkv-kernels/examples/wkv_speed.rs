@@ -122,16 +122,7 @@ impl<'a> Bench<'a> {
     fn run(&self, version: usize, others: usize) -> Result<()> {
         let states = self.sequences * self.heads;
         let time = |tile| speed::seconds(self.kernels.gpu(), &[self.dispatch(version, tile)?]);
-        let usual = RecurrenceTile::usual(
-            self.kernels,
-            states,
-            self.head_size,
-            if version == 7 {
-                Wkv7::STAGED
-            } else {
-                Wkv6::STAGED
-            },
-        );
+        let usual = RecurrenceTile::usual(self.kernels, states, self.head_size);
         let one_order = RecurrenceTile::in_one_order(self.kernels, self.head_size);
         self.print(version, "usual: ", usual, time(usual)?);
         self.print(version, "one order: ", one_order, time(one_order)?);

@@ -2,8 +2,10 @@
 // makes 64 channels × 32 tokens of one pair, 128 elements of the rank at a time through workgroup memory, as long as most
 // pairs are: what waits for memory does so once. A thread has 4 channels × 4 tokens of every other unit, and reads 12
 // vectors for 128 multiplications.
+#define TOKENS 32
+#define UNITS 16
 #import dot_onto
-#import lora_up/pairs
+#import lora_up/sums
 
 // As in a LoraUp: rows of units of eight F16, padded.
 @group(1) @binding(0) var<storage, read> weights: array<vec4<u32>>;

@@ -1,37 +1,15 @@
 // As lora_up.wgsl, with cooperative matrices, for channels in whole tiles and results that have room for whole tiles of
-// tokens. Hidden vectors are rounded to f16 as they come; what passes its range stays at the end of it: decay's and
-// gate's are results of tanh and sigmoid, and what the others make goes through a sigmoid.
+// tokens. Each of four subgroups has 16 tokens × 32 channels.
 enable f16;
 enable wgpu_cooperative_matrix;
-#import lora_up/pairs
+#define TOKENS 32
+#define UNITS 16
+#define CHANNELS 64
+#define THREADS 128
+#import lora_up/sums
+#import lora_up/coop
 
-// As in a LoraUp: rows of units of eight F16, padded.
-@group(1) @binding(0) var<storage, read> weights: array<vec4<f16>>;
 @group(0) @binding(2) var<storage, read_write> sums: array<f32>;
-
-const SIDE: u32 = 16u;
-const LANES: u32 = 32u;
-// Four subgroups of 16 tokens × 32 channels.
-const THREADS: u32 = 128u;
-const CHANNELS: u32 = 64u;
-// Of a row, in fours: what a step has, and from one row of a tile to the next, 16 bytes more, in other banks.
-const QUADS: u32 = 2u * UNITS;
-const PITCH: u32 = QUADS + 2u;
-
-var<workgroup> x_tile: array<vec4<f16>, TOKENS * PITCH>;
-var<workgroup> w_tile: array<vec4<f16>, CHANNELS * PITCH>;
-
-// The part of a row of weights that a thread brings; past the last one that serves again, where x is zero.
-fn fetch_w(pair: Pair, first_channel: u32, unit: u32, item: u32) -> vec4<f16> {
-    let quad = min(2u * unit + item % QUADS, 2u * pair.units - 1u);
-    return weights[(pair.first + (first_channel + item / QUADS) * pair.units) * 2u + quad];
-}
-
-fn rounded(value: vec4<f32>) -> vec4<f16> {
-    // What is no number stays none.
-    let within = clamp(value, vec4(-65504.0), vec4(65504.0));
-    return vec4<f16>(select(within, value, value != value));
-}
 
 @compute @workgroup_size(THREADS)
 fn main(

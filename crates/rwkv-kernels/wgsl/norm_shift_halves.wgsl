@@ -83,6 +83,14 @@ fn sum_of(value: vec4<f32>) -> f32 {
     return value.x + value.y + value.z + value.w;
 }
 
+// The workgroup's sums of the row, and of the one above it if that is to be normed.
+fn both_sums(row: vec4<f32>, above: vec4<f32>, at: Invocation) -> vec2<f32> {
+    if SINGLE {
+        return vec2(workgroup_add(sum_of(row), at), 1.0);
+    }
+    return workgroup_add2(vec2(sum_of(row), sum_of(above)), at);
+}
+
 // The workgroup's largest `bits`, to be read after a barrier.
 fn note_largest(m: u32, bits: u32, at: Invocation) {
 #ifdef LANES_SUBGROUP
@@ -159,27 +167,19 @@ fn main(at: Invocation) {
     sum += select(vec4(0.0), x_$p, there_$p);
     sum_above += select(vec4(0.0), above_$p, there_$p);
 #endrepeat
-    let mean = workgroup_add(sum_of(sum), at) / count;
-    var mean_above = 0.0;
-    if !SINGLE {
-        mean_above = workgroup_add(sum_of(sum_above), at) / count;
-    }
+    let mean = both_sums(sum, sum_above, at) / count;
     var square = vec4(0.0);
     var square_above = vec4(0.0);
 #repeat p $PARTS
-    square += select(vec4(0.0), (x_$p - mean) * (x_$p - mean), there_$p);
-    square_above += select(vec4(0.0), (above_$p - mean_above) * (above_$p - mean_above), there_$p);
+    square += select(vec4(0.0), (x_$p - mean.x) * (x_$p - mean.x), there_$p);
+    square_above += select(vec4(0.0), (above_$p - mean.y) * (above_$p - mean.y), there_$p);
 #endrepeat
-    let scale = 1.0 / sqrt(workgroup_add(sum_of(square), at) / count + params.epsilon);
-    var scale_above = 1.0;
-    if !SINGLE {
-        scale_above = 1.0 / sqrt(workgroup_add(sum_of(square_above), at) / count + params.epsilon);
-    }
+    let scale = 1.0 / sqrt(both_sums(square, square_above, at) / count + params.epsilon);
 #repeat p $PARTS
-    let normed_$p = (x_$p - mean) * scale * weight_$p + bias_$p;
+    let normed_$p = (x_$p - mean.x) * scale.x * weight_$p + bias_$p;
     var previous_$p = above_$p;
     if !first {
-        previous_$p = (above_$p - mean_above) * scale_above * weight_$p + bias_$p;
+        previous_$p = (above_$p - mean.y) * scale.y * weight_$p + bias_$p;
     }
     var near_$p = normed_$p;
     var far_$p = previous_$p - normed_$p;

@@ -16,53 +16,14 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> spans: array<Span>;
-@group(0) @binding(2) var<storage, read> r: array<f32>;
-@group(0) @binding(3) var<storage, read> w: array<f32>;
+@group(0) @binding(2) var<storage, read> r: array<Element>;
+@group(0) @binding(3) var<storage, read> w: array<Element>;
 // The replacement key, then the removal key.
-@group(0) @binding(4) var<storage, read> keys: array<f32>;
-@group(0) @binding(5) var<storage, read> v: array<f32>;
-@group(0) @binding(6) var<storage, read> a: array<f32>;
+@group(0) @binding(4) var<storage, read> keys: array<Element>;
+@group(0) @binding(5) var<storage, read> v: array<Element>;
+@group(0) @binding(6) var<storage, read> a: array<Element>;
 @group(0) @binding(7) var<storage, read_write> state: array<f32>;
 @group(0) @binding(8) var<storage, read_write> y: array<f32>;
-
-// A channel of four tokens. `rate` is the in-context rate as it comes, then that times the removal key.
-struct Unit {
-    r: vec4<f32>,
-    w: vec4<f32>,
-    k: vec4<f32>,
-    kappa: vec4<f32>,
-    rate: vec4<f32>,
-}
-
-alias Ahead = array<Unit, UNITS>;
-
-fn load_ahead(place: Place, first: u32) -> Ahead {
-    var ahead: Ahead;
-    for (var i = 0u; i < UNITS; i++) {
-        let unit = place.thread + i * THREADS;
-        let at = elements(place, first + unit / HEAD * 4u, unit % HEAD);
-        let kappa = at + params.block;
-        ahead[i].r = vec4(r[at.x], r[at.y], r[at.z], r[at.w]);
-        ahead[i].w = vec4(w[at.x], w[at.y], w[at.z], w[at.w]);
-        ahead[i].k = vec4(keys[at.x], keys[at.y], keys[at.z], keys[at.w]);
-        ahead[i].kappa = vec4(keys[kappa.x], keys[kappa.y], keys[kappa.z], keys[kappa.w]);
-        ahead[i].rate = vec4(a[at.x], a[at.y], a[at.z], a[at.w]);
-    }
-    return ahead;
-}
-
-// Tokens and channels past the end change nothing.
-fn settled(place: Place, first: u32, unit: u32, brought: Unit) -> Unit {
-    let there = are_there(place, first + unit / HEAD * 4u, unit % HEAD);
-    let zero = vec4(0.0);
-    return Unit(
-        select(zero, brought.r, there),
-        select(vec4(1.0), brought.w, there),
-        select(zero, brought.k, there),
-        select(zero, brought.kappa, there),
-        select(zero, brought.kappa * brought.rate, there),
-    );
-}
 
 @compute @workgroup_size(THREADS)
 fn main(at: Invocation) {
@@ -84,7 +45,7 @@ fn main(at: Invocation) {
         ahead = load_ahead(place, next);
         ahead_values = load_values(place, next);
         workgroupBarrier();
-        advance(place, first, min(STAGE, place.end - first), &s);
+        advance(place, first, &s);
         if next >= place.end {
             break;
         }

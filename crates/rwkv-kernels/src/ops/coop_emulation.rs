@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+pub(in crate::ops) mod pairs;
 mod sliced;
 mod stacks;
 

@@ -14,6 +14,7 @@ use crate::{
 };
 use bytemuck::{NoUninit, Pod, Zeroable};
 use rwkv_gpu::{Binding, Buffer, Dispatch};
+use rwkv_mem::Shape;
 
 /// Products of inputs in f16 on the GPU.
 pub struct HalfProjections<'a> {
@@ -40,6 +41,9 @@ const DEFAULTS: [(usize, &Tile, usize); 5] = [
 
 /// Columns that a slice has at least.
 const SLICE: usize = 256;
+
+/// Columns from which on half of a tile's time is more than a further dispatch costs, and adding up slices.
+const WORTH_A_DISPATCH: usize = 2048;
 
 /// As in `wgsl/coop/segments.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -90,6 +94,18 @@ impl HalfProjections<'_> {
     }
 }
 
+/// As [`Kernels::half_projections_apart`].
+fn are_apart(stack: Shape, tokens: usize, few: usize) -> bool {
+    let Some((_, tile, busy)) = DEFAULTS.iter().find(|(most, ..)| tokens <= *most) else {
+        return false;
+    };
+    let tiles = |rows: usize| rows.div_ceil(tile.rows) * tokens.div_ceil(tile.tokens);
+    let turns = |rows: usize| tiles(rows).div_ceil(busy * WORKGROUPS);
+    stack.cols.0 >= WORTH_A_DISPATCH
+        && 2 * tiles(few) <= busy * WORKGROUPS
+        && turns(stack.rows.0.saturating_sub(few)) < turns(stack.rows.0)
+}
+
 impl Kernels {
     /// Whether rounding the inputs of `tokens` tokens to f16 for [`half_projections`](Self::half_projections) by segments of
     /// `weights` is faster than other kernels, and possible.
@@ -105,6 +121,13 @@ impl Kernels {
             && weights.format() == Format::F16
             && weights.is_whole()
             && !self.shapes_of(&of).is_empty()
+    }
+
+    /// Whether the last `few` rows of `weights` are better multiplied in a dispatch of their own, which slices of columns share:
+    /// where the GPU would be busy with little but their tiles at the end. For 512 tokens the 7.2B's receptance, key and
+    /// value are 2.9 times as many tiles as an H200 runs at once, and with the pairs' first halves 3.1 times.
+    pub fn half_projections_apart(&self, weights: &GpuMatrix, tokens: usize, few: usize) -> bool {
+        are_apart(weights.shape(), tokens, few)
     }
 
     /// The shapes that the adapter can run for `op`.
@@ -309,5 +332,35 @@ impl Kernels {
             size: Some(end - start),
         };
         Ok((all, y))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rwkv_mem::{Cols, Rows};
+
+    /// Only where a turn of all cores is saved, few tiles are alone, and a turn takes longer than another dispatch.
+    #[test]
+    fn apart() {
+        for (tokens, rows, cols, few, want) in [
+            (512, 13120, 4096, 832, true),
+            (1024, 13120, 4096, 832, true),
+            (256, 13120, 4096, 832, false),
+            (2048, 13120, 4096, 832, false),
+            (512, 13120, 1024, 832, false),
+            (512, 6656, 2048, 512, false),
+            (512, 13120, 4096, 4096, false),
+        ] {
+            let stack = Shape {
+                rows: Rows(rows),
+                cols: Cols(cols),
+            };
+            assert_eq!(
+                are_apart(stack, tokens, few),
+                want,
+                "{tokens}, {stack}, {few}"
+            );
+        }
     }
 }

@@ -15,7 +15,7 @@ const APART: usize = 8;
 /// 32 in as much, 128 in 3 % more (H200, 2026-11).
 const FEW_TOKENS: usize = 16;
 /// Pairs that there is room for.
-const MOST_PAIRS: usize = 4;
+pub(super) const MOST_PAIRS: usize = 4;
 
 /// What is multiplied.
 pub(super) struct LoraUps<'a> {
@@ -42,9 +42,10 @@ impl UpsPlace {
     }
 }
 
+/// A pair, as in `wgsl/lora_up/pairs.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Pair {
+pub(super) struct PairParams {
     hidden: u32,
     rank: u32,
     first: u32,
@@ -58,7 +59,28 @@ struct Params {
     channels: u32,
     stride: u32,
     block: u32,
-    pairs: [Pair; MOST_PAIRS],
+    pairs: [PairParams; MOST_PAIRS],
+}
+
+/// The binding of all `hidden` vectors, and where each and the matrix lie that it meets.
+pub(super) fn pair_params<'a>(
+    what: &str,
+    up: &LoraUp,
+    hidden: &[View<'a>],
+) -> Result<(Binding<'a>, [PairParams; MOST_PAIRS])> {
+    let (projected, places) = one_buffer(what, hidden)?;
+    let quads = hidden_quads(what, &places)?;
+    let mut pairs = [PairParams::zeroed(); MOST_PAIRS];
+    let parts = up.ranks().zip(up.places());
+    for ((pair, (rank, (first, units))), hidden) in pairs.iter_mut().zip(parts).zip(quads) {
+        *pair = PairParams {
+            hidden,
+            rank: u32_of("rank", rank)?,
+            first,
+            units,
+        };
+    }
+    Ok((projected, pairs))
 }
 
 impl Kernels {
@@ -88,8 +110,7 @@ impl Kernels {
             let problem = format!("{} for {tokens} tokens", op.up.format());
             return Err(Error::shape(what, problem));
         }
-        let (projected, places) = one_buffer(what, op.hidden)?;
-        let quads = hidden_quads(what, &places)?;
+        let (projected, pairs) = pair_params(what, op.up, op.hidden)?;
         let channels = op.up.channels();
         let stride = View::stride(channels);
         let count = op.hidden.len();
@@ -98,16 +119,6 @@ impl Kernels {
             buffer: self.shared_inputs((count * elements * 4) as u64)?,
             elements,
         };
-        let mut pairs = [Pair::zeroed(); MOST_PAIRS];
-        let parts = op.up.ranks().zip(op.up.places());
-        for ((pair, (rank, (first, units))), hidden) in pairs.iter_mut().zip(parts).zip(quads) {
-            *pair = Pair {
-                hidden,
-                rank: u32_of("rank", rank)?,
-                first,
-                units,
-            };
-        }
         let params = Params {
             tokens: u32_of("tokens", tokens)?,
             channels: u32_of("channels", channels)?,
@@ -138,15 +149,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
-    use crate::{
-        Matrix,
-        ops::{
-            coop_emulation::{Activation, kernels, noise},
-            matmul,
-        },
-    };
-    use half::f16;
-    use rwkv_mem::{Cols, Rows, Upload};
+    use crate::ops::coop_emulation::{Activation, kernels, pairs::Pairs};
 
     /// More tokens than a workgroup has, ranks that are no whole steps nor whole units, and channels of part of a tile, which
     /// cooperative matrices leave to the other kernel.
@@ -164,64 +167,10 @@ mod tests {
         ] {
             let by_coop = kernels.ups_by_coop(tokens, channels);
             assert_eq!(by_coop, channels % 64 == 0 && tokens > 16);
-            let mut upload = Upload::new(gpu);
-            let mut packed = Vec::new();
-            let (mut hidden, mut want) = (Vec::new(), Vec::new());
-            for (rank, seed) in ranks.iter().zip(1..) {
-                let mut bytes = vec![0; Format::F16.row_bytes(*rank).unwrap() * channels];
-                let values = noise(channels * rank, seed);
-                Format::F16.spec().quantize(&values, &mut bytes);
-                let matrix = Matrix::new(Format::F16, Rows(channels), Cols(*rank), &bytes);
-                let matrix = matrix.unwrap();
-                // As F16 has them: nothing is rounded but sums.
-                let x = noise(tokens * rank, seed + 9);
-                let x: Vec<f32> = x.iter().map(|x| f16::from_f32(*x).into()).collect();
-                let mut y = vec![0.0; tokens * channels];
-                matmul(&x, &matrix, &mut y).unwrap();
-                want.push(y);
-                packed.push((*rank, bytes));
-                hidden.push((*rank, x));
-            }
-            let matrices = packed.iter().map(|(rank, bytes)| {
-                Matrix::new(Format::F16, Rows(channels), Cols(*rank), bytes).unwrap()
-            });
-            let matrices: Vec<_> = matrices.collect();
-            let up = LoraUp::upload(gpu, "up", &matrices, Format::F16, &mut upload);
-            let up = up.unwrap().unwrap();
-            upload.flush().unwrap();
-            // One after the other in one buffer, with numbers between them that are none.
-            let mut all = Vec::new();
-            let mut places = Vec::new();
-            for (rank, x) in &hidden {
-                places.push(all.len() as u64 * 4);
-                let stride = View::stride(*rank);
-                for row in x.chunks_exact(*rank) {
-                    all.extend_from_slice(row);
-                    all.resize(all.len() + stride - rank, f32::NAN);
-                }
-                all.resize(all.len().next_multiple_of(64), f32::NAN);
-            }
-            let buffer = gpu
-                .buffer(
-                    rwkv_gpu::BufferKind::Storage,
-                    "hidden",
-                    all.len() as u64 * 4,
-                )
-                .unwrap();
-            gpu.write(&buffer, 0, bytemuck::cast_slice(&all)).unwrap();
-            let views: Vec<_> = hidden
-                .iter()
-                .zip(&places)
-                .map(|((rank, _), offset)| View {
-                    buffer: &buffer,
-                    offset: *offset,
-                    rows: tokens,
-                    width: *rank,
-                })
-                .collect();
+            let pairs = Pairs::new(gpu, tokens, channels, ranks);
             let op = LoraUps {
-                up: &up,
-                hidden: &views,
+                up: &pairs.up,
+                hidden: &pairs.hidden(),
             };
             let (dispatch, place) = kernels.lora_ups(&op).unwrap();
             let padded = tokens.next_multiple_of(TOKENS);
@@ -236,7 +185,7 @@ mod tests {
                 .chunks_exact(padded * channels)
                 .flat_map(|pair| pair[..tokens * channels].to_vec())
                 .collect();
-            for (i, want) in want.concat().iter().enumerate() {
+            for (i, want) in pairs.products.concat().iter().enumerate() {
                 // Sums of up to 480 terms in another order.
                 let (got, bound) = (got[i], 1e-4);
                 assert!(

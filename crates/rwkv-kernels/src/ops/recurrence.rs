@@ -13,17 +13,17 @@ pub struct RecurrenceTile {
     pub team: usize,
     /// Threads of a workgroup: 64 or 128. Heads that have no rows for so many are served by fewer.
     pub threads: usize,
-    /// Channels of tokens that are brought to workgroup memory at once: 512 or 1024.
+    /// Channels of tokens that are brought to workgroup memory at once: 512, 1024 or 2048.
     pub stage: usize,
     /// Tokens that take the state from one value to the next: 4, or 1 for sums whose order does not depend on where a span
     /// begins.
     pub block: usize,
 }
 
-/// Heads of all spans up to which a large GPU is busy only if each has few rows a workgroup, and somewhat more: as measured
-/// on an H200 (docs/performance.md).
-const FEW: usize = 48;
-const SOME: usize = 80;
+/// Workgroups that a large GPU runs at once, a core each: with fewer rows a workgroup each span is done sooner, as long as
+/// there are no more of them than that, and with fewer tokens staged a core has room for several (H200,
+/// docs/performance.md).
+const CORES: usize = 132;
 
 impl RecurrenceTile {
     /// What every adapter can run.
@@ -35,7 +35,7 @@ impl RecurrenceTile {
         block: 1,
     };
 
-    const fn of_teams(rows: usize, team: usize, stage: usize) -> Self {
+    const fn of_teams((rows, team, stage): (usize, usize, usize)) -> Self {
         Self {
             rows,
             team,
@@ -54,26 +54,36 @@ impl RecurrenceTile {
             (4, 8, 512),
             (2, 16, 1024),
             (4, 16, 1024),
+            (1, 8, 2048),
+            (2, 8, 2048),
+            (4, 8, 2048),
+            (2, 16, 2048),
+            (4, 16, 2048),
         ];
         let mut all = vec![Self::PLAIN, Self::ONE_ORDER];
-        all.extend(fours.map(|(rows, team, stage)| Self::of_teams(rows, team, stage)));
+        all.extend(fours.map(Self::of_teams));
         all
     }
 
-    /// The tile for `states` heads of all spans together, where `staged` is how many vectors of each token are staged: of
-    /// many, fewer tokens at once leave a core room for more workgroups.
-    pub fn usual(kernels: &Kernels, states: usize, head_size: usize, staged: usize) -> Self {
-        let wide = [(4, 8, if staged > 3 { 512 } else { 1024 }), (4, 8, 512)];
-        let shapes = if states <= FEW {
-            [(2, 16, 1024), (1, 8, 1024)]
-        } else if states <= SOME {
-            [(4, 16, 1024), (2, 8, 1024)]
-        } else {
-            wide
+    /// The tile for `states` heads of all spans together.
+    pub fn usual(kernels: &Kernels, states: usize, head_size: usize) -> Self {
+        // Those after the first of each number of rows are for adapters that cannot run it.
+        let shapes = [
+            (2, 16, 2048),
+            (2, 16, 1024),
+            (1, 8, 1024),
+            (4, 16, 2048),
+            (4, 16, 1024),
+            (2, 8, 1024),
+            (4, 8, 2048),
+        ];
+        let at_once = |tile: &Self| {
+            let each = tile.workgroups_a_head(head_size);
+            each.is_ok_and(|each| each * states <= CORES)
         };
-        let tiles = shapes.into_iter().chain(wide);
-        tiles
-            .map(|(rows, team, stage)| Self::of_teams(rows, team, stage))
+        let few = shapes.map(Self::of_teams).into_iter().filter(at_once);
+        let many = [(4, 8, 1024), (4, 8, 512)].map(Self::of_teams);
+        few.chain(many)
             .find(|tile| tile.fits(kernels, head_size))
             .unwrap_or(Self::PLAIN)
     }
@@ -138,6 +148,8 @@ impl RecurrenceTile {
         });
         shaders::find(&name)
             .ok()
+            // Several tokens at once are brought four channels at a time.
+            .filter(|_| block == 1 || head_size.is_multiple_of(4))
             .filter(|shader| {
                 shader.workgroup_bytes <= capabilities.limits.workgroup_bytes
                     && (together || team == 1)

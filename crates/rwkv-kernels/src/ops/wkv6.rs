@@ -121,11 +121,6 @@ struct Params {
     stride: u32,
 }
 
-impl Wkv6<'_> {
-    /// Vectors of a token that are brought to workgroup memory: what [`RecurrenceTile::usual`] depends on.
-    pub const STAGED: usize = 2;
-}
-
 impl Kernels {
     /// The dispatch of `op`, cut as suits its shape: the order of the sums depends on where spans begin.
     ///
@@ -134,12 +129,7 @@ impl Kernels {
     /// not compile.
     pub fn wkv6(&self, op: &Wkv6<'_>) -> Result<Dispatch> {
         let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
-        let tile = RecurrenceTile::usual(
-            self,
-            op.batch.span_count * heads,
-            op.head_size,
-            Wkv6::STAGED,
-        );
+        let tile = RecurrenceTile::usual(self, op.batch.span_count * heads, op.head_size);
         self.wkv6_tiled(op, tile)
     }
 

@@ -113,11 +113,6 @@ struct Params {
     padding: [u32; 3],
 }
 
-impl Wkv7<'_> {
-    /// Vectors of a token that are brought to workgroup memory: what [`RecurrenceTile::usual`] depends on.
-    pub const STAGED: usize = 4;
-}
-
 impl Kernels {
     /// The dispatch of `op`, cut as suits its shape: the order of the sums depends on where spans begin.
     ///
@@ -126,12 +121,7 @@ impl Kernels {
     /// not compile.
     pub fn wkv7(&self, op: &Wkv7<'_>) -> Result<Dispatch> {
         let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
-        let tile = RecurrenceTile::usual(
-            self,
-            op.batch.span_count * heads,
-            op.head_size,
-            Wkv7::STAGED,
-        );
+        let tile = RecurrenceTile::usual(self, op.batch.span_count * heads, op.head_size);
         self.wkv7_tiled(op, tile)
     }
 

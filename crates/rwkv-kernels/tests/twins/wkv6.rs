@@ -208,7 +208,7 @@ fn compare_cut(
             None => {
                 let states = ragged.spans.len() * heads;
                 vec![
-                    RecurrenceTile::usual(&setup.kernels, states, head_size, Wkv6::STAGED),
+                    RecurrenceTile::usual(&setup.kernels, states, head_size),
                     RecurrenceTile::in_one_order(&setup.kernels, head_size),
                 ]
             }

@@ -1,4 +1,5 @@
-// The low-rank pairs whose second matrices are multiplied, and their hidden vectors.
+// The low-rank pairs whose second matrices are multiplied, and their hidden vectors. Whoever imports this has `params` with
+// the `pairs` and `tokens`, and defines the TOKENS of a workgroup and the UNITS of eight that a step has of a row.
 struct Pair {
     // The first vec4 of its hidden vectors, elements of one, the first unit of its matrix, and units of a row.
     hidden: u32,
@@ -7,21 +8,10 @@ struct Pair {
     units: u32,
 }
 
-struct Params {
-    tokens: u32,
-    channels: u32,
-    // Elements from one token's results to the next, and from one pair's to the next.
-    stride: u32,
-    block: u32,
-    pairs: array<Pair, 4>,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> projected: array<vec4<f32>>;
 
-const TOKENS: u32 = 32u;
-// Units of eight that a step has of a row.
-const UNITS: u32 = 16u;
+const TOKENS: u32 = $TOKENS;
+const UNITS: u32 = $UNITS;
 
 // The part of a hidden vector that a thread brings, zero past the rank: what lies there is not a number of ours.
 fn fetch_x(pair: Pair, first_token: u32, unit: u32, item: u32) -> vec4<f32> {

@@ -21,23 +21,34 @@ fn added_onto(s: vec4<f32>, x: vec4<f32>, tokens: mat4x4<f32>) -> vec4<f32> {
     return x.w * tokens[3] + (x.z * tokens[2] + (x.y * tokens[1] + (x.x * tokens[0] + s)));
 }
 
-// The lanes that answer for a row take turns.
-fn write_y(place: Place, first: u32, y4: vec4<f32>) {
-    const TURNS: u32 = SHARE / ROWS;
+// Where a lane's results of four tokens go.
+struct Results {
+    writes: bool,
+    token: u32,
+    // The first one's place, and the span's end.
+    to: u32,
+    end: u32,
+}
+
+// From the four tokens on that begin with `first`.
+fn results_of(place: Place, first: u32) -> Results {
+    let token = own_token(place.part);
     let row = place.first_row + place.own_row;
-    let turn = place.part % TURNS;
-    let there = select(0u, place.end - first, row < params.head_size);
-    let at = first * params.stride + place.channel + row;
-    if turn == 0u && there > 0u {
-        y[at] = y4.x;
+    return Results(
+        place.part % TURNS % SAME == 0u && row < params.head_size,
+        first + token,
+        (first + token) * params.stride + place.channel + row,
+        place.end,
+    );
+}
+
+fn write_y(results: Results, e: u32, value: f32) {
+    if results.writes && results.token + e < results.end {
+        y[results.to + e * params.stride] = value;
     }
-    if turn == 1u % TURNS && there > 1u {
-        y[at + params.stride] = y4.y;
-    }
-    if turn == 2u % TURNS && there > 2u {
-        y[at + 2u * params.stride] = y4.z;
-    }
-    if turn == 3u % TURNS && there > 3u {
-        y[at + 3u * params.stride] = y4.w;
-    }
+}
+
+fn next_four(results: ptr<function, Results>) {
+    (*results).token += 4u;
+    (*results).to += 4u * params.stride;
 }

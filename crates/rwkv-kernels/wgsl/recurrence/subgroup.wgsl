@@ -48,8 +48,8 @@ fn row_sum(values: array<f32, ROWS>, part: u32) -> f32 {
     return sum;
 }
 
-// The same for four tokens.
-fn row_sum4(values: array<vec4<f32>, ROWS>, part: u32) -> vec4<f32> {
+// Over the lanes that have other rows' terms, the same for four tokens.
+fn halved_rows(values: array<vec4<f32>, ROWS>, part: u32) -> vec4<f32> {
     var sum = values[0];
 #ifdef ROWS_2
     sum = halved4(sum, values[1], SHARE / 2u, (part & (SHARE / 2u)) != 0u);
@@ -63,10 +63,44 @@ fn row_sum4(values: array<vec4<f32>, ROWS>, part: u32) -> vec4<f32> {
         (part & (SHARE / 4u)) != 0u,
     );
 #endif
+    return sum;
+}
+
+// As row_sum for four tokens.
+fn row_sum4(values: array<vec4<f32>, ROWS>, part: u32) -> vec4<f32> {
+    var sum = halved_rows(values, part);
     for (var apart = SHARE / ROWS / 2u; apart > 0u; apart /= 2u) {
         sum += subgroupShuffleXor(sum, apart);
     }
     return sum;
+}
+
+// Lanes that answer for a row; of four tokens, each answers for so many, from `own_token` on, as do so many lanes.
+const TURNS: u32 = SHARE / ROWS;
+const EACH: u32 = max(1u, 4u / TURNS);
+const SAME: u32 = max(1u, TURNS / 4u);
+
+fn own_token(part: u32) -> u32 {
+    return part % TURNS / SAME * EACH;
+}
+
+// As row_sum4, of the tokens only that this lane answers for.
+fn own_sum4(values: array<vec4<f32>, ROWS>, part: u32) -> array<f32, EACH> {
+    let sum = halved_rows(values, part);
+    let late = (part & (TURNS / 2u)) != 0u;
+    let first = halved(sum.x, sum.z, TURNS / 2u, late);
+    let second = halved(sum.y, sum.w, TURNS / 2u, late);
+    var own: array<f32, EACH>;
+    if EACH == 2u {
+        own[0] = first;
+        own[EACH - 1u] = second;
+        return own;
+    }
+    own[0] = halved(first, second, TURNS / 4u, (part & (TURNS / 4u)) != 0u);
+    for (var apart = SAME / 2u; apart > 0u; apart /= 2u) {
+        own[0] += subgroupShuffleXor(own[0], apart);
+    }
+    return own;
 }
 
 // What the lanes that answer for the team's `row` have.

@@ -2,7 +2,8 @@
 // other. Teams of SHARE threads have ROWS rows each, a thread every SHARE-th vec4 of their keys, so that what it reads of a
 // token serves ROWS rows. STAGE tokens at a time are brought to workgroup memory; meanwhile the next ones are on their
 // way to registers. HEAD is the head size rounded up: the rows and channels past the end are zero and stay zero.
-// Whoever imports this has `params`, `spans`, `v` and `state`, and the VECTORS that are staged of a token.
+// Whoever imports this has `params`, `spans`, `v` and `state`, and the VECTORS that are staged of a token, and imports how
+// they are brought: recurrence/channels or recurrence/blocks.
 #import batch
 #import grid
 #import dot_onto
@@ -21,12 +22,8 @@ const WIDE: u32 = HEAD / 4u;
 // Tokens staged at once, a multiple of 4, and fours of them.
 const STAGE: u32 = u32($STAGE) / HEAD;
 const FOURS: u32 = STAGE / 4u;
-// What a thread brings: a channel, or a value row, for four tokens.
-const UNITS: u32 = FOURS * HEAD / THREADS;
-const VALUE_UNITS: u32 = (FOURS * OWN_ROWS + THREADS - 1u) / THREADS;
 
 alias Tile = array<vec4<f32>, ROWS * QUADS>;
-alias Values = array<vec4<f32>, VALUE_UNITS>;
 
 // By vector, token and channel.
 var<workgroup> staged: array<vec4<f32>, VECTORS * STAGE * WIDE>;
@@ -128,51 +125,4 @@ fn write_state(place: Place, tile: Tile) {
             }
         }
     }
-}
-
-// Where a channel of four tokens from `first` on lies in an activation. Past the end of the head or the span it is one
-// again that is there: no branch stands between two loads.
-fn elements(place: Place, first: u32, channel: u32) -> vec4<u32> {
-    let tokens = min(vec4(first) + vec4(0u, 1u, 2u, 3u), vec4(place.end - 1u));
-    return tokens * params.stride + place.channel + min(channel, params.head_size - 1u);
-}
-
-// Whether four tokens from `first` on have such a channel.
-fn are_there(place: Place, first: u32, channel: u32) -> vec4<bool> {
-    let there = select(0u, place.end - min(first, place.end), channel < params.head_size);
-    return vec4(0u, 1u, 2u, 3u) < vec4(there);
-}
-
-// The value rows of the tokens from `first` on.
-fn load_values(place: Place, first: u32) -> Values {
-    var ahead: Values;
-    for (var i = 0u; i < VALUE_UNITS; i++) {
-        let unit = place.thread + i * THREADS;
-        let row = place.first_row + unit % OWN_ROWS;
-        let at = elements(place, first + min(unit / OWN_ROWS, FOURS - 1u) * 4u, row);
-        ahead[i] = vec4(v[at.x], v[at.y], v[at.z], v[at.w]);
-    }
-    return ahead;
-}
-
-fn stage_values(place: Place, first: u32, brought: Values) {
-    var ahead = brought;
-    for (var i = 0u; i < VALUE_UNITS; i++) {
-        let unit = place.thread + i * THREADS;
-        let row = place.first_row + unit % OWN_ROWS;
-        if unit < FOURS * OWN_ROWS {
-            let there = are_there(place, first + unit / OWN_ROWS * 4u, row);
-            values[unit] = select(vec4(0.0), ahead[i], there);
-        }
-    }
-}
-
-// Puts four tokens of a unit's channel where they are staged.
-fn put(vector: u32, unit: u32, x: vec4<f32>) {
-    let channel = unit % HEAD;
-    let at = (vector * STAGE + unit / HEAD * 4u) * WIDE + channel / 4u;
-    staged[at][channel % 4u] = x.x;
-    staged[at + WIDE][channel % 4u] = x.y;
-    staged[at + 2u * WIDE][channel % 4u] = x.z;
-    staged[at + 3u * WIDE][channel % 4u] = x.w;
 }

@@ -19,6 +19,11 @@ fn workgroup_add(value: f32, at: Invocation) -> f32 {
     return partial[0];
 }
 
+// As workgroup_add, of two at once.
+fn workgroup_add2(value: vec2<f32>, at: Invocation) -> vec2<f32> {
+    return vec2(workgroup_add(value.x, at), workgroup_add(value.y, at));
+}
+
 // The largest `value` of the workgroup, known to all threads. Called by the whole workgroup.
 fn workgroup_max(value: f32, at: Invocation) -> f32 {
     workgroupBarrier();

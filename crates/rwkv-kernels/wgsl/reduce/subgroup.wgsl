@@ -1,7 +1,8 @@
 // Sums and maxima over a workgroup of SIZE threads: subgroups first, then their results.
 const SIZE: u32 = $SIZE;
 
-var<workgroup> partial: array<f32, SIZE / 4u>;
+// Room for two of each subgroup, which has four threads or more.
+var<workgroup> partial: array<f32, SIZE / 2u>;
 
 struct Invocation {
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -23,6 +24,22 @@ fn workgroup_add(value: f32, at: Invocation) -> f32 {
     var total = 0.0;
     for (var i = 0u; i < at.groups; i++) {
         total += partial[i];
+    }
+    return total;
+}
+
+// As workgroup_add, of two at once.
+fn workgroup_add2(value: vec2<f32>, at: Invocation) -> vec2<f32> {
+    let sum = subgroupAdd(value);
+    workgroupBarrier();
+    if at.lane == 0u {
+        partial[2u * at.group] = sum.x;
+        partial[2u * at.group + 1u] = sum.y;
+    }
+    workgroupBarrier();
+    var total = vec2(0.0);
+    for (var i = 0u; i < at.groups; i++) {
+        total += vec2(partial[2u * i], partial[2u * i + 1u]);
     }
     return total;
 }

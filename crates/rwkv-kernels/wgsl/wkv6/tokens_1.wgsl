@@ -1,10 +1,58 @@
 // Token by token: what a token adds to does not depend on where in a span it is, nor where spans are cut.
 
+#import recurrence/channels
+
+alias Element = f32;
+
 // Receptance, decay, key.
 const VECTORS: u32 = 3u;
 
 // What the current token weighs.
 var<workgroup> weights: array<vec4<f32>, WIDE>;
+
+// A channel of four tokens.
+struct Unit {
+    r: vec4<f32>,
+    w: vec4<f32>,
+    k: vec4<f32>,
+    u: f32,
+}
+
+alias Ahead = array<Unit, UNITS>;
+
+fn load_ahead(place: Place, first: u32) -> Ahead {
+    var ahead: Ahead;
+    for (var i = 0u; i < UNITS; i++) {
+        let unit = place.thread + i * THREADS;
+        let at = elements(place, first + unit / HEAD * 4u, unit % HEAD);
+        let channel = place.channel + min(unit % HEAD, params.head_size - 1u);
+        ahead[i].r = vec4(r[at.x], r[at.y], r[at.z], r[at.w]);
+        if ONE_DECAY {
+            ahead[i].w = vec4(w[channel]);
+        } else {
+            ahead[i].w = vec4(w[at.x], w[at.y], w[at.z], w[at.w]);
+        }
+        ahead[i].k = vec4(k[at.x], k[at.y], k[at.z], k[at.w]);
+        ahead[i].u = u[channel];
+    }
+    return ahead;
+}
+
+// Tokens and channels past the end change nothing.
+fn settled(place: Place, first: u32, unit: u32, brought: Unit) -> Unit {
+    let there = are_there(place, first + unit / HEAD * 4u, unit % HEAD);
+    let zero = vec4(0.0);
+    var decay = brought.w;
+    if ONE_DECAY {
+        decay = vec4(decay6(decay.x));
+    }
+    return Unit(
+        select(zero, brought.r, there),
+        select(vec4(1.0), decay, there),
+        select(zero, brought.k, there),
+        brought.u,
+    );
+}
 
 fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
     for (var i = 0u; i < UNITS; i++) {
@@ -25,7 +73,8 @@ fn stage(place: Place, brought: Ahead) {
     }
 }
 
-fn advance(place: Place, first: u32, tokens: u32, tile: ptr<function, Tile>) {
+fn advance(place: Place, first: u32, tile: ptr<function, Tile>) {
+    let tokens = min(STAGE, place.end - first);
     var s = *tile;
     for (var t = 0u; t < tokens; t++) {
         let at = t * WIDE + place.part;

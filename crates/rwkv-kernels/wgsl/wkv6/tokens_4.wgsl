@@ -3,33 +3,83 @@
 //   yₜ = S₀ (W(−1, t−1) ⊙ rₜ) + vₜ ((u ⊙ kₜ) rₜ) + Σ_{i<t} vᵢ (kᵢ W(i, t−1) rₜ)
 //   S₄ = S₀ diag(W(−1, 3))    + Σ_i vᵢ (W(i, 3) ⊙ kᵢ)ᵀ
 // The dots of keys and receptances are the same for all rows. Decays are only ever multiplied: nothing grows.
+#import recurrence/blocks
 #import recurrence/fours
+
+alias Element = vec4<f32>;
 
 // Faded receptance, and key as the last token finds it.
 const VECTORS: u32 = 2u;
 
+// Four channels of four tokens, a column a token.
+struct Block {
+    r: mat4x4<f32>,
+    w: mat4x4<f32>,
+    k: mat4x4<f32>,
+    u: vec4<f32>,
+}
+
+alias Ahead = array<Block, BLOCKS>;
+
 // By four tokens and channel: their decays together.
 var<workgroup> fades: array<vec4<f32>, FOURS * WIDE>;
-// By four tokens: row i, column t is the dot of token i's key and token t's receptance.
-var<workgroup> dots: array<vec4<f32>, FOURS * 4u>;
+// By four tokens, for each t the dots of its receptance with token i's key, zero for i > t.
+var<workgroup> read_dots: array<vec4<f32>, FOURS * 4u>;
 // Their sums over the channels of SUMMED lanes.
-var<workgroup> partial: array<vec4<f32>, UNITS * THREADS>;
+var<workgroup> partial: array<vec4<f32>, BLOCKS * THREADS>;
+
+fn load_ahead(place: Place, first: u32) -> Ahead {
+    var ahead: Ahead;
+    for (var i = 0u; i < BLOCKS; i++) {
+        let block = place.thread + i * THREADS;
+        let at = quads_at(place, first + block / WIDE * 4u, block % WIDE);
+        let quad = place.channel / 4u + min(block % WIDE, params.head_size / 4u - 1u);
+        ahead[i].r = mat4x4(r[at.x], r[at.y], r[at.z], r[at.w]);
+        if ONE_DECAY {
+            let one = w[quad];
+            ahead[i].w = mat4x4(one, one, one, one);
+        } else {
+            ahead[i].w = mat4x4(w[at.x], w[at.y], w[at.z], w[at.w]);
+        }
+        ahead[i].k = mat4x4(k[at.x], k[at.y], k[at.z], k[at.w]);
+        ahead[i].u = u[quad];
+    }
+    return ahead;
+}
+
+// Tokens and channels past the end change nothing.
+fn settled(place: Place, first: u32, block: u32, brought: Block) -> Block {
+    let in_head = block % WIDE * 4u < params.head_size;
+    let there = tokens_there(place, first + block / WIDE * 4u) & vec4(in_head);
+    let zero = vec4(0.0);
+    var decay = brought.w;
+    if ONE_DECAY {
+        let w = decay[0];
+        let one = vec4(decay6(w.x), decay6(w.y), decay6(w.z), decay6(w.w));
+        decay = mat4x4(one, one, one, one);
+    }
+    return Block(
+        chosen(zero, brought.r, there),
+        chosen(vec4(1.0), decay, there),
+        chosen(zero, brought.k, there),
+        brought.u,
+    );
+}
 
 fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
-    for (var i = 0u; i < UNITS; i++) {
-        let unit = settled(place, first, place.thread + i * THREADS, (*ahead)[i]);
-        (*ahead)[i] = unit;
-        let r = unit.r;
-        let w = unit.w;
-        let k = unit.k;
-        let now = unit.u * k * r;
-        let second = w.y * r.z;
-        let third = w.z * r.w;
+    for (var i = 0u; i < BLOCKS; i++) {
+        let block = settled(place, first, place.thread + i * THREADS, (*ahead)[i]);
+        (*ahead)[i] = block;
+        let r = block.r;
+        let w = block.w;
+        let k = block.k;
+        let second = w[1] * r[2];
+        let third = w[2] * r[3];
         let terms = mat4x4(
-            vec4(now.x, k.x * r.y, k.x * second, k.x * (w.y * third)),
-            vec4(0.0, now.y, k.y * r.z, k.y * third),
-            vec4(0.0, 0.0, now.z, k.z * r.w),
-            vec4(0.0, 0.0, 0.0, now.w),
+            vec4(dot(block.u * k[0], r[0]), 0.0, 0.0, 0.0),
+            vec4(dot(k[0], r[1]), dot(block.u * k[1], r[1]), 0.0, 0.0),
+            vec4(dot(k[0], second), dot(k[1], r[2]), dot(block.u * k[2], r[2]), 0.0),
+            vec4(dot(k[0], w[1] * third), dot(k[1], third), dot(k[2], r[3]), dot(block.u * k[3], r[3])),
         );
         partial[place.thread + i * THREADS] = sum_of_4(terms, place.thread % SUMMED);
     }
@@ -37,28 +87,34 @@ fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
 
 fn stage(place: Place, brought: Ahead) {
     var ahead = brought;
-    for (var i = 0u; i < UNITS; i++) {
-        let unit = place.thread + i * THREADS;
-        let w = ahead[i].w;
-        let two = w.x * w.y;
-        let three = two * w.z;
-        let last = w.z * w.w;
-        put(0u, unit, ahead[i].r * vec4(1.0, w.x, two, three));
-        put(1u, unit, ahead[i].k * vec4(w.y * last, last, w.w, 1.0));
-        fades[unit / 4u][unit % 4u] = three * w.w;
+    for (var i = 0u; i < BLOCKS; i++) {
+        let block = place.thread + i * THREADS;
+        if block < FOURS * WIDE {
+            let x = ahead[i];
+            let w = x.w;
+            let two = w[0] * w[1];
+            let three = two * w[2];
+            let last = w[2] * w[3];
+            put(0u, block, mat4x4(x.r[0], x.r[1] * w[0], x.r[2] * two, x.r[3] * three));
+            put(1u, block, mat4x4(x.k[0] * (w[1] * last), x.k[1] * last, x.k[2] * w[3], x.k[3]));
+            fades[block] = three * w[3];
+        }
     }
     for (var i = place.thread; i < FOURS * 4u; i += THREADS) {
         var sum = vec4(0.0);
-        for (var j = 0u; j < HEAD / SUMMED; j++) {
-            sum += partial[i / 4u * HEAD + j * SUMMED + i % 4u * 2u];
+        for (var j = 0u; j < WIDE / SUMMED; j++) {
+            sum += partial[i / 4u * WIDE + j * SUMMED + i % 4u * 2u];
         }
-        dots[i] = sum;
+        read_dots[i] = sum;
     }
 }
 
-fn advance(place: Place, first: u32, tokens: u32, tile: ptr<function, Tile>) {
+fn advance(place: Place, first: u32, tile: ptr<function, Tile>) {
     var s = *tile;
-    for (var four = 0u; four * 4u < tokens; four++) {
+    let token = own_token(place.part);
+    var results = results_of(place, first);
+    // All of them, so that the compiler knows how many: those past the end change nothing.
+    for (var four = 0u; four < FOURS; four++) {
         let at = four * 4u * WIDE + place.part;
         var added: array<vec4<f32>, ROWS>;
         var reads: array<vec4<f32>, ROWS>;
@@ -75,10 +131,13 @@ fn advance(place: Place, first: u32, tokens: u32, tile: ptr<function, Tile>) {
                 s[i * QUADS + j] = added_onto(before * fade, added[i], k);
             }
         }
-        // What this thread's own row has of its tokens, by column of the dots' upper triangle.
+        // What this thread's own row has of its tokens.
         let x = values[four * OWN_ROWS + place.own_row];
-        let d = mat4x4(dots[four * 4u], dots[four * 4u + 1u], dots[four * 4u + 2u], dots[four * 4u + 3u]);
-        write_y(place, first + four * 4u, added_onto(row_sum4(reads, place.part), x, d));
+        let read = own_sum4(reads, place.part);
+        for (var e = 0u; e < EACH; e++) {
+            write_y(results, e, dot_onto(read[e], x, read_dots[four * 4u + token + e]));
+        }
+        next_four(&results);
     }
     *tile = s;
 }

@@ -6,45 +6,100 @@
 //   S₄ =  S₀ diag(W(−1, 3))    + Σ_i dᵢ (W(i, 3) ⊙ ρᵢ)ᵀ       + vᵢ (W(i, 3) ⊙ kᵢ)ᵀ
 // So the lanes of a row meet once in four tokens. The dots of vectors among themselves are the same for all rows. Decays
 // are only ever multiplied: nothing grows.
+#import recurrence/blocks
 #import recurrence/fours
+
+alias Element = vec4<f32>;
 
 // Faded removal key and receptance, rated removal key and key as the last token finds them.
 const VECTORS: u32 = 4u;
 
+// Four channels of four tokens, a column a token. `rate` is the in-context rate as it comes, then that times the removal key.
+struct Block {
+    r: mat4x4<f32>,
+    w: mat4x4<f32>,
+    k: mat4x4<f32>,
+    kappa: mat4x4<f32>,
+    rate: mat4x4<f32>,
+}
+
+alias Ahead = array<Block, BLOCKS>;
+
 // By four tokens and channel: their decays together.
 var<workgroup> fades: array<vec4<f32>, FOURS * WIDE>;
-// By four tokens, the dots of ρ, then those of k: row t, column i has κₜ's with token i's for i < t, row i, column t rₜ's
-// with token i's for i ≤ t.
-var<workgroup> dots: array<vec4<f32>, FOURS * 8u>;
+// By four tokens, of ρ, then of k: for each t the dots of W(i, t) rₜ with token i's, zero for i > t.
+var<workgroup> read_dots: array<vec4<f32>, FOURS * 8u>;
+// By four tokens, the dots of W(i, t−1) κₜ with token i's: of ρ for i, t = 0, 1; 0, 2; 0, 3; 1, 2, of k for the same, then of
+// each for 1, 3 and 2, 3.
+var<workgroup> removal_dots: array<vec4<f32>, FOURS * 3u>;
 // Their sums over the channels of SUMMED lanes.
-var<workgroup> partial: array<vec4<f32>, UNITS * THREADS>;
+var<workgroup> partial: array<vec4<f32>, BLOCKS * THREADS>;
 
-// One channel's terms of the dots of x with the keys and the receptances.
-fn terms(x: vec4<f32>, unit: Unit) -> mat4x4<f32> {
-    let r = unit.r;
-    let w = unit.w;
-    let kappa = unit.kappa;
+fn load_ahead(place: Place, first: u32) -> Ahead {
+    var ahead: Ahead;
+    for (var i = 0u; i < BLOCKS; i++) {
+        let block = place.thread + i * THREADS;
+        let at = quads_at(place, first + block / WIDE * 4u, block % WIDE);
+        let kappa = at + params.block / 4u;
+        ahead[i].r = mat4x4(r[at.x], r[at.y], r[at.z], r[at.w]);
+        ahead[i].w = mat4x4(w[at.x], w[at.y], w[at.z], w[at.w]);
+        ahead[i].k = mat4x4(keys[at.x], keys[at.y], keys[at.z], keys[at.w]);
+        ahead[i].kappa = mat4x4(keys[kappa.x], keys[kappa.y], keys[kappa.z], keys[kappa.w]);
+        ahead[i].rate = mat4x4(a[at.x], a[at.y], a[at.z], a[at.w]);
+    }
+    return ahead;
+}
+
+// Tokens and channels past the end change nothing.
+fn settled(place: Place, first: u32, block: u32, brought: Block) -> Block {
+    let in_head = block % WIDE * 4u < params.head_size;
+    let there = tokens_there(place, first + block / WIDE * 4u) & vec4(in_head);
+    let zero = vec4(0.0);
+    let one = vec4(1.0);
+    let x = brought;
+    let kappa = x.kappa;
+    let rate = mat4x4(
+        kappa[0] * x.rate[0],
+        kappa[1] * x.rate[1],
+        kappa[2] * x.rate[2],
+        kappa[3] * x.rate[3],
+    );
+    return Block(
+        chosen(zero, x.r, there),
+        chosen(one, x.w, there),
+        chosen(zero, x.k, there),
+        chosen(zero, kappa, there),
+        chosen(zero, rate, there),
+    );
+}
+
+// Four channels' terms of the dots of x with the receptances and the removal keys: of token i with rₜ in column t, row i for
+// i ≤ t, with κₜ in column i, row t for i < t.
+fn terms(x: mat4x4<f32>, block: Block) -> mat4x4<f32> {
+    let r = block.r;
+    let w = block.w;
+    let kappa = block.kappa;
     // x as later tokens find it.
-    let x1 = x.x * w.y;
-    let x2 = x1 * w.z;
-    let x3 = x2 * w.w;
-    let y2 = x.y * w.z;
-    let y3 = y2 * w.w;
-    let z3 = x.z * w.w;
+    let x1 = x[0] * w[1];
+    let x2 = x1 * w[2];
+    let x3 = x2 * w[3];
+    let y2 = x[1] * w[2];
+    let y3 = y2 * w[3];
+    let z3 = x[2] * w[3];
     return mat4x4(
-        vec4(x.x, x1, x2, x3) * r,
-        vec4(x.x * kappa.y, x.y * r.y, y2 * r.z, y3 * r.w),
-        vec4(x1 * kappa.z, x.y * kappa.z, x.z * r.z, z3 * r.w),
-        vec4(x2 * kappa.w, y2 * kappa.w, x.z * kappa.w, x.w * r.w),
+        vec4(dot(x[0], r[0]), dot(x[0], kappa[1]), dot(x1, kappa[2]), dot(x2, kappa[3])),
+        vec4(dot(x1, r[1]), dot(x[1], r[1]), dot(x[1], kappa[2]), dot(y2, kappa[3])),
+        vec4(dot(x2, r[2]), dot(y2, r[2]), dot(x[2], r[2]), dot(x[2], kappa[3])),
+        vec4(dot(x3, r[3]), dot(y3, r[3]), dot(z3, r[3]), dot(x[3], r[3])),
     );
 }
 
 fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
-    for (var i = 0u; i < UNITS; i++) {
-        let unit = settled(place, first, place.thread + i * THREADS, (*ahead)[i]);
-        (*ahead)[i] = unit;
-        let removals = terms(unit.rate, unit);
-        let keys = terms(unit.k, unit);
+    for (var i = 0u; i < BLOCKS; i++) {
+        let block = settled(place, first, place.thread + i * THREADS, (*ahead)[i]);
+        (*ahead)[i] = block;
+        let removals = terms(block.rate, block);
+        let keys = terms(block.k, block);
         let both = array(
             removals[0], removals[1], removals[2], removals[3],
             keys[0], keys[1], keys[2], keys[3],
@@ -55,32 +110,47 @@ fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
 
 fn stage(place: Place, brought: Ahead) {
     var ahead = brought;
-    for (var i = 0u; i < UNITS; i++) {
-        let unit = place.thread + i * THREADS;
-        let w = ahead[i].w;
-        let two = w.x * w.y;
-        let three = two * w.z;
-        let last = w.z * w.w;
-        let after = vec4(w.y * last, last, w.w, 1.0);
-        put(0u, unit, ahead[i].kappa * vec4(1.0, w.x, two, three));
-        put(1u, unit, ahead[i].r * vec4(w.x, two, three, three * w.w));
-        put(2u, unit, ahead[i].rate * after);
-        put(3u, unit, ahead[i].k * after);
-        fades[unit / 4u][unit % 4u] = three * w.w;
+    for (var i = 0u; i < BLOCKS; i++) {
+        let block = place.thread + i * THREADS;
+        if block < FOURS * WIDE {
+            let x = ahead[i];
+            let w = x.w;
+            let two = w[0] * w[1];
+            let three = two * w[2];
+            let all = three * w[3];
+            let last = w[2] * w[3];
+            let first = w[1] * last;
+            put(0u, block, mat4x4(x.kappa[0], x.kappa[1] * w[0], x.kappa[2] * two, x.kappa[3] * three));
+            put(1u, block, mat4x4(x.r[0] * w[0], x.r[1] * two, x.r[2] * three, x.r[3] * all));
+            put(2u, block, mat4x4(x.rate[0] * first, x.rate[1] * last, x.rate[2] * w[3], x.rate[3]));
+            put(3u, block, mat4x4(x.k[0] * first, x.k[1] * last, x.k[2] * w[3], x.k[3]));
+            fades[block] = all;
+        }
     }
     for (var i = place.thread; i < FOURS * 8u; i += THREADS) {
         var sum = vec4(0.0);
-        for (var j = 0u; j < HEAD / SUMMED; j++) {
-            sum += partial[i / 8u * HEAD + j * SUMMED + i % 8u];
+        for (var j = 0u; j < WIDE / SUMMED; j++) {
+            sum += partial[i / 8u * WIDE + j * SUMMED + i % 8u];
         }
-        dots[i] = sum;
+        let four = i / 8u * 3u;
+        let of_keys = i / 4u % 2u;
+        if i % 4u == 0u {
+            removal_dots[four + of_keys].x = sum.y;
+            removal_dots[four + of_keys].y = sum.z;
+            removal_dots[four + of_keys].z = sum.w;
+        }
+        if i % 4u == 1u {
+            removal_dots[four + of_keys].w = sum.z;
+            removal_dots[four + 2u][of_keys * 2u] = sum.w;
+        }
+        if i % 4u == 2u {
+            removal_dots[four + 2u][of_keys * 2u + 1u] = sum.w;
+        }
+        read_dots[i] = select(vec4(0.0), sum, vec4(0u, 1u, 2u, 3u) <= vec4(i % 4u));
     }
 }
 
 alias Quads = array<mat4x4<f32>, QUADS>;
-
-// Whether the removal keys of the next four tokens fit into registers beside all else.
-const KEYS_AHEAD: bool = QUADS <= 2u;
 
 fn row_quads(vector: u32, at: u32) -> Quads {
     var found: Quads;
@@ -90,20 +160,20 @@ fn row_quads(vector: u32, at: u32) -> Quads {
     return found;
 }
 
-fn advance(place: Place, first: u32, tokens: u32, tile: ptr<function, Tile>) {
+fn advance(place: Place, first: u32, tile: ptr<function, Tile>) {
     var s = *tile;
-    var kappas = row_quads(0u, place.part);
-    for (var four = 0u; four * 4u < tokens; four++) {
+    let token = own_token(place.part);
+    var results = results_of(place, first);
+    // All of them, so that the compiler knows how many: those past the end change nothing.
+    for (var four = 0u; four < FOURS; four++) {
         let at = four * 4u * WIDE + place.part;
-        if !KEYS_AHEAD {
-            kappas = row_quads(0u, at);
-        }
+        var kappas = row_quads(0u, at);
         var receptances = row_quads(1u, at);
-        var removal_dots: array<vec4<f32>, ROWS>;
+        var removals: array<vec4<f32>, ROWS>;
         var reads: array<vec4<f32>, ROWS>;
         for (var j = 0u; j < QUADS; j++) {
             for (var i = 0u; i < ROWS; i++) {
-                removal_dots[i] = dots_onto(removal_dots[i], s[i * QUADS + j], kappas[j]);
+                removals[i] = dots_onto(removals[i], s[i * QUADS + j], kappas[j]);
             }
         }
         for (var j = 0u; j < QUADS; j++) {
@@ -116,38 +186,32 @@ fn advance(place: Place, first: u32, tokens: u32, tile: ptr<function, Tile>) {
         var key_quads = row_quads(3u, at);
         // This thread's own row of its tokens.
         let x = values[four * OWN_ROWS + place.own_row];
-        let p = mat4x4(dots[four * 8u], dots[four * 8u + 1u], dots[four * 8u + 2u], dots[four * 8u + 3u]);
-        let q = mat4x4(dots[four * 8u + 4u], dots[four * 8u + 5u], dots[four * 8u + 6u], dots[four * 8u + 7u]);
-        let second = x.x * q[1].x;
-        let third = x.y * q[2].y + x.x * q[2].x;
-        let fourth = x.z * q[3].z + (x.y * q[3].y + x.x * q[3].x);
-        let sums = row_sum4(removal_dots, place.part);
-        let read = row_sum4(reads, place.part);
+        let p = removal_dots[four * 3u];
+        let q = removal_dots[four * 3u + 1u];
+        let last = removal_dots[four * 3u + 2u];
+        let second = x.x * q.x;
+        let third = x.y * q.w + x.x * q.y;
+        let fourth = x.z * last.w + (x.y * last.z + x.x * q.z);
+        let sums = row_sum4(removals, place.part);
+        let read = own_sum4(reads, place.part);
         var removed = vec4(-sums.x, 0.0, 0.0, 0.0);
-        removed.y = -(removed.x * p[1].x + (sums.y + second));
-        removed.z = -(removed.y * p[2].y + (removed.x * p[2].x + (sums.z + third)));
-        removed.w = -(removed.z * p[3].z + (removed.y * p[3].y + (removed.x * p[3].x + (sums.w + fourth))));
+        removed.y = -(removed.x * p.x + (sums.y + second));
+        removed.z = -(removed.y * p.w + (removed.x * p.y + (sums.z + third)));
+        removed.w = -(removed.z * last.y + (removed.y * last.x + (removed.x * p.z + (sums.w + fourth))));
         for (var i = 0u; i < ROWS; i++) {
-            let removals = of_row4(removed, i, place.lane);
+            let of_row = of_row4(removed, i, place.lane);
             let added = values[four * OWN_ROWS + place.team_row + i];
             for (var j = 0u; j < QUADS; j++) {
                 let faded = s[i * QUADS + j] * fades[four * WIDE + place.part + j * SHARE];
                 let known = added_onto(faded, added, key_quads[j]);
-                s[i * QUADS + j] = added_onto(known, removals, removal_quads[j]);
+                s[i * QUADS + j] = added_onto(known, of_row, removal_quads[j]);
             }
         }
-        if KEYS_AHEAD {
-            kappas = row_quads(0u, min(four + 1u, FOURS - 1u) * 4u * WIDE + place.part);
+        for (var e = 0u; e < EACH; e++) {
+            let dots = four * 8u + token + e;
+            write_y(results, e, dot_onto(dot_onto(read[e], removed, read_dots[dots]), x, read_dots[dots + 4u]));
         }
-        // By column of the dots' upper triangles.
-        var y4 = read;
-        y4.x += removed.x * p[0].x + x.x * q[0].x;
-        y4.y += removed.x * p[0].y + x.x * q[0].y + (removed.y * p[1].y + x.y * q[1].y);
-        y4.z += removed.x * p[0].z + x.x * q[0].z + (removed.y * p[1].z + x.y * q[1].z)
-            + (removed.z * p[2].z + x.z * q[2].z);
-        y4.w += removed.x * p[0].w + x.x * q[0].w + (removed.y * p[1].w + x.y * q[1].w)
-            + (removed.z * p[2].w + x.z * q[2].w) + (removed.w * p[3].w + x.w * q[3].w);
-        write_y(place, first + four * 4u, y4);
+        next_four(&results);
     }
     *tile = s;
 }

@@ -9,7 +9,7 @@ mod linear;
 
 use crate::{Graph, ShiftHalf, ValueId, Weight};
 pub(crate) use decode::{
-    GatedHeads, Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7,
+    GatedHeads, Group, Kernel, Mix6, MultiplyAdd, PairUps, Recurrence4, Recurrence6, Recurrence7,
     join_channel_mixes, join_norms, join_outputs,
 };
 use rwkv_kernels::ops::Function;

@@ -55,25 +55,20 @@ pub(super) fn steps(context: &Context<'_>, shape: BatchShape) -> Chosen {
     };
     for step in context.decode_steps {
         match step {
-            Step::Group(group) if choice.suits(group) => match choice.without(group, &lasting) {
-                Some(halves) => halves.into_iter().for_each(|s| choice.take(s)),
-                None => choice.take(step.clone()),
-            },
+            Step::Group(group) if choice.suits(group) => {
+                let without = choice.without(group, &lasting);
+                match without.or_else(|| choice.pairs_apart(group)) {
+                    Some(steps) => steps.into_iter().for_each(|s| choice.take(s)),
+                    None => choice.take(step.clone()),
+                }
+            }
             Step::Group(group) if single && matches!(group.kernel, Kernel::Project) => {
                 if shape.tokens <= STEP_SPANS {
                     choice.keep_together(&read_together(context, group));
                 }
                 choice.take_products(group);
             }
-            Step::Group(group) => {
-                let end = group.gated_heads(context.model.graph());
-                let end = end.filter(|(_, end)| choice.halves_suit(end));
-                let (parts, end) = end.map_or((&group.parts[..], None), |(parts, end)| {
-                    (parts, Some(Step::Group(Box::new(end))))
-                });
-                let parts = parts.iter().cloned();
-                parts.chain(end).for_each(|s| choice.take(s));
-            }
+            Step::Group(group) => choice.take_apart(group),
             Step::Node(_) | Step::Linear(_) => choice.take(step.clone()),
         }
     }
@@ -224,6 +219,25 @@ impl Choice<'_> {
         self.chosen.steps.push(step);
     }
 
+    /// The parts of `group`, those of a recurrence of RWKV-7 in fewer steps where their kernels suit.
+    fn take_apart(&mut self, group: &Group) {
+        let graph = self.context.model.graph();
+        let end = group.gated_heads(graph);
+        let end = end.filter(|end| self.halves_suit(end));
+        let ups = group.pair_ups(graph);
+        let ups = ups.filter(|(ups, _)| self.pair_ups_suit(ups));
+        let (ups, mut parts) = match ups {
+            Some((ups, rest)) => (Some(Step::Group(Box::new(ups))), rest),
+            None => (None, group.parts.clone()),
+        };
+        let end = end.map(|end| {
+            parts.retain(|part| !end.parts.contains(part));
+            Step::Group(Box::new(end))
+        });
+        let steps = ups.into_iter().chain(parts).chain(end);
+        steps.for_each(|s| self.take(s));
+    }
+
     /// A projection's products without its pairs in a kernel, and those of the pairs in another, as far as they suit; the
     /// others one by one.
     fn take_products(&mut self, group: &Group) {
@@ -259,6 +273,27 @@ impl Choice<'_> {
             let others = Step::Group(Box::new(others));
             std::iter::once(others).chain(alone.parts).collect()
         })
+    }
+
+    /// The products of a projection in a prompt in two: those with large matrices and those of the low-rank pairs, if that is
+    /// faster than all in one.
+    fn pairs_apart(&self, group: &Group) -> Option<Vec<Step>> {
+        if self.single || !matches!(group.kernel, Kernel::Project) || !self.rounded(group) {
+            return None;
+        }
+        let [large, pairs] = group.products_apart(|weight| !is_pair(weight));
+        let stack = self
+            .context
+            .weights
+            .stack(pairs.products().next()?.weight)?;
+        let rows = pairs.products().map(|p| stack.rows(p.weight));
+        let few = rows.map(|rows| rows.map_or(0, |rows| rows.len())).sum();
+        let apart = self
+            .context
+            .kernels
+            .half_projections_apart(&stack.matrix, self.tokens, few);
+        let steps = [large, pairs].map(|half| Step::Group(Box::new(half)));
+        apart.then(|| steps.to_vec())
     }
 
     /// `values` are made by the steps that follow, in one buffer: as if one step had made them.
@@ -299,6 +334,7 @@ impl Choice<'_> {
             | Kernel::ChannelMix { .. }
             | Kernel::RecurrenceOutput7 { .. } => false,
             Kernel::GatedHeads(_) => self.halves_suit(group),
+            Kernel::PairUps(_) => self.pair_ups_suit(group),
             // In f16, inputs meet all matrices in one stack or each product alone.
             Kernel::Project => {
                 !group.products().any(|p| self.chosen.halves.contains(&p.x))
@@ -415,6 +451,19 @@ impl Choice<'_> {
                     .all(|up| stack.rows(*up).is_some() && !weights.is_blended(*up))
         }) && self.together([what.x, what.previous])
             && self.together(what.pairs.map(|pair| pair.hidden))
+    }
+
+    /// Whether there is a kernel for the second halves of a recurrence's low-rank pairs and what follows them.
+    fn pair_ups_suit(&self, group: &Group) -> bool {
+        let Kernel::PairUps(what) = &group.kernel else {
+            return false;
+        };
+        let kernels = self.context.kernels;
+        let ups = group.packed_pairs().unwrap_or_default();
+        let up = self.context.weights.base.pairs(&ups);
+        up.is_some_and(|up| kernels.pair_ups_suit(up, self.tokens))
+            && self.pairs_suit(group)
+            && self.together(what.ends.iter().map(|end| end.pair.hidden))
     }
 
     /// Whether the second halves of a recurrence's low-rank pairs lie together as they were loaded.

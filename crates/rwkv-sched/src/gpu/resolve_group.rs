@@ -8,8 +8,8 @@ use super::{
 use crate::{
     Error, Op, Result, Weight,
     fuse::{
-        GatedHeads, Group, Kernel, Mix6, MultiplyAdd, Recurrence4, Recurrence6, Recurrence7,
-        StoredShift,
+        GatedHeads, Group, Kernel, Mix6, MultiplyAdd, PairUps, Recurrence4, Recurrence6,
+        Recurrence7, StoredShift,
     },
 };
 use rwkv_gpu::Dispatch;
@@ -17,8 +17,8 @@ use rwkv_kernels::{
     View,
     ops::{
         self, EmbedNorm, GatedHeadsHalves, HalfProjections, HalfRows, Map, NormShift,
-        NormShiftHalves, Projections, Segment, ShiftRows, ShiftStore, Sliced, Stack, Weighs, Wkv4,
-        Wkv6Step, Wkv7Step,
+        NormShiftHalves, PairEnd, Projections, Segment, ShiftRows, ShiftStore, Sliced, Stack,
+        Weighs, Wkv4, Wkv6Step, Wkv7Step,
     },
 };
 
@@ -43,6 +43,7 @@ impl Resolver<'_> {
             Kernel::RecurrenceOutput7 { what, x } => self.recurrence_output7(group, what, *x, out),
             Kernel::MultiplyAdd(what) => self.multiply_add(group, what, out),
             Kernel::GatedHeads(what) => self.gated_heads(group, what, out),
+            Kernel::PairUps(what) => self.pair_ups(group, what, out),
         }
     }
 
@@ -386,6 +387,31 @@ impl Resolver<'_> {
             y: &y,
         })?;
         out.push(dispatch);
+        Ok(())
+    }
+
+    fn pair_ups(&self, group: &Group, what: &PairUps, out: &mut Vec<Dispatch>) -> Result<()> {
+        let (mut hidden, mut ends) = (Vec::new(), Vec::new());
+        for end in &what.ends {
+            hidden.push(self.activations.view(end.pair.hidden)?);
+            ends.push(PairEnd {
+                bias: end.bias,
+                function: end.function,
+                y: self.activations.view(end.y)?,
+            });
+        }
+        let mixed = what.mixed.map(|[own, first]| {
+            let views = [self.activations.view(own)?, self.activations.view(first)?];
+            Ok::<_, Error>(views)
+        });
+        let ups = group.packed_pairs().unwrap_or_default();
+        out.push(self.context.kernels.pair_ups(&ops::PairUps {
+            up: self.context.weights.base.pairs(&ups).ok_or_else(mistake)?,
+            hidden: &hidden,
+            vectors: self.vectors(&what.vectors)?,
+            ends: &ends,
+            mixed: mixed.transpose()?,
+        })?);
         Ok(())
     }
 

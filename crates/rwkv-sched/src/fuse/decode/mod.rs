@@ -27,7 +27,7 @@ pub(crate) use mixes6::Mix6;
 pub(crate) use one_token::{join_channel_mixes, join_norms, join_outputs};
 pub(crate) use recurrence4::Recurrence4;
 pub(crate) use recurrence6::Recurrence6;
-pub(crate) use recurrence7::{GatedHeads, Recurrence7};
+pub(crate) use recurrence7::{GatedHeads, PairUps, Recurrence7};
 
 /// Steps that one kernel does together.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +61,8 @@ pub(crate) enum Kernel {
     /// One token's [`Recurrence7`](Self::Recurrence7) and the output projection, which is added to `x`, the residual stream
     /// and one of its inputs, where it lies.
     RecurrenceOutput7 { what: Box<Recurrence7>, x: ValueId },
+    /// The second halves of RWKV-7's low-rank pairs and what follows them where the recurrence is taken apart.
+    PairUps(Box<PairUps>),
     /// The end of RWKV-7's recurrence where only that is one kernel, and only a product reads it.
     GatedHeads(Box<GatedHeads>),
     /// A norm, a token shift and the products of its mixes, of one token; its last result is the normed row, or after it a
@@ -129,6 +131,7 @@ impl Group {
             Kernel::Recurrence7(what) | Kernel::RecurrenceOutput7 { what, .. } => {
                 Some(what.pairs().map(|pair| pair.up).collect())
             }
+            Kernel::PairUps(what) => Some(what.ends.iter().map(|end| end.pair.up).collect()),
             _ => None,
         }
     }

@@ -49,16 +49,91 @@ pub(crate) struct GatedHeads {
     pub(crate) rows: [usize; 3],
 }
 
+/// The second halves of the low-rank pairs of a recurrence that was taken apart, with all that follows them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PairUps {
+    pub(crate) ends: Vec<PairEnd>,
+    /// Those of the recurrence.
+    pub(crate) vectors: Vec<Weight>,
+    /// The layer's value and the first layer's, which the last pair mixes.
+    pub(crate) mixed: Option<[ValueId; 2]>,
+}
+
+/// `y = function(up · hidden + bias)`, the bias a row of the vectors; or what that mixes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PairEnd {
+    pub(crate) pair: Pair,
+    pub(crate) bias: Option<usize>,
+    pub(crate) function: Function,
+    pub(crate) y: ValueId,
+}
+
 impl Group {
-    /// The parts of a recurrence of RWKV-7 in two: those up to the recurrence itself as they are, and a group of what
-    /// follows it. None for other groups.
-    pub(crate) fn gated_heads(&self, graph: &Graph) -> Option<(&[Step], Group)> {
+    /// The second halves of the pairs of a recurrence of RWKV-7, with what mixes the value, as a group, and the other parts.
+    /// None for other groups.
+    pub(crate) fn pair_ups(&self, graph: &Graph) -> Option<(Group, Vec<Step>)> {
         let Kernel::Recurrence7(what) = &self.kernel else {
             return None;
         };
-        let (before, parts) = self
-            .parts
-            .split_at_checked(self.parts.len().checked_sub(3)?)?;
+        let up_of =
+            |step: &Step, up: Weight| matches!(step, Step::Linear(product) if product.weight == up);
+        let mut rest = self.parts.clone();
+        let (mut parts, mut ends) = (Vec::new(), Vec::new());
+        for pair in what.pairs() {
+            let at = rest.iter().position(|step| up_of(step, pair.up))?;
+            let Step::Linear(product) = rest.remove(at) else {
+                return None;
+            };
+            let row = |bias: Weight| what.vectors.iter().position(|w| *w == bias);
+            ends.push(PairEnd {
+                pair: *pair,
+                bias: match product.bias {
+                    Some(bias) => Some(row(bias)?),
+                    None => None,
+                },
+                function: product.function,
+                y: product.y,
+            });
+            parts.push(Step::Linear(product));
+        }
+        let mut inputs: Vec<_> = what.pairs().map(|pair| pair.hidden).collect();
+        let mut mixed = None;
+        if let Some((_, first)) = what.value {
+            let value = ends.last_mut()?;
+            let node = |step: &Step| match step {
+                Step::Node(index) => graph.nodes().get(*index),
+                _ => None,
+            };
+            let mixes = |step: &Step| {
+                node(step).is_some_and(|n| n.op == Op::Lerp && n.inputs == [what.v, first, value.y])
+            };
+            let lerp = rest.remove(rest.iter().position(mixes)?);
+            value.y = *node(&lerp)?.outputs.first()?;
+            parts.push(lerp);
+            mixed = Some([what.v, first]);
+            inputs.extend([what.v, first]);
+        }
+        let outputs = ends.iter().map(|end| end.y).collect();
+        let kernel = Kernel::PairUps(Box::new(PairUps {
+            ends,
+            vectors: what.vectors.clone(),
+            mixed,
+        }));
+        let group = Group {
+            kernel,
+            parts,
+            inputs,
+            outputs,
+        };
+        Some((group, rest))
+    }
+
+    /// What follows a recurrence of RWKV-7 as a group: its last parts. None for other groups.
+    pub(crate) fn gated_heads(&self, graph: &Graph) -> Option<Group> {
+        let Kernel::Recurrence7(what) = &self.kernel else {
+            return None;
+        };
+        let parts = self.parts.get(self.parts.len().checked_sub(3)?..)?;
         let node = |step: &Step| match step {
             Step::Node(index) => graph.nodes().get(*index),
             _ => None,
@@ -98,13 +173,12 @@ impl Group {
                 vectors: what.vectors.clone(),
                 rows,
             }));
-            let group = Group {
+            Group {
                 kernel,
                 parts: parts.to_vec(),
                 inputs: vec![x, r, k, v, gate],
                 outputs: multiply.outputs.clone(),
-            };
-            (before, group)
+            }
         })
     }
 }

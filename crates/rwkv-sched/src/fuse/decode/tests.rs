@@ -1,5 +1,5 @@
 //! Which kernels a step becomes.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use super::*;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     fuse::{fuse, fuse_decode},
     layers,
 };
-use rwkv_kernels::{Format, Matrix};
+use rwkv_kernels::{Format, Matrix, ops::Function};
 use rwkv_mem::Shape;
 use std::collections::HashSet;
 
@@ -229,5 +229,58 @@ fn order_is_respected() {
             (nodes, all.len() - nodes),
             "{version}"
         );
+    }
+}
+
+/// A recurrence of version 7 that is taken apart: the second halves of its pairs are a group, which the first layer has without
+/// the mix of values, and nothing else is in it.
+#[test]
+fn pairs_of_a_recurrence() {
+    let graph = graph(Version::V7, 2);
+    let recurrences: Vec<_> = fuse_decode(&graph)
+        .into_iter()
+        .filter_map(|step| match step {
+            Step::Group(group) if matches!(group.kernel, Kernel::Recurrence7(_)) => Some(group),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(recurrences.len(), 2);
+    for (layer, group) in recurrences.iter().enumerate() {
+        let (ups, rest) = group.pair_ups(&graph).unwrap();
+        let Kernel::PairUps(what) = &ups.kernel else {
+            panic!("{ups:?}");
+        };
+        let functions: Vec<_> = what.ends.iter().map(|end| end.function).collect();
+        let usual = [Function::Decay7, Function::Sigmoid, Function::Identity];
+        assert_eq!(functions[..3], usual);
+        let biased: Vec<_> = what.ends.iter().map(|end| end.bias.is_some()).collect();
+        let with_value = [true, true, false, true];
+        assert_eq!(biased, with_value[..what.ends.len()]);
+        assert_eq!(
+            (what.ends.len(), what.mixed.is_some()),
+            [(3, false), (4, true)][layer]
+        );
+        let other = |step: &&Step| !ups.parts.contains(step);
+        assert_eq!(
+            group
+                .parts
+                .iter()
+                .filter(other)
+                .cloned()
+                .collect::<Vec<_>>(),
+            rest
+        );
+        // What the rest reads of these steps is made.
+        let made: Vec<_> = ups
+            .parts
+            .iter()
+            .flat_map(|step| step.outputs(&graph))
+            .collect();
+        let read = rest.iter().flat_map(|step| step.inputs(&graph));
+        assert!(
+            read.filter(|id| made.contains(id))
+                .all(|id| ups.outputs.contains(&id))
+        );
+        assert!(group.gated_heads(&graph).is_some());
     }
 }

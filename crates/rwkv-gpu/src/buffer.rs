@@ -1,26 +1,56 @@
 //! Creating buffers within the adapter's limits.
 
 use crate::{Error, Gpu, Result, memory::Share};
-use std::sync::Arc;
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 /// A buffer on the GPU. Cloning shares it; its bytes count as in use ([`Gpu::memory`]) until the last clone and the last
 /// bind group with it are gone.
+///
+/// One that a [planning](Gpu::planning) GPU has made is a size and nothing else: it can be bound, and what would write,
+/// copy or launch with it is refused.
 #[derive(Clone, Debug)]
 pub struct Buffer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    size: u64,
+    memory: Option<Memory>,
+}
+
+#[derive(Debug)]
+struct Memory {
     raw: wgpu::Buffer,
     /// After the buffer itself, so that nobody is given bytes that are still taken.
-    _share: Arc<Share>,
+    _share: Share,
 }
 
 impl Buffer {
     /// Its bytes.
     pub fn size(&self) -> u64 {
-        self.raw.size()
+        self.inner.size
     }
 
     /// What wgpu has of it, for crates that record on their own. A clone of that keeps the memory, uncounted.
-    pub fn raw(&self) -> &wgpu::Buffer {
-        &self.raw
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] for a buffer that is only planned.
+    pub fn raw(&self) -> Result<&wgpu::Buffer> {
+        let memory = self.inner.memory.as_ref();
+        memory
+            .map(|memory| &memory.raw)
+            .ok_or_else(|| Error::Rejected {
+                what: format!("a buffer of {} bytes", self.size()),
+                message: "it is only planned, and has no memory".to_owned(),
+            })
+    }
+
+    pub(crate) fn is_planned(&self) -> bool {
+        self.inner.memory.is_none()
     }
 
     /// Fails unless `bytes` bytes from `offset` on, both multiples of 4, lie in it.
@@ -46,15 +76,15 @@ impl Buffer {
 /// Two are equal when they share their memory.
 impl PartialEq for Buffer {
     fn eq(&self, other: &Self) -> bool {
-        self.raw == other.raw
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 }
 
 impl Eq for Buffer {}
 
-impl std::hash::Hash for Buffer {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.raw.hash(state);
+impl Hash for Buffer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.inner).hash(state);
     }
 }
 
@@ -81,7 +111,8 @@ impl BufferKind {
 }
 
 impl Gpu {
-    /// A zeroed buffer of `bytes` (rounded up to 4, at least 4); `label` names it in errors and debuggers.
+    /// A zeroed buffer of `bytes` (rounded up to 4, at least 4); `label` names it in errors and debuggers. A
+    /// [planning](Self::planning) GPU gives it no memory.
     ///
     /// # Errors
     /// [`Error::OverLimit`], or [`Error::OutOfMemory`] where the driver or the
@@ -97,6 +128,11 @@ impl Gpu {
                 allowed,
             });
         };
+        if self.is_planning() {
+            return Ok(Buffer {
+                inner: Arc::new(Inner { size, memory: None }),
+            });
+        }
         let what = || format!("buffer `{label}`");
         let exhausted = |in_use: u64, limit: Option<u64>| Error::OutOfMemory {
             what: what(),
@@ -125,19 +161,19 @@ impl Gpu {
         };
         share.made();
         self.counters().buffer_made();
+        let memory = Some(Memory { raw, _share: share });
         Ok(Buffer {
-            raw,
-            _share: Arc::new(share),
+            inner: Arc::new(Inner { size, memory }),
         })
     }
 
     /// Writes `bytes` at `offset` (both multiples of 4) before anything submitted later runs.
     ///
     /// # Errors
-    /// [`Error::Rejected`] when the range does not lie in the buffer.
+    /// [`Error::Rejected`] when the range does not lie in the buffer, or the buffer is only planned.
     pub fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         buffer.check_range(offset, bytes.len() as u64)?;
-        self.queue().write_buffer(buffer.raw(), offset, bytes);
+        self.queue().write_buffer(buffer.raw()?, offset, bytes);
         Ok(())
     }
 }

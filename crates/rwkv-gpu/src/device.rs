@@ -60,6 +60,7 @@ impl OpenOptions {
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
+    planning: bool,
 }
 
 struct Inner {
@@ -179,7 +180,22 @@ impl Gpu {
                 faults,
                 ledger,
             }),
+            planning: false,
         })
+    }
+
+    /// The same GPU, on which nothing is allocated: its buffers have sizes and no memory. They can be bound to pipelines, so
+    /// that what would be launched, and what memory that would take, is known and can be compiled before any of it is there.
+    #[must_use]
+    pub fn planning(&self) -> Self {
+        Self {
+            planning: true,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn is_planning(&self) -> bool {
+        self.planning
     }
 
     /// The same device, said to be a discrete GPU that offers `capabilities`: which kernels would be chosen there, and how
@@ -219,6 +235,7 @@ impl Gpu {
                 faults: faults.clone(),
                 ledger: ledger.clone(),
             }),
+            planning: self.planning,
         }
     }
 

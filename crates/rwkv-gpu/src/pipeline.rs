@@ -4,7 +4,7 @@
 //! compiles what that needs side by side.
 
 use crate::{
-    Access, Buffer, Error, Gpu, Requirement, Result, Shader,
+    Access, Buffer, Error, Gpu, Requirement, Result, Shader, ShaderBinding,
     pipeline_cache::{PipelineCache, pipeline_id},
 };
 use dashmap::Entry;
@@ -65,13 +65,14 @@ impl<'a> From<&'a Buffer> for Binding<'a> {
 /// Buffers bound to the slots of one bind group. Cloning shares it; it keeps its buffers.
 #[derive(Clone, Debug)]
 pub struct BindGroup {
-    raw: wgpu::BindGroup,
+    raw: Option<wgpu::BindGroup>,
     _buffers: Arc<[Buffer]>,
 }
 
 impl BindGroup {
-    pub(crate) fn raw(&self) -> &wgpu::BindGroup {
-        &self.raw
+    /// None where a buffer is only [planned](Gpu::planning).
+    pub(crate) fn raw(&self) -> Option<&wgpu::BindGroup> {
+        self.raw.as_ref()
     }
 }
 
@@ -271,32 +272,44 @@ impl Gpu {
                 });
             }
         }
-        let entries: Vec<_> = slots
-            .iter()
-            .zip(bindings)
-            .map(|(slot, b)| wgpu::BindGroupEntry {
-                binding: slot.binding,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: b.buffer.raw(),
-                    offset: b.offset,
-                    size: b.size.and_then(std::num::NonZeroU64::new),
-                }),
-            })
-            .collect();
-        let raw = self.scoped(
-            &|| format!("the bindings of kernel {}", shader.name),
-            |device| {
-                device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(shader.name),
-                    layout,
-                    entries: &entries,
-                })
-            },
-        )?;
+        let planned = bindings.iter().any(|b| b.buffer.is_planned());
+        let raw = if planned {
+            None
+        } else {
+            Some(self.bind_group(shader, layout, &slots, bindings)?)
+        };
         let buffers = bindings.iter().map(|b| b.buffer.clone()).collect();
         Ok(BindGroup {
             raw,
             _buffers: buffers,
+        })
+    }
+
+    fn bind_group(
+        &self,
+        shader: &Shader,
+        layout: &wgpu::BindGroupLayout,
+        slots: &[&ShaderBinding],
+        bindings: &[Binding<'_>],
+    ) -> Result<wgpu::BindGroup> {
+        let all = slots.iter().zip(bindings).map(|(slot, b)| {
+            Ok(wgpu::BindGroupEntry {
+                binding: slot.binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: b.buffer.raw()?,
+                    offset: b.offset,
+                    size: b.size.and_then(std::num::NonZeroU64::new),
+                }),
+            })
+        });
+        let entries = all.collect::<Result<Vec<_>>>()?;
+        let what = || format!("the bindings of kernel {}", shader.name);
+        self.scoped(&what, |device| {
+            device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(shader.name),
+                layout,
+                entries: &entries,
+            })
         })
     }
 }

@@ -52,13 +52,12 @@ impl Readback {
             )));
         }
         let shown = self.map(gpu, submission, bytes, view);
+        let raw = self.buffer.raw()?;
         if shown.is_ok() {
-            self.buffer.raw().unmap();
+            raw.unmap();
         } else {
             // Mapped, about to be, or neither, which is an error of no interest here.
-            let _ = gpu.scoped(&|| "reading results back".to_owned(), |_| {
-                self.buffer.raw().unmap();
-            });
+            let _ = gpu.scoped(&|| "reading results back".to_owned(), |_| raw.unmap());
         }
         shown
     }
@@ -73,22 +72,18 @@ impl Readback {
         // A multiple of 4, as the capacity is.
         let range = 0..bytes.next_multiple_of(4);
         let (done, mapped) = mpsc::channel();
-        self.buffer
-            .raw()
-            .map_async(wgpu::MapMode::Read, range.clone(), move |result| {
-                // The receiver lives until the end of this function.
-                let _ = done.send(result);
-            });
+        let raw = self.buffer.raw()?;
+        raw.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
+            // The receiver lives until the end of this function.
+            let _ = done.send(result);
+        });
         gpu.wait(submission)?;
         mapped
             .recv()
             .map_err(|_| rejected("the driver dropped the request".to_owned()))?
             .map_err(|e| rejected(e.to_string()))?;
-        let range = self
-            .buffer
-            .raw()
-            .get_mapped_range(range)
-            .map_err(|e| rejected(e.to_string()))?;
+        let range = raw.get_mapped_range(range);
+        let range = range.map_err(|e| rejected(e.to_string()))?;
         range
             .get(..usize::try_from(bytes).unwrap_or(usize::MAX))
             .map(view)

@@ -40,17 +40,21 @@ impl Dispatch {
         self.grid.contains(&0)
     }
 
-    /// Fails when the pipeline is not compiled.
+    /// Fails when the pipeline is not compiled, or a buffer is only [planned](Gpu::planning).
     pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) -> Result<()> {
-        let Some(pipeline) = self.pipeline.raw() else {
-            return Err(Error::Rejected {
-                what: format!("kernel {}", self.pipeline.shader().name),
-                message: "it is launched before it is compiled".to_owned(),
-            });
+        let rejected = |message: &str| Error::Rejected {
+            what: format!("kernel {}", self.pipeline.shader().name),
+            message: message.to_owned(),
         };
-        pass.set_pipeline(pipeline);
+        let compiled = self.pipeline.raw();
+        pass.set_pipeline(
+            compiled.ok_or_else(|| rejected("it is launched before it is compiled"))?,
+        );
         for (index, group) in (0u32..).zip(&self.groups) {
-            pass.set_bind_group(index, group.raw(), &[]);
+            let bound = group.raw();
+            let bound = bound
+                .ok_or_else(|| rejected("it is launched with buffers that are only planned"))?;
+            pass.set_bind_group(index, bound, &[]);
         }
         let [x, y, z] = self.grid;
         pass.dispatch_workgroups(x, y, z);
@@ -130,13 +134,21 @@ impl Recorder {
 
     /// Records a copy of `bytes` from one buffer to another (offsets and size multiples of 4).
     pub fn copy(&mut self, from: (&Buffer, u64), to: (&Buffer, u64), bytes: u64) {
-        self.encoder
-            .copy_buffer_to_buffer(from.0.raw(), from.1, to.0.raw(), to.1, bytes);
+        match from.0.raw().and_then(|from| Ok((from, to.0.raw()?))) {
+            Ok((source, target)) => {
+                let encoder = &mut self.encoder;
+                encoder.copy_buffer_to_buffer(source, from.1, target, to.1, bytes);
+            }
+            Err(error) => _ = self.failed.get_or_insert(error),
+        }
     }
 
     /// Records filling a range of a buffer with zeros.
     pub fn clear(&mut self, buffer: &Buffer, offset: u64, bytes: u64) {
-        self.encoder.clear_buffer(buffer.raw(), offset, Some(bytes));
+        match buffer.raw() {
+            Ok(raw) => self.encoder.clear_buffer(raw, offset, Some(bytes)),
+            Err(error) => _ = self.failed.get_or_insert(error),
+        }
     }
 
     /// Records copying `bytes` of `buffer` from `offset` to the start of `readback`.
@@ -159,7 +171,8 @@ impl Recorder {
     /// What was recorded, to be submitted later.
     ///
     /// # Errors
-    /// [`Error::Rejected`] for work that does not validate or a kernel that is not compiled, [`Error::Lost`] when the device is gone.
+    /// [`Error::Rejected`] for work that does not validate, a kernel that is not compiled or a buffer that is only planned,
+    /// [`Error::Lost`] when the device is gone.
     pub fn finish(self) -> Result<Recording> {
         let Self {
             gpu,

@@ -104,19 +104,16 @@ impl Staging {
     /// # Errors
     /// [`Error::Rejected`] for a range that does not lie in its buffer, [`Error::Lost`] when the device is gone.
     pub fn submit(&mut self, gpu: &Gpu, copies: &[StagedCopy<'_>]) -> Result<()> {
-        for copy in copies {
+        let target = |copy: &StagedCopy<'_>| {
             copy.to.check_range(copy.offset, copy.bytes)?;
-        }
+            copy.to.raw().cloned()
+        };
+        let targets: Vec<_> = copies.iter().map(target).collect::<Result<_>>()?;
         self.raw.unmap();
         let mut recorder = gpu.recorder("upload");
-        for copy in copies {
-            recorder.encoder.copy_buffer_to_buffer(
-                &self.raw,
-                copy.from,
-                copy.to.raw(),
-                copy.offset,
-                copy.bytes,
-            );
+        for (copy, to) in copies.iter().zip(&targets) {
+            let encoder = &mut recorder.encoder;
+            encoder.copy_buffer_to_buffer(&self.raw, copy.from, to, copy.offset, copy.bytes);
         }
         let submission = recorder.submit()?;
         let mapped = Mapped::default();

@@ -9,7 +9,9 @@
 
 mod support;
 
-use rwkv_gpu::{Binding, BufferKind, Dispatch, Error, OpenOptions, Readback, Shader};
+use rwkv_gpu::{
+    Binding, BufferKind, Dispatch, Error, OpenOptions, Readback, Shader, StagedCopy, Staging,
+};
 use support::{DOUBLE, check_usable, filled, open, shader};
 
 /// Checks that `result` is an error of one line that holds each of `parts`.
@@ -253,11 +255,67 @@ fn a_readback_survives_a_fault() {
     };
     let submission = record().unwrap();
     // Past wgpu's own check, and outside of any error scope.
-    gpu.queue().write_buffer(x.raw(), 64, &[0; 4]);
+    gpu.queue().write_buffer(x.raw().unwrap(), 64, &[0; 4]);
     let failed = readback.view(&gpu, &submission, 32, <[u8]>::to_vec);
     check(failed, rejected, &["an earlier operation"]);
     let submission = record().unwrap();
     let again = readback.view(&gpu, &submission, 32, <[u8]>::to_vec);
     assert_eq!(again.unwrap(), [5; 32]);
+    check_usable(&gpu);
+}
+
+/// What is planned takes no memory, is bound as the real thing would be, and does nothing.
+#[test]
+fn planned_buffers() {
+    let gpu = open(&OpenOptions::default());
+    let x = filled(&gpu, &[0; 256]);
+    gpu.set_memory_limit(Some(0));
+    let before = (gpu.memory().in_use, gpu.counts().buffers);
+    let largest = gpu.capabilities().limits.buffer_bytes;
+    let plan = gpu.planning();
+    let planned = plan.buffer(BufferKind::Storage, "planned", 255).unwrap();
+    let other = plan.buffer(BufferKind::Storage, "planned", 255).unwrap();
+    assert_eq!(planned.size(), 256);
+    assert!(planned == planned.clone() && planned != other);
+    let large = plan.buffer(BufferKind::Storage, "planned", largest.saturating_add(4));
+    check(large, over_limit, &["buffer `planned`"]);
+    let after = (gpu.memory().in_use, gpu.counts().buffers);
+    assert_eq!(after, before);
+    gpu.set_memory_limit(None);
+
+    // Pipelines are those of the GPU itself.
+    let pipeline = plan.pipeline(&DOUBLE, &[]).unwrap();
+    let bind = |bindings: &[Binding<'_>]| plan.bind(&pipeline, 0, bindings);
+    let slot = Binding::from(&planned);
+    check(bind(&[slot]), rejected, &["group 0 has 2 slots, 1 buffers"]);
+    let group = bind(&[Binding::from(&x), slot]).unwrap();
+    let dispatch = Dispatch {
+        pipeline: pipeline.clone(),
+        groups: vec![group],
+        grid: [1; 3],
+    };
+    let readback = Readback::new(&gpu, "result", 256).unwrap();
+    let uses: [&dyn Fn(&mut rwkv_gpu::Recorder); 5] = [
+        &|recorder| recorder.dispatch([&dispatch]),
+        &|recorder| recorder.copy((&planned, 0), (&x, 0), 4),
+        &|recorder| recorder.copy((&x, 0), (&planned, 0), 4),
+        &|recorder| recorder.clear(&planned, 0, 4),
+        &|recorder| recorder.read(&planned, 0, 4, &readback),
+    ];
+    for used in uses {
+        let mut recorder = gpu.recorder("test");
+        used(&mut recorder);
+        check(recorder.submit(), rejected, &["only planned"]);
+    }
+    check(gpu.write(&planned, 0, &[0; 4]), rejected, &["only planned"]);
+    let mut staging = Staging::new(&gpu, 256).unwrap();
+    let copy = StagedCopy {
+        from: 0,
+        to: &planned,
+        offset: 0,
+        bytes: 4,
+    };
+    check(staging.submit(&gpu, &[copy]), rejected, &["only planned"]);
+    assert!(staging.piece(0..256).is_ok());
     check_usable(&gpu);
 }

@@ -21,12 +21,23 @@ pub struct Kernels {
     /// See [`Kernels::partials`]: few of them, and as many as there may be.
     partials: Arc<[OnceLock<Buffer>; 2]>,
     /// See [`Kernels::shared_inputs`].
-    halves: Arc<Mutex<Option<Buffer>>>,
+    shared: Arc<Mutex<Option<Buffer>>>,
+    /// Where that comes from, if not from the GPU.
+    scratch: Option<Arc<dyn Scratch>>,
     /// How they cut their work.
     tuning: Arc<Tuning>,
     /// The side of the cooperative matrices that tests emulate.
     #[cfg(test)]
     pub(crate) emulates: Option<u32>,
+}
+
+/// Where memory comes from that is used between two dispatches: its owner decides how long it stays.
+pub trait Scratch: Send + Sync {
+    /// At least `bytes` that nothing else has which is resolved together.
+    ///
+    /// # Errors
+    /// Those of [`Gpu::buffer`].
+    fn take(&self, label: &str, bytes: u64) -> rwkv_gpu::Result<Buffer>;
 }
 
 /// Slices of outputs that can be put together in [`Kernels::partials`], as in `sparse_matvec.wgsl`.
@@ -167,7 +178,8 @@ impl Kernels {
             unused,
             unused_output,
             partials: Arc::default(),
-            halves: Arc::default(),
+            shared: Arc::default(),
+            scratch: None,
             tuning: Arc::default(),
             #[cfg(test)]
             emulates: None,
@@ -180,6 +192,28 @@ impl Kernels {
     pub fn declaring(&self) -> Self {
         Self {
             declares: true,
+            ..self.clone()
+        }
+    }
+
+    /// The same, by which dispatches are resolved that are never launched: what they need is [planned](Gpu::planning), and
+    /// takes no memory.
+    #[must_use]
+    pub fn planning(&self) -> Self {
+        Self {
+            gpu: self.gpu.planning(),
+            partials: Arc::default(),
+            shared: Arc::default(),
+            ..self.declaring()
+        }
+    }
+
+    /// The same, which take what a dispatch leaves for the next one from `scratch`.
+    #[must_use]
+    pub fn with_scratch(&self, scratch: Arc<dyn Scratch>) -> Self {
+        Self {
+            shared: Arc::default(),
+            scratch: Some(scratch),
             ..self.clone()
         }
     }
@@ -261,12 +295,12 @@ impl Kernels {
     }
 
     /// Bytes of GPU memory that all kernels share, so far; [`MOST_SCRATCH_BYTES`](Self::MOST_SCRATCH_BYTES) of partial sums
-    /// at most.
+    /// at most, and where there is no [`Scratch`] what dispatches leave for the next one.
     pub fn scratch_bytes(&self) -> u64 {
         let partials = self.partials.iter().filter_map(OnceLock::get);
         let partials: u64 = partials.map(Buffer::size).sum();
-        let halves = self.halves.lock();
-        partials + halves.as_ref().map_or(0, Buffer::size)
+        let shared = self.shared.lock();
+        partials + shared.as_ref().map_or(0, Buffer::size)
     }
 
     /// Bytes of partial sums that all kernels share, at most.
@@ -276,13 +310,16 @@ impl Kernels {
     /// At least `bytes` for what the dispatch after it reads: an input in f16, say. Dispatches that bind it run one after the
     /// other, so all of them can share one; where a larger one is needed, earlier dispatches keep theirs.
     pub(crate) fn shared_inputs(&self, bytes: u64) -> Result<Buffer> {
-        let mut place = self.halves.lock();
+        let mut place = self.shared.lock();
         if let Some(found) = place.as_ref().filter(|found| found.size() >= bytes) {
             return Ok(found.clone());
         }
-        let made = self
-            .gpu
-            .buffer(BufferKind::Storage, "shared inputs", bytes)?;
+        let made = match &self.scratch {
+            Some(scratch) => scratch.take("shared inputs", bytes)?,
+            None => self
+                .gpu
+                .buffer(BufferKind::Storage, "shared inputs", bytes)?,
+        };
         Ok(place.insert(made).clone())
     }
 

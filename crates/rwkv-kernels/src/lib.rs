@@ -28,7 +28,7 @@ pub use formats::{Csr, CsrColumns, Format, GpuLayout};
 pub use gpu_columns::GpuColumns;
 pub use gpu_csr::GpuCsr;
 pub use gpu_weights::{GpuMatrix, GpuVector};
-pub use kernels::{BatchTables, Kernels, Page, Span, Token, View};
+pub use kernels::{BatchTables, Kernels, Page, Scratch, Span, Token, View};
 pub use lora_up::LoraUp;
 pub use matrix::Matrix;
 pub use matrix_upload::MatrixUpload;

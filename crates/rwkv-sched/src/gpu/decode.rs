@@ -207,7 +207,9 @@ impl GpuExecutor {
     ) -> Result<bool> {
         let tables =
             batch(sequences, Wanted::Last).tables(self.model.config().vocab, self.slots())?;
-        let plan = self.plan(BatchShape::of(&tables).padded())?;
+        let Some(plan) = if_there_is_room(self.plan(BatchShape::of(&tables).padded()))? else {
+            return Ok(false);
+        };
         let mut readbacks = std::mem::take(&mut self.token_readbacks);
         let bytes = ring_bytes(sequences.len());
         if readbacks.len() <= AHEAD || readbacks.iter().any(|r| r.capacity() < bytes) {

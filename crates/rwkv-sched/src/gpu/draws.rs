@@ -32,7 +32,9 @@ impl GpuExecutor {
         for group in drawing.groups {
             let tables =
                 batch(group, Wanted::Last).tables(self.model.config().vocab, self.slots())?;
-            let plan = self.plan(BatchShape::of(&tables).padded())?;
+            let Some(plan) = if_there_is_room(self.plan(BatchShape::of(&tables).padded()))? else {
+                return Ok(false);
+            };
             let samplers = Samplers::new(self, &plan, group, drawing.steps, drawing.counted);
             let Some(samplers) = if_there_is_room(samplers)?.flatten() else {
                 return Ok(false);

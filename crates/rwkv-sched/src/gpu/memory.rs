@@ -166,11 +166,17 @@ fn plan_buffers(model: &Model, shape: BatchShape, rounding: bool) -> Vec<u64> {
     buffers
 }
 
-/// Bytes of the buffers that plans for `shapes` share, about: of the largest of each, the second largest and so on.
+/// Bytes of the buffers that plans for `shapes` share, about.
 pub(super) fn shared(model: &Model, shapes: &[BatchShape], rounding: bool) -> u64 {
+    let plans = shapes.iter();
+    in_common(plans.map(|shape| plan_buffers(model, *shape, rounding)))
+}
+
+/// Bytes of the buffers that suffice for each of several plans, from those that each takes: the largest of all, the largest
+/// of the second largest and so on.
+pub(super) fn in_common(plans: impl IntoIterator<Item = Vec<u64>>) -> u64 {
     let mut largest: Vec<u64> = Vec::new();
-    for shape in shapes {
-        let mut buffers = plan_buffers(model, *shape, rounding);
+    for mut buffers in plans {
         buffers.sort_unstable_by_key(|bytes| Reverse(*bytes));
         largest.resize(largest.len().max(buffers.len()), 0);
         for (most, bytes) in largest.iter_mut().zip(buffers) {

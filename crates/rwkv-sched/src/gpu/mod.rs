@@ -16,6 +16,7 @@ mod layout;
 mod memory;
 mod meter;
 mod norm_projects;
+mod pieces;
 mod plan;
 mod plans;
 mod prepare;
@@ -48,7 +49,7 @@ pub(crate) use copies::StateCopies;
 use draws::Draws;
 pub use memory::DeviceMemory;
 use meter::Meter;
-use plans::{PLANS, Plans};
+use plans::{Held, PLANS, Plans};
 use prepare::Prepared;
 use readbacks::Readbacks;
 use resident::ResidentWeights;
@@ -75,12 +76,15 @@ pub struct GpuExecutor {
     expected: Expected,
     /// The activations of all of them.
     arena: Arena,
+    held: Held,
     /// Bytes that a plan may need beside which all others are kept.
     usual: u64,
     /// Tokens of a prompt's chunk.
     chunk: usize,
     /// The most that a chunk may have.
     longest_chunk: usize,
+    /// The most that a step may have: fewer where memory has not sufficed for more.
+    most_tokens: usize,
     /// The last batch whose logits nobody wanted, if it was not waited for, and its tokens.
     unread: Option<(Submission, usize)>,
     readbacks: Readbacks,
@@ -185,9 +189,11 @@ impl GpuExecutor {
             prepared: Prepared::default(),
             expected: Expected::default(),
             arena: Arena::default(),
+            held: Held::default(),
             usual: 0,
             chunk,
             longest_chunk: chunk,
+            most_tokens: usize::MAX,
             unread: None,
             readbacks: Readbacks::default(),
             token_readbacks: Vec::new(),
@@ -220,7 +226,7 @@ impl GpuExecutor {
                 executor.reset(SlotId(slot))?;
             }
         }
-        // What candidates took is smaller than what comes.
+        // What candidates took is not needed before prompts come.
         executor.pool.trim();
         executor.recall_chunk();
         executor.warm_up()?;

@@ -1,7 +1,7 @@
 //! A plan: for one batch shape, a place for each value, and every dispatch resolved.
 
 use super::{
-    arena::{Arena, Lease, Leased},
+    arena::{Arena, Lease, Leased, Room},
     blend::ActiveWeights,
     choose,
     host_values::HostValues,
@@ -23,12 +23,15 @@ use std::{
 };
 
 /// What plans are made from.
+#[derive(Clone, Copy)]
 pub(super) struct Context<'a> {
     pub(super) model: &'a Model,
     /// Which only declare their pipelines.
     pub(super) kernels: &'a Kernels,
     pub(super) pool: &'a Pool,
     pub(super) arena: &'a Arena,
+    /// Tokens of a prompt's chunk.
+    pub(super) chunk: usize,
     pub(super) weights: ActiveWeights<'a>,
     pub(super) states: &'a States,
     /// In groups as steps of one token a span have them; none of them where sums must be in one order.
@@ -46,8 +49,8 @@ pub(super) struct Plan {
     tables: TableBuffer,
     inputs: HostValues,
     results: HostValues,
-    /// Activations, and inputs of products rounded to f16, in buffers that other plans have too: between two steps nothing
-    /// in them is needed.
+    /// Activations, inputs of products rounded to f16 and what kernels leave for the next one, in buffers that other plans have
+    /// too: between two steps nothing in them is needed.
     leased: Leased,
     /// Of a step that is not asked for yet.
     recording: Mutex<Option<Recording>>,
@@ -61,13 +64,18 @@ impl Plan {
         let graph = context.model.graph();
         let last_use = last_uses(graph, shape, &chosen.steps);
         let layout = Layout::new(graph, shape, &chosen, &last_use);
-        let mut lease = context.arena.lease(context.pool);
-        let activations = Activations::new(&mut lease, layout)?;
+        let room = Room::of(shape, context.chunk);
+        let lease = context.arena.lease(context.pool, room);
+        let activations = Activations::new(&lease, layout)?;
+        let kernels = &context.kernels.with_scratch(Arc::new(lease.clone()));
         let mut resolver = Resolver {
-            context,
+            context: &Context {
+                kernels,
+                ..*context
+            },
             activations: &activations,
             batch: tables.bindings(shape),
-            rounded: Rounded::new(lease),
+            rounded: Rounded::new(lease.clone()),
             sliced: None,
             readers: readers(graph, &chosen.steps),
         };
@@ -86,7 +94,6 @@ impl Plan {
                 .rounded
                 .release(|id| last_use.get(&id) == Some(&index));
         }
-        let leased = resolver.rounded.into_leased();
         let inputs = HostValues::new(&activations, graph, graph.inputs(), shape)?;
         let results = graph.results().iter().copied();
         let results = HostValues::new(&activations, graph, results, shape)?;
@@ -97,7 +104,7 @@ impl Plan {
             tables,
             inputs,
             results,
-            leased,
+            leased: lease.leased(),
             recording: Mutex::default(),
         })
     }
@@ -120,7 +127,7 @@ impl Plan {
         self.recording.lock().take()
     }
 
-    /// Where its activations and inputs in f16 lie.
+    /// Where its activations lie, and what else is needed only during a step.
     pub(super) fn leased(&self) -> &Leased {
         &self.leased
     }
@@ -250,7 +257,7 @@ pub(super) struct Activations {
 }
 
 impl Activations {
-    fn new(lease: &mut Lease<'_>, layout: Layout) -> Result<Self> {
+    fn new(lease: &Lease, layout: Layout) -> Result<Self> {
         Ok(Self {
             buffers: lease.take_all("activation", &layout.buffers)?,
             layout,

@@ -1,15 +1,18 @@
-//! The plans of an executor: made when a batch shape comes, the first ones when a model is loaded, and let go of where they
-//! hold too much.
+//! The plans of an executor: made when a batch shape comes, those of single tokens when a model is loaded, and let go of
+//! where they hold too much.
 
 use super::{
     GpuExecutor,
-    blend::{self, ActiveWeights},
+    arena::{Arena, Leased, Room},
+    blend::{self, ActiveWeights, if_there_is_room},
+    memory,
     plan::{self, Plan},
 };
 use crate::{BatchShape, Result};
 use quick_cache::unsync::Cache;
 use rwkv_gpu::Gpu;
 use rwkv_kernels::{Kernels, View};
+use rwkv_mem::Pool;
 use std::{sync::Arc, time::Instant};
 
 /// What steps must agree in to share a plan: the shape of the batch, and the number of the blend, whose weights the plan
@@ -25,6 +28,22 @@ pub(super) const PLANS: usize = 64;
 
 /// Tokens of a plan that is small: such a one is kept where memory does not suffice for a larger one.
 pub(super) const SMALL: usize = 256;
+
+/// How often as much memory as a step needs may be held, and after so many steps in a row that need no more it is let go of:
+/// long enough that prompts which take turns with decoding find it, and then making it anew costs little.
+const LITTLE: u64 = 4;
+const PATIENCE: usize = 1024;
+
+/// Memory for what a step needs beside its plan's own.
+#[derive(Default)]
+pub(super) struct Held {
+    /// For a token of each sequence, till other plans have it.
+    first: Leased,
+    /// Bytes of the arena.
+    bytes: u64,
+    /// Steps in a row that needed [little](LITTLE) of it.
+    idle: usize,
+}
 
 /// A chunk of a prompt that goes on: nobody wants its logits.
 pub(super) fn within_prompt(tokens: usize) -> BatchShape {
@@ -64,13 +83,12 @@ impl GpuExecutor {
         tokens: usize,
         spans: usize,
     ) -> Result<(Vec<&'static str>, u64)> {
-        let kernels = Kernels::new(gpu)?.declaring();
         let shape = BatchShape {
             tokens,
             spans,
             outputs: spans,
         };
-        let plan = self.resolve_by(&kernels, shape)?;
+        let plan = self.planned_by(&Kernels::new(gpu)?, shape)?;
         let names = plan.pipelines().map(|p| p.shader().name);
         Ok((names.collect(), plan.leased().needed()))
     }
@@ -84,9 +102,16 @@ impl GpuExecutor {
         }
         let known = self.plans.get(&key).cloned();
         self.meter.plan(known.is_some());
-        if let Some(plan) = known {
-            return Ok(plan);
-        }
+        let plan = match known {
+            Some(plan) => plan,
+            None => self.make(key)?,
+        };
+        self.settle(key, plan)
+    }
+
+    /// A new plan. Where there is no memory for it beside others, those of many tokens go.
+    fn make(&mut self, key: PlanKey) -> Result<Arc<Plan>> {
+        let (shape, _) = key;
         let plan = match self.resolve(shape) {
             Err(error) if blend::out_of_memory(&error) => {
                 self.plans.retain(|key, _| key.0.tokens <= SMALL);
@@ -111,34 +136,57 @@ impl GpuExecutor {
         self.gather(key, plan)
     }
 
-    /// Lets go of plans until all together take little more than the largest of them needs. It is those whose buffers are
+    /// Lets go of plans until all together take little more than what would suffice for each of them. It is those whose buffers are
     /// not those of `plan`, the newest; where `plan` itself holds the buffers of a larger one that is gone, it is made anew.
     fn gather(&mut self, key: PlanKey, plan: Arc<Plan>) -> Result<Arc<Plan>> {
-        if !self.is_scattered() {
-            return Ok(plan);
-        }
-        let newest = plan.leased();
-        self.plans
-            .retain(|_, known| known.leased().is_within(newest));
         let plan = if self.is_scattered() {
-            self.plans.clear();
-            drop(plan);
-            let plan = Arc::new(self.resolve(key.0)?);
-            plan::compile(self.kernels.gpu(), plan.pipelines())?;
-            self.plans.insert(key, plan.clone());
+            let newest = plan.leased();
+            self.plans
+                .retain(|_, known| known.leased().is_within(newest));
+            if !self.held.first.is_within(newest) {
+                self.held.first = Leased::default();
+            }
+            let plan = if self.is_scattered() {
+                self.plans.clear();
+                drop(plan);
+                let plan = Arc::new(self.resolve(key.0)?);
+                plan::compile(self.kernels.gpu(), plan.pipelines())?;
+                self.plans.insert(key, plan.clone());
+                plan
+            } else {
+                plan
+            };
+            self.pool.trim();
             plan
         } else {
             plan
         };
-        self.pool.trim();
+        self.held.bytes = self.arena.bytes();
         Ok(plan)
     }
 
-    /// Whether plans hold an eighth more than the largest of them needs.
+    /// Whether plans hold an eighth more than what would suffice for each of them.
     fn is_scattered(&self) -> bool {
-        let needed = self.plans.iter().map(|(_, plan)| plan.leased().needed());
-        let needed = needed.max().unwrap_or(0);
+        let plans = self.plans.iter().map(|(_, plan)| plan.leased());
+        let all = plans.chain([&self.held.first]);
+        let needed = memory::in_common(all.map(|leased| leased.sizes().to_vec()));
         self.arena.bytes() > needed.saturating_add(needed / 8)
+    }
+
+    /// Before a step of `plan`: lets go of what larger ones have taken when none has come for long.
+    fn settle(&mut self, key: PlanKey, plan: Arc<Plan>) -> Result<Arc<Plan>> {
+        let most = self.held.bytes / LITTLE;
+        let little = plan.leased().needed() <= most;
+        self.held.idle = if little { self.held.idle + 1 } else { 0 };
+        if self.held.idle < PATIENCE {
+            return Ok(plan);
+        }
+        self.held.idle = 0;
+        self.plans
+            .retain(|_, known| known.leased().needed() <= most);
+        let plan = self.gather(key, plan)?;
+        self.pool.trim();
+        Ok(plan)
     }
 
     /// A plan whose pipelines may not be compiled.
@@ -148,11 +196,32 @@ impl GpuExecutor {
 
     /// The same by `kernels`.
     pub(super) fn resolve_by(&self, kernels: &Kernels, shape: BatchShape) -> Result<Plan> {
+        self.resolve_in((&self.pool, &self.arena), kernels, shape)
+    }
+
+    /// A plan without any memory, which is not to be launched: it says what one needs, and what is to be compiled for it.
+    fn planned(&self, shape: BatchShape) -> Result<Plan> {
+        self.planned_by(&self.kernels, shape)
+    }
+
+    fn planned_by(&self, kernels: &Kernels, shape: BatchShape) -> Result<Plan> {
+        let kernels = kernels.planning();
+        let pool = Pool::new(kernels.gpu());
+        self.resolve_in((&pool, &Arena::default()), &kernels, shape)
+    }
+
+    fn resolve_in(
+        &self,
+        (pool, arena): (&Pool, &Arena),
+        kernels: &Kernels,
+        shape: BatchShape,
+    ) -> Result<Plan> {
         let context = plan::Context {
             model: &self.model,
             kernels,
-            pool: &self.pool,
-            arena: &self.arena,
+            pool,
+            arena,
+            chunk: self.chunk,
             weights: ActiveWeights {
                 base: &self.weights,
                 blend: self.blends.active(),
@@ -173,73 +242,93 @@ impl GpuExecutor {
         self.arena.poison(self.kernels.gpu())
     }
 
-    /// Makes the plans that will come first, and compiles all that they and the sampler need side by side, so that the
-    /// first token does not wait for it. The largest is made first, so that the others find room in its buffers. Shapes that
-    /// there is no memory for are left until they come, and chunks get shorter; but without memory for a single token the
-    /// model cannot run.
+    /// Makes the plan of a token, with memory for one of each sequence, and compiles all that it, prompts and the sampler need
+    /// side by side, so that the first token does not wait for it. Memory for prompts is taken when they come; chunks get
+    /// shorter where it is known that there is too little. Without memory for a single token the model cannot run.
     pub(super) fn warm_up(&mut self) -> Result<()> {
         let start = Instant::now();
         let gpu = self.kernels.gpu().clone();
-        let mut plans = Vec::new();
-        // A token, a prompt of a few hundred, and a chunk of a long one: others need many of the same pipelines.
         let logits = self.model.graph().logits().is_some();
-        let shapes = [prompt(1), prompt(SMALL.min(self.chunk))];
-        let mut shapes = Vec::from(shapes.map(|shape| BatchShape {
+        let wanted = |shape: BatchShape| BatchShape {
             outputs: if logits { shape.outputs } else { 0 },
             ..shape
-        }));
-        shapes.extend((self.chunk > SMALL).then(|| within_prompt(self.chunk)));
-        while let Some(shape) = shapes.pop() {
-            let error = match self.resolve(shape) {
-                Ok(plan) => {
-                    plans.push((shape, plan));
-                    continue;
-                }
-                Err(error) => error,
-            };
-            // It is the largest that has to do with less.
-            shapes.push(shape);
-            shapes.extend(plans.drain(..).rev().map(|(shape, _)| shape));
-            let largest = shapes.pop().filter(|largest| largest.tokens > 1);
-            let Some(largest) = largest.filter(|_| blend::out_of_memory(&error)) else {
-                return Err(error);
-            };
-            tracing::debug!(?largest, "not made ready: {error}");
-            self.pool.trim();
-            if largest.tokens > SMALL {
-                self.chunk = largest.tokens / 2;
-                self.longest_chunk = self.chunk;
-                let shorter = Some(within_prompt(self.chunk));
-                shapes.extend(shorter.filter(|shape| shape.tokens > SMALL));
-            }
+        };
+        let mut planned = Vec::new();
+        // A prompt of a few hundred tokens, and a chunk of a long one: others need many of the same pipelines.
+        if self.chunk > SMALL {
+            planned.extend(self.plan_chunk()?);
         }
+        let short = wanted(prompt(SMALL.min(self.chunk)));
+        planned.push((short, self.planned(short)?));
+        let needed = planned.iter().map(|(_, plan)| plan.leased().needed());
+        let needed = needed.max().unwrap_or(0);
+        // The largest first, so that the other one finds room.
+        let all = self.planned(wanted(BatchShape::decode(self.states.slots())).padded())?;
+        self.held.first = if_there_is_room(self.reserve(all.leased()))?.unwrap_or_default();
+        let one = wanted(prompt(1));
+        let first = self.resolve(one)?;
         let sample = if logits {
             let kernels = self.kernels.declaring();
             Some(kernels.sample_pipeline(self.model.config().vocab)?)
         } else {
             None
         };
-        let needed = plans.iter().map(|(_, plan)| plan.leased().needed());
-        let needed = needed.max().unwrap_or(0);
         // Nobody wants the logits of a prompt that goes on; those of one that ends, or of every slot, are usual too.
         let logits = View::bytes(self.states.slots(), self.model.config().vocab);
         self.usual = needed.saturating_add(needed / 8).saturating_add(logits);
-        let pipelines = plans.iter().flat_map(|(_, plan)| plan.pipelines());
-        plan::compile(&gpu, pipelines.chain(&sample))?;
+        let of_prompts = planned.iter().flat_map(|(_, plan)| plan.pipelines());
+        plan::compile(&gpu, first.pipelines().chain(of_prompts).chain(&sample))?;
         // What a token or a short prompt hands back.
-        let read = plans.iter().filter(|(shape, _)| shape.tokens <= SMALL);
+        let read = planned.iter().filter(|(shape, _)| shape.tokens <= SMALL);
         let read = read.map(|(shape, plan)| plan.results().bytes(*shape)).max();
         drop(self.readbacks.take(&gpu, read.unwrap_or(0))?);
-        for (shape, plan) in plans {
-            let key = (shape, self.blends.number());
-            self.plans.insert(key, Arc::new(plan));
-        }
+        let key = (one, self.blends.number());
+        self.plans.insert(key, Arc::new(first));
+        self.held.bytes = self.arena.bytes();
         self.meter.warmed_up(start.elapsed());
         // Now, since a program need not end in an orderly way.
         if let Err(error) = gpu.save_pipelines() {
             tracing::warn!("compiled pipelines are not kept: {error}");
         }
         Ok(())
+    }
+
+    /// The plan of a chunk within a prompt, of as many tokens as there is memory for, as far as that is known; none where it is
+    /// a short one.
+    fn plan_chunk(&mut self) -> Result<Option<(BatchShape, Plan)>> {
+        let gpu = self.kernels.gpu().clone();
+        let mut settled = false;
+        while self.chunk > SMALL {
+            let shape = within_prompt(self.chunk);
+            let plan = self.planned(shape)?;
+            let needed = plan.leased().needed();
+            if gpu.memory().available().is_none_or(|free| needed <= free) {
+                return Ok(Some((shape, plan)));
+            }
+            if !settled {
+                // What was on its way may still have its memory.
+                gpu.finish()?;
+                settled = true;
+                continue;
+            }
+            tracing::debug!(chunk = self.chunk, needed, "too little memory");
+            self.shorten_chunks(self.chunk / 2);
+        }
+        Ok(None)
+    }
+
+    /// From now on prompts are cut into chunks of `tokens` tokens at most.
+    pub(super) fn shorten_chunks(&mut self, tokens: usize) {
+        self.chunk = self.chunk.min(tokens);
+        self.longest_chunk = self.chunk;
+    }
+
+    /// Memory for a plan that is made later.
+    fn reserve(&self, planned: &Leased) -> Result<Leased> {
+        let exactly = Room::of(BatchShape::decode(1), 1);
+        let lease = self.arena.lease(&self.pool, exactly);
+        lease.take_all("activation", planned.sizes())?;
+        Ok(lease.leased())
     }
 
     /// Plans keep the weights that they have bound: those of blends that are gone go too.

@@ -8,7 +8,7 @@
 use super::{
     GpuExecutor,
     plan::{self, Plan},
-    plans::{PlanKey, SMALL},
+    plans::PlanKey,
 };
 use crate::{BatchShape, Forecast, Result};
 use std::{
@@ -60,7 +60,7 @@ impl Prepared {
         let plan = if let Some(plan) = plan {
             plan.clone()
         } else {
-            if shape.tokens > executor.chunk || shape.outputs > SMALL {
+            if !executor.is_usual(shape) {
                 // It needs more than there is: who asks for it may have that.
                 return Ok(());
             }

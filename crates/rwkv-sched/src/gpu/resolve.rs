@@ -26,7 +26,7 @@ pub(super) struct Resolver<'a> {
     pub(super) context: &'a Context<'a>,
     pub(super) activations: &'a Activations,
     pub(super) batch: BatchTables<'a>,
-    pub(super) rounded: Rounded<'a>,
+    pub(super) rounded: Rounded,
     /// What the last dispatch adds up, if that is all it does.
     pub(super) sliced: Option<SlicedValue<'a>>,
     /// How many steps read each value.

@@ -1,6 +1,6 @@
 //! Inputs of products, rounded to f16 once for all products that read them.
 
-use super::arena::{Lease, Leased};
+use super::arena::Lease;
 use crate::{Result, ValueId};
 use rwkv_gpu::Buffer;
 use rwkv_kernels::ops::HalfRows;
@@ -8,16 +8,16 @@ use std::collections::{HashMap, VecDeque};
 
 /// The rounded values of a plan. A buffer is used again once its value was read for the last time; the one that has been
 /// free for longest is taken, as for activations.
-pub(super) struct Rounded<'a> {
-    lease: Lease<'a>,
+pub(super) struct Rounded {
+    lease: Lease,
     /// The buffers that are free, by the size that was asked for.
     free: HashMap<u64, VecDeque<Buffer>>,
     places: HashMap<ValueId, HalfRows>,
 }
 
-impl<'a> Rounded<'a> {
+impl Rounded {
     /// None yet; their buffers come from `lease`.
-    pub(super) fn new(lease: Lease<'a>) -> Self {
+    pub(super) fn new(lease: Lease) -> Self {
         Self {
             lease,
             free: HashMap::new(),
@@ -59,10 +59,5 @@ impl<'a> Rounded<'a> {
             }
             keeps
         });
-    }
-
-    /// What the plan has to hold on to.
-    pub(super) fn into_leased(self) -> Leased {
-        self.lease.into_leased()
     }
 }

@@ -1,11 +1,17 @@
 //! One batch on its way: tables and inputs in, the dispatches of its plan, results out.
 
-use super::{GpuExecutor, blend::if_there_is_room, copies};
+use super::{
+    GpuExecutor,
+    blend::{if_there_is_room, out_of_memory},
+    copies,
+    plan::Plan,
+};
 use crate::{
     Batch, BatchShape, Executor, Result, SlotId,
     batch::Tables,
     part::{Begun, Carried, Drawing, PartExecutor, StateCopies},
 };
+use std::sync::Arc;
 
 /// Steps of more tokens are submitted in parts, of which the first has so many dispatches and each further one three times
 /// the one before: the GPU needs longer for a part than the host to record the next one.
@@ -14,19 +20,85 @@ const FIRST: usize = 16;
 
 impl PartExecutor for GpuExecutor {
     fn begin_part(&mut self, batch: &Batch, carried: &Carried) -> Result<Begun> {
+        let tables = self.tables(batch)?;
+        let shape = BatchShape::of(&tables);
+        if shape.tokens <= self.most_tokens {
+            match self.ready(shape) {
+                Err(error) if shape.tokens > 1 && out_of_memory(&error) => {
+                    tracing::debug!(?shape, "no room: {error}");
+                }
+                plan => return self.begin(&tables, &*plan?, carried),
+            }
+        }
+        self.begin_pieces(batch, shape, carried)
+    }
+
+    fn prepare_drawing(&mut self, drawing: &Drawing<'_>) -> Result<bool> {
+        self.prepare_draws(drawing)
+    }
+
+    fn begin_drawing(&mut self, group: usize, batch: &Batch, carried: &Carried) -> Result<Begun> {
+        self.begin_draw(group, batch, carried)
+    }
+
+    fn state_copies(&mut self, slots: &[SlotId]) -> Result<Option<StateCopies>> {
+        let copies = if_there_is_room(copies::StateCopies::new(&self.pool, &self.states, slots))?;
+        Ok(copies.map(StateCopies::Gpu))
+    }
+
+    fn copy_states(&mut self, copies: &mut StateCopies) -> Result<()> {
+        if let StateCopies::Gpu(copies) = copies {
+            let mut recorder = self.kernels.gpu().recorder("copies of states");
+            copies.fill(&mut recorder, &self.states)?;
+            recorder.submit()?;
+        }
+        Ok(())
+    }
+
+    fn put_back(&mut self, copies: &StateCopies) -> Result<()> {
+        if let StateCopies::Gpu(copies) = copies {
+            let mut recorder = self.kernels.gpu().recorder("states go back");
+            copies.put_back(&mut recorder, &self.states)?;
+            recorder.submit()?;
+        }
+        Ok(())
+    }
+}
+
+impl GpuExecutor {
+    /// A batch as the kernels read it, without the rows of logits that this part does not make.
+    pub(super) fn tables(&self, batch: &Batch) -> Result<Tables> {
         let mut tables = batch.tables(self.model.config().vocab, self.slots())?;
         if self.model.graph().logits().is_none() {
             tables.outputs.clear();
         }
-        let shape = BatchShape::of(&tables);
+        Ok(tables)
+    }
+
+    /// The plan for a batch of `shape`, and a place for its results: nothing that [`begin`](Self::begin) needs can be missing
+    /// then.
+    fn ready(&mut self, shape: BatchShape) -> Result<Arc<Plan>> {
         let plan = self.plan(shape.padded())?;
+        let bytes = plan.results().bytes(shape);
+        drop(self.readbacks.take(self.kernels.gpu(), bytes)?);
+        Ok(plan)
+    }
+
+    /// As [`begin_part`](PartExecutor::begin_part) by `plan`.
+    pub(super) fn begin(
+        &mut self,
+        tables: &Tables,
+        plan: &Plan,
+        carried: &Carried,
+    ) -> Result<Begun> {
+        let shape = BatchShape::of(tables);
         let gpu = self.kernels.gpu().clone();
         let bytes = plan.results().bytes(shape);
         let readback = self.readbacks.take(&gpu, bytes)?;
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
-        plan.write_tables(&gpu, &tables)?;
-        let rows = self.rows_on_host(&tables)?;
+        plan.write_tables(&gpu, tables)?;
+        let rows = self.rows_on_host(tables)?;
         plan.inputs().write(&gpu, [&rows, carried])?;
         let before = self.unread.take();
         let timing = self.meter.is_timing();
@@ -96,39 +168,6 @@ impl PartExecutor for GpuExecutor {
         Ok(Box::new(|_| Ok(Vec::new())))
     }
 
-    fn prepare_drawing(&mut self, drawing: &Drawing<'_>) -> Result<bool> {
-        self.prepare_draws(drawing)
-    }
-
-    fn begin_drawing(&mut self, group: usize, batch: &Batch, carried: &Carried) -> Result<Begun> {
-        self.begin_draw(group, batch, carried)
-    }
-
-    fn state_copies(&mut self, slots: &[SlotId]) -> Result<Option<StateCopies>> {
-        let copies = if_there_is_room(copies::StateCopies::new(&self.pool, &self.states, slots))?;
-        Ok(copies.map(StateCopies::Gpu))
-    }
-
-    fn copy_states(&mut self, copies: &mut StateCopies) -> Result<()> {
-        if let StateCopies::Gpu(copies) = copies {
-            let mut recorder = self.kernels.gpu().recorder("copies of states");
-            copies.fill(&mut recorder, &self.states)?;
-            recorder.submit()?;
-        }
-        Ok(())
-    }
-
-    fn put_back(&mut self, copies: &StateCopies) -> Result<()> {
-        if let StateCopies::Gpu(copies) = copies {
-            let mut recorder = self.kernels.gpu().recorder("states go back");
-            copies.put_back(&mut recorder, &self.states)?;
-            recorder.submit()?;
-        }
-        Ok(())
-    }
-}
-
-impl GpuExecutor {
     /// Rows of its tokens from tables that are on the host.
     pub(super) fn rows_on_host(&self, tables: &Tables) -> Result<Carried> {
         let mut rows = Carried::new();

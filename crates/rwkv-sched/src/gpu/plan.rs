@@ -1,7 +1,7 @@
 //! A plan: for one batch shape, a place for each value, and every dispatch resolved.
 
 use super::{
-    arena::{Arena, Lease, Leased, Room},
+    arena::{Arena, Lease, Leased},
     blend::ActiveWeights,
     choose,
     host_values::HostValues,
@@ -30,8 +30,6 @@ pub(super) struct Context<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) pool: &'a Pool,
     pub(super) arena: &'a Arena,
-    /// Tokens of a prompt's chunk.
-    pub(super) chunk: usize,
     pub(super) weights: ActiveWeights<'a>,
     pub(super) states: &'a States,
     /// In groups as steps of one token a span have them; none of them where sums must be in one order.
@@ -64,8 +62,7 @@ impl Plan {
         let graph = context.model.graph();
         let last_use = last_uses(graph, shape, &chosen.steps);
         let layout = Layout::new(graph, shape, &chosen, &last_use);
-        let room = Room::of(shape, context.chunk);
-        let lease = context.arena.lease(context.pool, room);
+        let lease = context.arena.lease(context.pool);
         let activations = Activations::new(&lease, layout)?;
         let kernels = &context.kernels.with_scratch(Arc::new(lease.clone()));
         let mut resolver = Resolver {

@@ -3,7 +3,7 @@
 
 use super::{
     GpuExecutor,
-    arena::{Arena, Leased, Room},
+    arena::{Arena, Leased},
     blend::{self, ActiveWeights, if_there_is_room},
     memory,
     plan::{self, Plan},
@@ -34,15 +34,25 @@ pub(super) const SMALL: usize = 256;
 const LITTLE: u64 = 4;
 const PATIENCE: usize = 1024;
 
-/// Memory for what a step needs beside its plan's own.
+/// Memory that is there for plans to come.
 #[derive(Default)]
 pub(super) struct Held {
-    /// For a token of each sequence, till other plans have it.
-    first: Leased,
+    /// For a token of each sequence.
+    decoding: Leased,
+    /// For prompts of up to so many tokens.
+    prompts: Leased,
+    tokens: usize,
     /// Bytes of the arena.
     bytes: u64,
     /// Steps in a row that needed [little](LITTLE) of it.
     idle: usize,
+}
+
+impl Held {
+    fn forget_prompts(&mut self) {
+        self.prompts = Leased::default();
+        self.tokens = 0;
+    }
 }
 
 /// A chunk of a prompt that goes on: nobody wants its logits.
@@ -112,9 +122,11 @@ impl GpuExecutor {
     /// A new plan. Where there is no memory for it beside others, those of many tokens go.
     fn make(&mut self, key: PlanKey) -> Result<Arc<Plan>> {
         let (shape, _) = key;
+        self.make_room(shape)?;
         let plan = match self.resolve(shape) {
             Err(error) if blend::out_of_memory(&error) => {
                 self.plans.retain(|key, _| key.0.tokens <= SMALL);
+                self.held.forget_prompts();
                 self.pool.trim();
                 self.resolve(shape)?
             }
@@ -122,6 +134,20 @@ impl GpuExecutor {
         };
         plan::compile(self.kernels.gpu(), plan.pipelines())?;
         self.take_in(key, Arc::new(plan))
+    }
+
+    /// Takes memory for prompts of more tokens, if a batch of `shape` has more than there is room for and there is that much:
+    /// so many that prompts of other lengths find room too, and it is seldom taken anew.
+    fn make_room(&mut self, shape: BatchShape) -> Result<()> {
+        if shape.is_single() || shape.tokens > self.chunk || shape.tokens <= self.held.tokens {
+            return Ok(());
+        }
+        let tokens = shape.tokens.max(SMALL).next_power_of_two().min(self.chunk);
+        let plan = self.planned(self.wanted(prompt(tokens)))?;
+        if let Some(prompts) = if_there_is_room(self.reserve(plan.leased()))? {
+            (self.held.prompts, self.held.tokens) = (prompts, tokens);
+        }
+        Ok(())
     }
 
     /// Keeps a new plan, and lets go of others where they hold too much.
@@ -137,38 +163,44 @@ impl GpuExecutor {
     }
 
     /// Lets go of plans until all together take little more than what would suffice for each of them. It is those whose buffers are
-    /// not those of `plan`, the newest; where `plan` itself holds the buffers of a larger one that is gone, it is made anew.
-    fn gather(&mut self, key: PlanKey, plan: Arc<Plan>) -> Result<Arc<Plan>> {
-        let plan = if self.is_scattered() {
-            let newest = plan.leased();
-            self.plans
-                .retain(|_, known| known.leased().is_within(newest));
-            if !self.held.first.is_within(newest) {
-                self.held.first = Leased::default();
+    /// neither those of `plan`, the newest, nor those that are there for others; where `plan` itself holds the buffers of a
+    /// larger one that is gone, it is made anew.
+    fn gather(&mut self, key: PlanKey, mut plan: Arc<Plan>) -> Result<Arc<Plan>> {
+        if self.is_scattered() {
+            self.keep_those_of(&plan);
+            if self.is_scattered() {
+                self.held.forget_prompts();
+                self.keep_those_of(&plan);
             }
-            let plan = if self.is_scattered() {
+            if self.is_scattered() {
                 self.plans.clear();
+                self.held.decoding = Leased::default();
                 drop(plan);
-                let plan = Arc::new(self.resolve(key.0)?);
+                self.make_room(key.0)?;
+                plan = Arc::new(self.resolve(key.0)?);
                 plan::compile(self.kernels.gpu(), plan.pipelines())?;
                 self.plans.insert(key, plan.clone());
-                plan
-            } else {
-                plan
-            };
+            }
             self.pool.trim();
-            plan
-        } else {
-            plan
-        };
+        }
         self.held.bytes = self.arena.bytes();
         Ok(plan)
+    }
+
+    /// Lets go of plans that have other buffers than `plan` and those for prompts to come.
+    fn keep_those_of(&mut self, plan: &Plan) {
+        let Self { plans, held, .. } = self;
+        let kept = [plan.leased(), &held.prompts];
+        plans.retain(|_, known| known.leased().is_within(&kept));
+        if !held.decoding.is_within(&kept) {
+            held.decoding = Leased::default();
+        }
     }
 
     /// Whether plans hold an eighth more than what would suffice for each of them.
     fn is_scattered(&self) -> bool {
         let plans = self.plans.iter().map(|(_, plan)| plan.leased());
-        let all = plans.chain([&self.held.first]);
+        let all = plans.chain([&self.held.decoding, &self.held.prompts]);
         let needed = memory::in_common(all.map(|leased| leased.sizes().to_vec()));
         self.arena.bytes() > needed.saturating_add(needed / 8)
     }
@@ -184,6 +216,7 @@ impl GpuExecutor {
         self.held.idle = 0;
         self.plans
             .retain(|_, known| known.leased().needed() <= most);
+        self.held.forget_prompts();
         let plan = self.gather(key, plan)?;
         self.pool.trim();
         Ok(plan)
@@ -221,7 +254,6 @@ impl GpuExecutor {
             kernels,
             pool,
             arena,
-            chunk: self.chunk,
             weights: ActiveWeights {
                 base: &self.weights,
                 blend: self.blends.active(),
@@ -248,26 +280,21 @@ impl GpuExecutor {
     pub(super) fn warm_up(&mut self) -> Result<()> {
         let start = Instant::now();
         let gpu = self.kernels.gpu().clone();
-        let logits = self.model.graph().logits().is_some();
-        let wanted = |shape: BatchShape| BatchShape {
-            outputs: if logits { shape.outputs } else { 0 },
-            ..shape
-        };
         let mut planned = Vec::new();
         // A prompt of a few hundred tokens, and a chunk of a long one: others need many of the same pipelines.
         if self.chunk > SMALL {
             planned.extend(self.plan_chunk()?);
         }
-        let short = wanted(prompt(SMALL.min(self.chunk)));
+        let short = self.wanted(prompt(SMALL.min(self.chunk)));
         planned.push((short, self.planned(short)?));
         let needed = planned.iter().map(|(_, plan)| plan.leased().needed());
         let needed = needed.max().unwrap_or(0);
         // The largest first, so that the other one finds room.
-        let all = self.planned(wanted(BatchShape::decode(self.states.slots())).padded())?;
-        self.held.first = if_there_is_room(self.reserve(all.leased()))?.unwrap_or_default();
-        let one = wanted(prompt(1));
+        let all = self.planned(self.wanted(BatchShape::decode(self.states.slots()).padded()))?;
+        self.held.decoding = if_there_is_room(self.reserve(all.leased()))?.unwrap_or_default();
+        let one = self.wanted(prompt(1));
         let first = self.resolve(one)?;
-        let sample = if logits {
+        let sample = if self.model.graph().logits().is_some() {
             let kernels = self.kernels.declaring();
             Some(kernels.sample_pipeline(self.model.config().vocab)?)
         } else {
@@ -323,10 +350,18 @@ impl GpuExecutor {
         self.longest_chunk = self.chunk;
     }
 
+    /// `shape` without the rows of logits that this part of a model does not make.
+    fn wanted(&self, shape: BatchShape) -> BatchShape {
+        let logits = self.model.graph().logits();
+        BatchShape {
+            outputs: logits.map_or(0, |_| shape.outputs),
+            ..shape
+        }
+    }
+
     /// Memory for a plan that is made later.
     fn reserve(&self, planned: &Leased) -> Result<Leased> {
-        let exactly = Room::of(BatchShape::decode(1), 1);
-        let lease = self.arena.lease(&self.pool, exactly);
+        let lease = self.arena.lease(&self.pool);
         lease.take_all("activation", planned.sizes())?;
         Ok(lease.leased())
     }

@@ -290,13 +290,15 @@ fn decoding_needs_no_more() {
     assert_eq!(ahead, host);
 }
 
-/// A prompt that there is no memory for fails and changes nothing; shorter ones go on.
+/// A prompt that there is no memory for, not even in pieces, fails and changes nothing; shorter ones go on.
 #[test]
 fn prompts_that_do_not_fit() {
     let model = dimensions(Version::V7).model(Packing::F16, 3);
     let gpu = own_gpu();
+    let want = logits(&mut load(&model, &gpu, &LoadOptions::default()).unwrap());
     let mut executor = load(&model, &gpu, &LoadOptions::default()).unwrap();
-    let want = logits(&mut executor);
+    let token = Batch::single(SlotId(0), &[3], Wanted::Last);
+    run(&mut executor, &token);
     let state = executor.state(SlotId(0)).unwrap();
     gpu.set_memory_limit(Some(gpu.memory().in_use));
     let tokens = Random::new(1).tokens(20_000, 300);

@@ -246,10 +246,12 @@ fn long_prompts() {
     }
 }
 
-/// A device that is lost, or has no memory for what a batch needs: an error, no hang, and the other device is as it was.
+/// A device that is lost, or has no memory for what a batch needs: an error, no hang, and the other device is as it was. Without
+/// logits a device may do with what it has, a token at a time.
 #[test]
 fn failing_devices() {
     let model = small(Version::V7).model(Packing::F32, 21);
+    let mut refused = 0;
     for failing in 0..2 {
         let gpus = [own_gpu(), own_gpu()];
         let devices = gpus.clone().map(Device::Gpu);
@@ -269,13 +271,24 @@ fn failing_devices() {
             };
             run(executor, &small_batch);
             gpus[failing].set_memory_limit(Some(gpus[failing].memory().in_use));
-            let error = executor.run(&large).unwrap_err().to_string();
-            assert!(error.contains("memory") && !error.contains('\n'), "{error}");
-            gpus[failing].set_memory_limit(None);
             reset(executor);
             let mut oracle = cpu(&model, SLOTS);
-            let (got, want) = (run(executor, &large), run(&mut oracle, &large));
-            assert!(relative_error(&got.concat(), &want.concat()) <= 1e-5);
+            let want = run(&mut oracle, &large).concat();
+            match executor.run(&large) {
+                Ok(logits) => {
+                    let got: Vec<f32> = logits.rows().flatten().copied().collect();
+                    assert!(relative_error(&got, &want) <= 1e-5);
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(error.contains("memory") && !error.contains('\n'), "{error}");
+                    refused += 1;
+                }
+            }
+            gpus[failing].set_memory_limit(None);
+            reset(executor);
+            let got = run(executor, &large).concat();
+            assert!(relative_error(&got, &want) <= 1e-5);
         }
         gpus[failing].lose();
         for executor in &mut all {
@@ -285,6 +298,7 @@ fn failing_devices() {
             assert!(executor.run(&small_batch).is_err());
         }
     }
+    assert!(refused > 1, "{refused}");
 }
 
 /// What is refused is refused before any device has changed anything.

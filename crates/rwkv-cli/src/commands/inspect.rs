@@ -255,7 +255,7 @@ fn text(report: &Report) -> String {
     line(
         "GPU memory",
         format!(
-            "about {}: weights {}, one state {}, activations {}",
+            "about {}: weights {}, one state {}, activations of long prompts {}",
             output::bytes(weights + state + activations),
             output::bytes(weights),
             output::bytes(state),

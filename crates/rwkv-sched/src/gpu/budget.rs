@@ -1,7 +1,7 @@
 //! Whether a model fits the memory of a GPU, asked before anything of it is there.
 //!
 //! What is compared is the least that a model runs with: prompts in the shortest chunks. Where there is room for longer
-//! ones, they are made when the model is loaded.
+//! ones when the model is loaded, prompts are cut into those. Memory for prompts is taken when they come.
 
 use super::{
     memory,

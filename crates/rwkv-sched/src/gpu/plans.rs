@@ -13,7 +13,7 @@ use quick_cache::unsync::Cache;
 use rwkv_gpu::Gpu;
 use rwkv_kernels::{Kernels, View};
 use rwkv_mem::Pool;
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 /// What steps must agree in to share a plan: the shape of the batch, and the number of the blend, whose weights the plan
 /// has bound.
@@ -37,11 +37,13 @@ const PATIENCE: usize = 1024;
 /// Memory that is there for plans to come.
 #[derive(Default)]
 pub(super) struct Held {
-    /// For a token of each sequence.
+    /// For a token of each sequence, and the bytes of its buffers.
     decoding: Leased,
-    /// For prompts of up to so many tokens.
+    one_each: Vec<u64>,
+    /// For prompts of up to so many tokens, and what is known of the bytes that prompts take.
     prompts: Leased,
     tokens: usize,
+    of_prompts: HashMap<usize, Vec<u64>>,
     /// Bytes of the arena.
     bytes: u64,
     /// Steps in a row that needed [little](LITTLE) of it.
@@ -143,10 +145,18 @@ impl GpuExecutor {
             return Ok(());
         }
         let tokens = shape.tokens.max(SMALL).next_power_of_two().min(self.chunk);
-        let plan = self.planned(self.wanted(prompt(tokens)))?;
-        if let Some(prompts) = if_there_is_room(self.reserve(plan.leased()))? {
+        let sizes = match self.held.of_prompts.remove(&tokens) {
+            Some(sizes) => sizes,
+            None => self
+                .planned(self.wanted(prompt(tokens)))?
+                .leased()
+                .sizes()
+                .to_vec(),
+        };
+        if let Some(prompts) = if_there_is_room(self.reserve(&sizes))? {
             (self.held.prompts, self.held.tokens) = (prompts, tokens);
         }
+        self.held.of_prompts.insert(tokens, sizes);
         Ok(())
     }
 
@@ -181,6 +191,7 @@ impl GpuExecutor {
                 plan::compile(self.kernels.gpu(), plan.pipelines())?;
                 self.plans.insert(key, plan.clone());
             }
+            self.reserve_decoding()?;
             self.pool.trim();
         }
         self.held.bytes = self.arena.bytes();
@@ -289,9 +300,13 @@ impl GpuExecutor {
         planned.push((short, self.planned(short)?));
         let needed = planned.iter().map(|(_, plan)| plan.leased().needed());
         let needed = needed.max().unwrap_or(0);
+        let sizes =
+            |(shape, plan): &(BatchShape, Plan)| (shape.tokens, plan.leased().sizes().to_vec());
+        self.held.of_prompts = planned.iter().map(sizes).collect();
         // The largest first, so that the other one finds room.
         let all = self.planned(self.wanted(BatchShape::decode(self.states.slots()).padded()))?;
-        self.held.decoding = if_there_is_room(self.reserve(all.leased()))?.unwrap_or_default();
+        self.held.one_each = all.leased().sizes().to_vec();
+        self.reserve_decoding()?;
         let one = self.wanted(prompt(1));
         let first = self.resolve(one)?;
         let sample = if self.model.graph().logits().is_some() {
@@ -359,11 +374,20 @@ impl GpuExecutor {
         }
     }
 
-    /// Memory for a plan that is made later.
-    fn reserve(&self, planned: &Leased) -> Result<Leased> {
+    /// Memory for a plan that is made later, in buffers of these `sizes`.
+    fn reserve(&self, sizes: &[u64]) -> Result<Leased> {
         let lease = self.arena.lease(&self.pool);
-        lease.take_all("activation", planned.sizes())?;
+        lease.take_all("activation", sizes)?;
         Ok(lease.leased())
+    }
+
+    /// Memory for a token of each sequence, if it is not there and there is room for it.
+    fn reserve_decoding(&mut self) -> Result<()> {
+        if self.held.decoding.needed() == 0 {
+            let decoding = self.reserve(&self.held.one_each);
+            self.held.decoding = if_there_is_room(decoding)?.unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Plans keep the weights that they have bound: those of blends that are gone go too.

@@ -139,10 +139,13 @@ fn check_alike(got: &Outcome, want: &Outcome, what: &str) {
 /// steps as they come all the time do not fit.
 #[test]
 fn batches_in_pieces() {
-    use Wanted::{All, Last, None};
+    use Wanted::{All, Last};
     for version in [Version::V7, Version::V4] {
         let model = model(version);
-        for (wanted, is_usual) in [([Last, None, Last], true), ([Last, None, All], false)] {
+        for (wanted, is_usual) in [
+            ([Last, Wanted::None, Last], true),
+            ([Last, Wanted::None, All], false),
+        ] {
             let batch = batch([100, 20, 280], wanted);
             let gpu = own_gpu();
             let mut executor = load(&model, &gpu, 3);
@@ -160,7 +163,7 @@ fn batches_in_pieces() {
                 gpu.set_memory_limit(Some(limit));
                 let made = executor.run(&batch);
                 assert!(gpu.memory().in_use <= limit, "{what}");
-                gpu.set_memory_limit(std::option::Option::None);
+                gpu.set_memory_limit(None);
                 match made {
                     Ok(logits) => {
                         check_alike(&outcome(&mut executor, &logits), &want, &what);
@@ -210,15 +213,14 @@ fn pieces_on_several_devices() {
         let logits = executor.run(&batch).unwrap();
         let want = outcome(&mut executor, &logits);
         drop(executor);
-        for short in 0..2 {
+        for (short, gpu) in gpus.iter().enumerate() {
             // The least memory that lets it run, within a sixteenth of a MiB.
             let mut spare = 0;
             let (made, mut executor) = loop {
                 let mut executor = load();
-                let limit = gpus[short].memory().in_use + spare;
-                gpus[short].set_memory_limit(Some(limit));
+                gpu.set_memory_limit(Some(gpu.memory().in_use + spare));
                 let made = executor.run(&batch);
-                gpus[short].set_memory_limit(None);
+                gpu.set_memory_limit(None);
                 match made {
                     Ok(logits) => break (logits, executor),
                     Err(error) => assert!(is_exhausted(&error), "{error}"),

@@ -46,6 +46,11 @@ impl Prepared {
         }
     }
 
+    /// Records a step by `plan`, which comes next.
+    pub(super) fn record_next(&mut self, executor: &GpuExecutor, plan: &Arc<Plan>) {
+        noted(self.keep(executor, plan));
+    }
+
     /// Records what is expected, if the executor was told anything new.
     pub(super) fn record_expected(&mut self, executor: &GpuExecutor) {
         if let Some(shape) = executor.expected.take() {

@@ -1,11 +1,12 @@
 //! One batch on its way: tables and inputs in, the dispatches of its plan, results out.
 
-use super::{GpuExecutor, blend::if_there_is_room, copies};
+use super::{GpuExecutor, blend::if_there_is_room, copies, plan::Plan};
 use crate::{
     Batch, BatchShape, Executor, Result, SlotId,
     batch::Tables,
     part::{Begun, Carried, Drawing, PartExecutor, StateCopies},
 };
+use rwkv_gpu::{Recorder, Submission};
 
 /// Steps of more tokens are submitted in parts, of which the first has so many dispatches and each further one three times
 /// the one before: the GPU needs longer for a part than the host to record the next one.
@@ -23,48 +24,13 @@ impl PartExecutor for GpuExecutor {
         let gpu = self.kernels.gpu().clone();
         let bytes = plan.results().bytes(shape);
         let readback = self.readbacks.take(&gpu, bytes)?;
-        self.meter.begin();
-        let stage = tracing::trace_span!("record").entered();
-        plan.write_tables(&gpu, &tables)?;
         let rows = self.rows_on_host(&tables)?;
-        plan.inputs().write(&gpu, [&rows, carried])?;
-        let before = self.unread.take();
-        let timing = self.meter.is_timing();
-        let ready = plan.take_recording().filter(|_| !timing);
-        self.meter.prepared(ready.is_some());
-        let mut dispatches = plan.dispatches();
-        if ready.is_some() {
-            self.meter.launch(dispatches.len());
-            dispatches = &[];
-        }
-        let busy = before
-            .as_ref()
-            .is_some_and(|(_, tokens)| *tokens > LONG_STEP);
-        if !busy && !timing && tables.tokens.len() > LONG_STEP {
-            // The GPU begins while the rest is recorded, which takes the host less time.
-            let mut part = FIRST;
-            while dispatches.len() > 2 * part {
-                let (first, rest) = dispatches.split_at(part);
-                let mut recorder = gpu.recorder("step");
-                self.meter.dispatch(&mut recorder, first, 1)?;
-                recorder.submit()?;
-                (dispatches, part) = (rest, 3 * part);
+        let (submission, before) = self.launch(&plan, &tables, [&rows, carried], |recorder| {
+            if let Some(readback) = &readback {
+                plan.results().read(recorder, shape, readback);
             }
-        }
-        let mut recorder = gpu.recorder("step");
-        if !dispatches.is_empty() {
-            self.meter.dispatch(&mut recorder, dispatches, 1)?;
-        }
-        if let Some(readback) = &readback {
-            plan.results().read(&mut recorder, shape, readback);
-        }
-        let rest = recorder.finish()?;
-        self.meter.recorded();
-        drop(stage);
-        let stage = tracing::trace_span!("submit").entered();
-        let submission = gpu.submit(ready.into_iter().chain([rest]))?;
-        self.meter.submitted()?;
-        drop(stage);
+        })?;
+        let timing = self.meter.is_timing();
         if !timing {
             let _stage = tracing::trace_span!("prepare").entered();
             let mut prepared = std::mem::take(&mut self.prepared);
@@ -87,7 +53,7 @@ impl PartExecutor for GpuExecutor {
             gpu.wait(&submission)?;
         } else {
             // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
-            if let Some((before, _)) = before {
+            if let Some(before) = before {
                 gpu.wait(&before)?;
             }
             self.unread = Some((submission, tables.tokens.len()));
@@ -129,6 +95,57 @@ impl PartExecutor for GpuExecutor {
 }
 
 impl GpuExecutor {
+    /// Submits the step of a batch by its plan, and what `after` records with it. The batch before it comes along, if nobody has
+    /// waited for that.
+    pub(super) fn launch(
+        &mut self,
+        plan: &Plan,
+        tables: &Tables,
+        carried: [&Carried; 2],
+        after: impl FnOnce(&mut Recorder),
+    ) -> Result<(Submission, Option<Submission>)> {
+        let gpu = self.kernels.gpu();
+        self.meter.begin();
+        let stage = tracing::trace_span!("record").entered();
+        plan.write_tables(gpu, tables)?;
+        plan.inputs().write(gpu, carried)?;
+        let before = self.unread.take();
+        let timing = self.meter.is_timing();
+        let ready = plan.take_recording().filter(|_| !timing);
+        self.meter.prepared(ready.is_some());
+        let mut dispatches = plan.dispatches();
+        if ready.is_some() {
+            self.meter.launch(dispatches.len());
+            dispatches = &[];
+        }
+        let busy = before
+            .as_ref()
+            .is_some_and(|(_, tokens)| *tokens > LONG_STEP);
+        if !busy && !timing && tables.tokens.len() > LONG_STEP {
+            // The GPU begins while the rest is recorded, which takes the host less time.
+            let mut part = FIRST;
+            while dispatches.len() > 2 * part {
+                let (first, rest) = dispatches.split_at(part);
+                let mut recorder = gpu.recorder("step");
+                self.meter.dispatch(&mut recorder, first, 1)?;
+                recorder.submit()?;
+                (dispatches, part) = (rest, 3 * part);
+            }
+        }
+        let mut recorder = gpu.recorder("step");
+        if !dispatches.is_empty() {
+            self.meter.dispatch(&mut recorder, dispatches, 1)?;
+        }
+        after(&mut recorder);
+        let rest = recorder.finish()?;
+        self.meter.recorded();
+        drop(stage);
+        let _stage = tracing::trace_span!("submit").entered();
+        let submission = gpu.submit(ready.into_iter().chain([rest]))?;
+        self.meter.submitted()?;
+        Ok((submission, before.map(|(before, _)| before)))
+    }
+
     /// Rows of its tokens from tables that are on the host.
     pub(super) fn rows_on_host(&self, tables: &Tables) -> Result<Carried> {
         let mut rows = Carried::new();

@@ -31,11 +31,11 @@ pub(super) struct Lookahead {
 }
 
 impl Worker {
-    /// What comes after `step`, which `running` shows the beginning of; none where nobody wants to know.
-    pub(super) fn look_ahead(&self, step: &Step, running: &[Running]) -> Option<Lookahead> {
+    /// What comes after `steps`, which `running` shows the beginning of; none where nobody wants to know.
+    pub(super) fn look_ahead(&self, steps: &[Step], running: &[Running]) -> Option<Lookahead> {
         let expected = self.executor.expected()?;
         let mut turns = self.turns.clone();
-        turns.took(step);
+        steps.iter().for_each(|step| turns.took(step));
         let waiting = self.waiting.values().filter(|job| !job.is_blocked());
         let waiting: Vec<&Job> = waiting.take(MOST_WAITING).collect();
         let jobs = self.running.values().chain(waiting.iter().copied());
@@ -46,50 +46,61 @@ impl Worker {
             let tokens = session.unfed(job.target(session.history.len()));
             Some(awaited(job, tokens))
         });
-        let after = running.iter().filter_map(|view| {
-            let job = self.running.get(&view.id)?;
-            let work = after(job, view.work, step)?;
-            Some(Running {
-                work,
-                ..view.clone()
-            })
-        });
         let lookahead = Lookahead {
             expected,
             policy: self.policy.clone(),
             turns,
             times: self.times,
             slots: self.slots.len(),
-            running: after.collect(),
+            running: self.views_after(steps, running),
             waiting: waiting.collect(),
             choosing,
         };
         lookahead.tell();
         Some(lookahead)
     }
+
+    /// What running jobs need after steps.
+    pub(super) fn views_after(&self, steps: &[Step], running: &[Running]) -> Vec<Running> {
+        let views = running.iter().filter_map(|view| {
+            let job = self.running.get(&view.id)?;
+            let work = after(job, view.work, steps)?;
+            Some(Running {
+                work,
+                ..view.clone()
+            })
+        });
+        views.collect()
+    }
 }
 
-/// What a job needs after a step; nothing if that was its end.
-fn after(job: &Job, work: Work, step: &Step) -> Option<Work> {
-    let makes = |tokens: usize| match &job.goal {
-        Goal::Generate(making) => making.made + tokens < making.most,
-        _ => false,
+/// What a job needs after steps; nothing if they were its end.
+fn after(job: &Job, mut work: Work, steps: &[Step]) -> Option<Work> {
+    let (mut made, most) = match &job.goal {
+        Goal::Generate(making) => (making.made, making.most),
+        _ => (0, 0),
     };
-    match (step, work) {
-        (Step::Prompts { parts, .. }, Work::Prompt { left, .. }) => {
-            let fed = parts.iter().find(|(id, _)| *id == job.id);
-            let left = left - fed.map_or(0, |(_, fed)| *fed).min(left);
-            match left {
-                0 if job.made() == Some(0) => makes(1).then_some(Work::Token),
-                0 => makes(0).then_some(Work::Token),
-                left => Some(Work::Prompt { left, most: left }),
+    for step in steps {
+        match (step, work) {
+            (Step::Prompts { parts, .. }, Work::Prompt { left, .. }) => {
+                let fed = parts.iter().find(|(id, _)| *id == job.id);
+                let left = left - fed.map_or(0, |(_, fed)| *fed).min(left);
+                work = Work::Prompt { left, most: left };
+                if left == 0 {
+                    made = made.max(1);
+                    work = Work::Token;
+                }
             }
+            (Step::Tokens { ids, steps, .. }, Work::Token) if ids.contains(&job.id) => {
+                made += steps;
+            }
+            _ => {}
         }
-        (Step::Tokens { ids, steps, .. }, Work::Token) if ids.contains(&job.id) => {
-            makes(*steps).then_some(work)
+        if work == Work::Token && made >= most {
+            return None;
         }
-        _ => Some(work),
     }
+    Some(work)
 }
 
 fn awaited(job: &Job, tokens: usize) -> Waiting {

@@ -1,0 +1,250 @@
+//! A chunk of prompts and the decoding after it, submitted without waiting for the host in between: the sampler draws the first
+//! tokens of the prompts that end, and writes them where the first step that decodes reads them.
+
+use super::{
+    GpuExecutor,
+    blend::if_there_is_room,
+    decode::{AHEAD, Beginning, Copies, Progress, Run},
+    meter::{Meter, Wait},
+    plan::Plan,
+    prepare::Prepared,
+    samplers::{Samplers, ring_bytes, unread},
+};
+use crate::{
+    BatchShape, Burst, Decoding, Executor, OnDrawn, Result, SlotId, TokenId, Wanted, batch::Tables,
+    decode::batch, part::Carried,
+};
+use rwkv_gpu::Readback;
+use std::sync::Arc;
+
+/// What is there before anything is submitted.
+struct Ready {
+    /// The prompts.
+    chunk: Option<(Arc<Plan>, Tables)>,
+    /// Of each sequence, whether it begins with what is drawn from them, if any does.
+    who: Option<Vec<bool>>,
+    /// The steps that decode, if there are any.
+    steps: Option<(Arc<Plan>, Tables)>,
+    samplers: Samplers,
+    copies: Copies,
+}
+
+/// What an executor lends while steps are on their way.
+struct Lent<'a> {
+    meter: &'a mut Meter,
+    prepared: &'a mut Prepared,
+    readbacks: &'a [Readback],
+}
+
+impl GpuExecutor {
+    /// As [`Executor::burst`]; says whether it did, or left everything as it was for the host to do.
+    pub(super) fn burst_ahead(&mut self, burst: &mut Burst<'_>, take: OnDrawn<'_>) -> Result<bool> {
+        let prompts = !burst.prompts.spans.is_empty();
+        let begins = burst.begins();
+        let draws = burst.steps > 0 || begins.iter().any(Option::is_some);
+        // Where tables of tokens are on the host, it has to know the first tokens.
+        if burst.sequences.is_empty() || !draws || (prompts && !self.host_tables.is_empty()) {
+            return Ok(false);
+        }
+        let ready = self.make_ready(burst, &begins);
+        let Some(ready) = if_there_is_room(ready)?.flatten() else {
+            return Ok(false);
+        };
+        let prompts = match &ready.chunk {
+            Some((plan, tables)) => {
+                let none = Carried::new();
+                self.launch(plan, tables, [&none, &none], |_| ())?;
+                Some(self.meter.waits(tables.tokens.len()))
+            }
+            None => None,
+        };
+        let mut meter = std::mem::take(&mut self.meter);
+        let mut prepared = std::mem::take(&mut self.prepared);
+        let readbacks = std::mem::take(&mut self.token_readbacks);
+        let lent = Lent {
+            meter: &mut meter,
+            prepared: &mut prepared,
+            readbacks: &readbacks,
+        };
+        let done = self.run_ahead(ready, (prompts, &begins), lent, burst, take);
+        self.meter = meter;
+        self.prepared = prepared;
+        self.token_readbacks = readbacks;
+        // What the caller has not seen is undone; what it has seen since the copy is fed again.
+        for tokens in done? {
+            let mut again = burst.sequences.to_vec();
+            for (sequence, token) in again.iter_mut().zip(tokens) {
+                sequence.token = token;
+            }
+            self.run(&batch(&again, Wanted::None))?;
+        }
+        Ok(true)
+    }
+
+    /// Plans, and memory for all that runs ahead; none where the sampler's kernel does not serve.
+    fn make_ready(&mut self, burst: &Burst<'_>, begins: &[Option<usize>]) -> Result<Option<Ready>> {
+        let (vocab, slots) = (self.model.config().vocab, self.slots());
+        let sequences = &*burst.sequences;
+        let steps = batch(sequences, Wanted::Last).tables(vocab, slots)?;
+        let chunk = if burst.prompts.spans.is_empty() {
+            None
+        } else {
+            let tables = burst.prompts.tables(vocab, slots)?;
+            Some((self.plan(BatchShape::of(&tables).padded())?, tables))
+        };
+        let steps = if burst.steps > 0 {
+            Some((self.plan(BatchShape::of(&steps).padded())?, steps))
+        } else {
+            None
+        };
+        let numbers = 0..sequences.len();
+        let who: Vec<bool> = numbers.map(|n| begins.contains(&Some(n))).collect();
+        let who = who.contains(&true).then_some(who);
+        let draws = burst.steps + usize::from(who.is_some());
+        let samplers = Samplers::new(self, sequences, draws, who.as_deref())?;
+        let Some(samplers) = samplers else {
+            return Ok(None);
+        };
+        // What does not run ahead has nothing to undo.
+        let undone = burst.may_stop && self.runs_ahead() && draws > 1;
+        let undone = sequences.iter().filter(|_| undone);
+        let undone: Vec<SlotId> = undone.map(|s| s.slot).collect();
+        let copies = Copies::new(self, &undone, burst.steps)?;
+        self.make_readbacks(ring_bytes(sequences.len()))?;
+        Ok(Some(Ready {
+            chunk,
+            who,
+            steps,
+            samplers,
+            copies,
+        }))
+    }
+
+    /// Buffers in which rings of tokens come back, of so many bytes at least.
+    fn make_readbacks(&mut self, bytes: u64) -> Result<()> {
+        let known = &self.token_readbacks;
+        if known.len() <= AHEAD || known.iter().any(|r| r.capacity() < bytes) {
+            let gpu = self.kernels.gpu();
+            let bytes = bytes.next_power_of_two().max(64);
+            let one = |_| Ok(Readback::new(gpu, "sampled tokens", bytes)?);
+            self.token_readbacks = (0..=AHEAD).map(one).collect::<Result<_>>()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the next step reads of tables on the host.
+    fn bring_rows(&self, plan: &Plan, sequences: &[Decoding]) -> Result<()> {
+        if self.host_tables.is_empty() {
+            return Ok(());
+        }
+        let tokens: Vec<TokenId> = sequences.iter().map(|s| s.token).collect();
+        let mut rows = Carried::new();
+        self.host_tables.look_up(&self.model, &tokens, &mut rows)?;
+        plan.inputs()
+            .write(self.kernels.gpu(), [&rows, &Carried::new()])
+    }
+
+    /// The tokens that are to be fed once more, step by step.
+    fn run_ahead(
+        &self,
+        ready: Ready,
+        (prompts, begins): (Option<Wait>, &[Option<usize>]),
+        lent: Lent<'_>,
+        burst: &mut Burst<'_>,
+        take: OnDrawn<'_>,
+    ) -> Result<Vec<Vec<TokenId>>> {
+        let gpu = self.kernels.gpu();
+        let Ready {
+            chunk,
+            who,
+            steps,
+            samplers,
+            copies,
+        } = ready;
+        let Lent {
+            meter,
+            prepared,
+            readbacks,
+        } = lent;
+        // By now the GPU has the prompts.
+        samplers.count(gpu, burst.counted)?;
+        let next = steps.as_ref().map(|(plan, _)| &**plan);
+        let beginning = match (&chunk, who) {
+            (Some((plan, _)), Some(who)) => Some(Beginning {
+                sampling: samplers.draw(self, (plan, begins), next)?,
+                who,
+            }),
+            _ => None,
+        };
+        let timing = meter.is_timing();
+        let (mut sampling, mut dispatches, mut first) = (None, Vec::new(), None);
+        if let Some((plan, tables)) = &steps {
+            let draw = samplers.draw_all(self, plan)?;
+            dispatches = draw.after(plan);
+            sampling = Some(draw);
+            plan.write_tables(gpu, tables)?;
+            if chunk.is_some() && !timing {
+                prepared.record_next(self, plan);
+            }
+            first = plan.take_recording().filter(|_| !timing);
+            meter.prepared(first.is_some());
+        }
+        let mut run = Run {
+            executor: self,
+            meter,
+            beginning,
+            prompts,
+            dispatches,
+            _sampling: sampling,
+            first,
+            samplers,
+            readbacks,
+            copies,
+            progress: Progress::default(),
+        };
+        let all = burst.steps + run.first_step();
+        // What was fed at each step.
+        let mut fed: Vec<Vec<TokenId>> = Vec::new();
+        while run.read() < all {
+            loop {
+                let due = run.due(all - run.submitted());
+                if due == 0 {
+                    break;
+                }
+                if let Some(plan) = next {
+                    self.bring_rows(plan, burst.sequences)?;
+                }
+                run.submit(due)?;
+            }
+            // Now, while the GPU has several steps before it.
+            if run.read() == 0 && !timing {
+                prepared.record(self);
+            }
+            fed.push(burst.sequences.iter().map(|s| s.token).collect());
+            let drawn = run.tokens()?;
+            for (sequence, token) in burst.sequences.iter_mut().zip(&drawn) {
+                if let Some(token) = *token {
+                    sequence.sampler.drawn(token, (burst.counted)(token));
+                    sequence.token = token;
+                }
+            }
+            if take(&drawn).is_break() && burst.may_stop {
+                break;
+            }
+            // When the GPU has nothing to do, whoever asks for the next step has it recorded as soon.
+            if run.is_under_way() && !timing {
+                prepared.record_expected(self);
+            }
+        }
+        if run.submitted() == run.read() {
+            return Ok(Vec::new());
+        }
+        let Some((step, copies)) = run.copies.newest(run.read()) else {
+            return Err(unread());
+        };
+        let mut recorder = gpu.recorder("states go back");
+        copies.put_back(&mut recorder, &self.states)?;
+        recorder.submit()?;
+        Ok(fed.split_off(step))
+    }
+}

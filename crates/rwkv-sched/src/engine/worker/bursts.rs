@@ -76,7 +76,7 @@ impl Clock {
             let token = self.last.checked_div(self.told);
             return Took { chunk: None, token };
         }
-        let token = (self.last - first).checked_div(self.told - 1);
+        let token = self.last.saturating_sub(first).checked_div(self.told - 1);
         let in_first = token.filter(|_| !drew).unwrap_or_default();
         Took {
             chunk: Some(first.saturating_sub(in_first)),

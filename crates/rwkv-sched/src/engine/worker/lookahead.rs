@@ -35,7 +35,9 @@ impl Worker {
     pub(super) fn look_ahead(&self, steps: &[Step], running: &[Running]) -> Option<Lookahead> {
         let expected = self.executor.expected()?;
         let mut turns = self.turns.clone();
-        steps.iter().for_each(|step| turns.took(step));
+        for step in steps {
+            turns.took(step);
+        }
         let waiting = self.waiting.values().filter(|job| !job.is_blocked());
         let waiting: Vec<&Job> = waiting.take(MOST_WAITING).collect();
         let jobs = self.running.values().chain(waiting.iter().copied());

@@ -85,7 +85,9 @@ impl Worker {
         };
         let beginning: Vec<&Job> = parts.iter().filter_map(|(id, _)| begins(id)).collect();
         let mut turns = self.turns.clone();
-        steps.iter().for_each(|step| turns.took(step));
+        for step in steps {
+            turns.took(step);
+        }
         let after = self.views_after(steps, views);
         let mut next = self.policy.next(&after, &turns, self.times);
         let Step::Tokens {

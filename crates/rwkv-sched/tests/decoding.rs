@@ -166,54 +166,53 @@ fn at_once(
 /// A burst is its prompts and its steps one after the other, whoever begins in it, and wherever it is broken off.
 #[test]
 fn bursts() {
-    for (version, seed) in [(Version::V7, 11)] {
-        let model = model(version, seed);
-        for (name, mut executor) in everywhere(&model, 6) {
-            let executor = executor.as_mut();
-            let mut random = Random::new(seed);
-            // Slots 0 and 4 are at their tokens, 2, 1 and 3 begin, 5 goes on with its prompt.
-            let begin = |slots: &[u32], random: &mut Random| {
-                let mut spans: Vec<_> = slots
-                    .iter()
-                    .map(|slot| span(*slot, &random.prompt(20, 50), Wanted::Last))
-                    .collect();
-                spans.insert(0, span(5, &random.prompt(9, 50), Wanted::None));
-                Batch { spans }
-            };
-            for (beginning, at_tokens, steps, stop) in [
-                (&[2, 1, 3][..], &[0, 4][..], 7, None),
-                (&[2], &[0, 4], 0, None),
-                (&[], &[0, 4], 5, None),
-                (&[3, 1], &[], 70, None),
-                (&[2, 3], &[4], 40, Some(1)),
-                (&[2, 3], &[4], 90, Some(13)),
-                (&[2], &[4], 150, Some(66)),
-                (&[], &[4, 0], 80, Some(9)),
-            ] {
-                let mut prompts = begin(beginning, &mut random);
-                let slots = [at_tokens, beginning].concat();
-                let start = sequences_in(&slots, 50, &mut random);
-                // One of those at their tokens has one in the prompts' step too.
-                if let ([_, _, _], [first, ..]) = (beginning, &start[..]) {
-                    let token = span(first.slot.0, &[first.token], Wanted::Last);
-                    prompts.spans.push(token);
-                }
-                let until = stop.unwrap_or(usize::MAX);
-                let what = format!("{version}, {name}, {beginning:?}, {stop:?} of {steps}");
-                reset(executor);
-                let want = apart(executor, &prompts, start.clone(), (steps, until));
-                reset(executor);
-                let mut all = start;
-                let ways = (steps, until, stop.is_some());
-                let got = at_once(executor, &prompts, &mut all, ways);
-                assert_eq!(got.0, want.0, "{what}");
-                // Groups of sequences on several devices are other kernels.
-                let error = states_error(&got.1, &want.1);
-                assert!(error <= 1e-5, "{what}: states {error:.1e}");
-                for (number, sequence) in all.iter().enumerate() {
-                    let last = got.0.iter().rev().find_map(|drawn| drawn[number]);
-                    assert!(last.is_none_or(|last| last == sequence.token), "{what}");
-                }
+    let (version, seed) = (Version::V7, 11);
+    let model = model(version, seed);
+    for (name, mut executor) in everywhere(&model, 6) {
+        let executor = executor.as_mut();
+        let mut random = Random::new(seed);
+        // Slots 0 and 4 are at their tokens, 2, 1 and 3 begin, 5 goes on with its prompt.
+        let begin = |slots: &[u32], random: &mut Random| {
+            let mut spans: Vec<_> = slots
+                .iter()
+                .map(|slot| span(*slot, &random.prompt(20, 50), Wanted::Last))
+                .collect();
+            spans.insert(0, span(5, &random.prompt(9, 50), Wanted::None));
+            Batch { spans }
+        };
+        for (beginning, at_tokens, steps, stop) in [
+            (&[2, 1, 3][..], &[0, 4][..], 7, None),
+            (&[2], &[0, 4], 0, None),
+            (&[], &[0, 4], 5, None),
+            (&[3, 1], &[], 70, None),
+            (&[2, 3], &[4], 40, Some(1)),
+            (&[2, 3], &[4], 90, Some(13)),
+            (&[2], &[4], 150, Some(66)),
+            (&[], &[4, 0], 80, Some(9)),
+        ] {
+            let mut prompts = begin(beginning, &mut random);
+            let slots = [at_tokens, beginning].concat();
+            let start = sequences_in(&slots, 50, &mut random);
+            // One of those at their tokens has one in the prompts' step too.
+            if let ([_, _, _], [first, ..]) = (beginning, &start[..]) {
+                let token = span(first.slot.0, &[first.token], Wanted::Last);
+                prompts.spans.push(token);
+            }
+            let until = stop.unwrap_or(usize::MAX);
+            let what = format!("{version}, {name}, {beginning:?}, {stop:?} of {steps}");
+            reset(executor);
+            let want = apart(executor, &prompts, start.clone(), (steps, until));
+            reset(executor);
+            let mut all = start;
+            let ways = (steps, until, stop.is_some());
+            let got = at_once(executor, &prompts, &mut all, ways);
+            assert_eq!(got.0, want.0, "{what}");
+            // Groups of sequences on several devices are other kernels.
+            let error = states_error(&got.1, &want.1);
+            assert!(error <= 1e-5, "{what}: states {error:.1e}");
+            for (number, sequence) in all.iter().enumerate() {
+                let last = got.0.iter().rev().find_map(|drawn| drawn[number]);
+                assert!(last.is_none_or(|last| last == sequence.token), "{what}");
             }
         }
     }

@@ -281,6 +281,7 @@ impl Run<'_> {
         let (_, bytes) = self.samplers.ring();
         let ring: Vec<u32> =
             readback.view(gpu, &oldest.submission, bytes, bytemuck::pod_collect_to_vec)?;
+        tracing::trace!(steps = oldest.steps.len(), "read");
         for step in oldest.steps {
             let words = self.samplers.rows().words(&ring, step as u64)?;
             self.progress.ready.push_back(words);

@@ -89,6 +89,7 @@ impl Prepared {
             return Ok(());
         }
         plan.prepare(executor.kernels.gpu())?;
+        tracing::trace!("recorded in advance");
         let waits = |known: &Weak<Plan>| {
             let other = !std::ptr::eq(known.as_ptr(), Arc::as_ptr(plan));
             other && known.upgrade().is_some_and(|plan| plan.has_recording())

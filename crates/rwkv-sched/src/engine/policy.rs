@@ -1,7 +1,7 @@
 //! What runs next: which requests have slots, and what a step holds. Nothing here runs anything or looks at a clock.
 //!
 //! - Prompts and tokens take turns: after a chunk of prompts, every sequence that is at its tokens gets some before the
-//!   next chunk. So a token waits for one chunk at most.
+//!   next chunk, and one in the chunk's own step. So a token waits for one chunk at most.
 //! - The longest-waiting prompt has half of a chunk, the shortest prompts have the other half; and of the slots that come
 //!   free, every second goes to whoever waited longest, every second to the shortest prompt. So neither a flood of long
 //!   prompts nor one of short ones starves the others.
@@ -71,6 +71,8 @@ pub(super) struct Running {
     pub(super) earned: i64,
     pub(super) waited: Duration,
     pub(super) work: Work,
+    /// Tokens that it may still get.
+    pub(super) left: usize,
     /// Whose weights it runs with next.
     pub(super) blend: u64,
     /// The replica whose slot it has.
@@ -105,10 +107,11 @@ pub(super) enum Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Nothing,
-    /// So many tokens of these requests.
+    /// So many tokens of these requests, and a token more of each of those beside them.
     Prompts {
         blend: u64,
         parts: Vec<(u64, usize)>,
+        beside: Vec<u64>,
     },
     /// So many tokens more of each.
     Tokens {
@@ -281,12 +284,27 @@ impl Policy {
         let prompting = Turns::next(&turns.prompts, at_prompts().map(|r| r.blend));
         let owed = at_tokens().any(|r| Turns::served(&turns.tokens, r.blend) <= turns.last_chunk);
         if let (Some(blend), false) = (prompting, owed) {
-            let beside = at_tokens().next().is_some();
             let of_blend = || at_prompts().filter(|r| r.blend == blend);
+            // Whoever gets its last token gets it of a step of tokens, in which nobody goes on without it.
+            let beside: Vec<&Running> = at_tokens()
+                .filter(|r| r.blend == blend && r.left > 1)
+                .collect();
+            let most = if at_tokens().next().is_some() {
+                self.chunk.min(self.chunk_beside)
+            } else {
+                self.chunk
+            };
             let replicas: BTreeSet<usize> = of_blend().map(|r| r.replica).collect();
-            let share = |replica| self.share(of_blend().filter(|r| r.replica == replica), beside);
-            let parts = replicas.into_iter().flat_map(share).collect();
-            return Step::Prompts { blend, parts };
+            let share = |replica| {
+                let others = beside.iter().filter(|r| r.replica == replica).count();
+                let budget = most.saturating_sub(others).max(1);
+                self.share(of_blend().filter(|r| r.replica == replica), budget)
+            };
+            return Step::Prompts {
+                blend,
+                parts: replicas.into_iter().flat_map(share).collect(),
+                beside: beside.iter().map(|r| r.id).collect(),
+            };
         }
         let Some(blend) = Turns::next(&turns.tokens, at_tokens().map(|r| r.blend)) else {
             return Step::Nothing;
@@ -322,18 +340,12 @@ impl Policy {
             .clamp(1, most.max(1))
     }
 
-    /// Shares a chunk out among the prompts of a replica.
+    /// Shares so many tokens out among the prompts of a replica.
     fn share<'a>(
         &self,
         prompts: impl Iterator<Item = &'a Running>,
-        beside: bool,
+        mut budget: usize,
     ) -> Vec<(u64, usize)> {
-        let mut budget = if beside {
-            self.chunk.min(self.chunk_beside)
-        } else {
-            self.chunk
-        }
-        .max(1);
         let mut sorted: Vec<(&Running, usize, usize)> = prompts
             .filter_map(|r| match r.work {
                 Work::Prompt { left, most } => Some((r, left, most)),

@@ -81,6 +81,7 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                         earned: job.level,
                         waited,
                         work,
+                        left: job.asked.tokens - job.made,
                         blend: job.asked.blend,
                     });
                 } else {
@@ -115,7 +116,11 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                 Some((_, next)) => now = now.max(next.at),
                 None => assert!(jobs.is_empty(), "nothing runs, and {} wait", jobs.len()),
             },
-            Step::Prompts { blend, parts } => {
+            Step::Prompts {
+                blend,
+                parts,
+                beside,
+            } => {
                 let tokens: usize = parts.iter().map(|(_, count)| count).sum();
                 assert!(tokens <= policy.chunk);
                 times.chunk = PROMPT_TOKEN * u32::try_from(tokens).unwrap();
@@ -133,6 +138,16 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                 }
                 for job in jobs.values_mut().filter(|job| job.left == 0) {
                     job.chunks += usize::from(job.last != now);
+                }
+                for id in beside {
+                    let job = jobs.get_mut(&id).unwrap();
+                    assert_eq!((job.asked.blend, job.left), (blend, 0));
+                    let fared = &mut fared[id as usize];
+                    fared.gap = fared.gap.max(now - job.last);
+                    fared.chunks = fared.chunks.max(job.chunks);
+                    (job.last, job.chunks) = (now, 0);
+                    job.made += 1;
+                    assert!(job.made < job.asked.tokens);
                 }
             }
             Step::Tokens { blend, ids, steps } => {
@@ -242,6 +257,7 @@ fn whoever_gets_a_slot() {
         earned,
         waited: Duration::ZERO,
         work,
+        left: usize::MAX,
         blend: 0,
     };
     let start = |id, level| Change::Start { id, level };
@@ -338,6 +354,7 @@ fn who_gives_way() {
             } else {
                 Work::Token
             },
+            left: usize::MAX,
             blend: 0,
         });
         running.collect()
@@ -396,6 +413,7 @@ fn a_chunk_for_each_replica() {
         earned: 0,
         waited: Duration::ZERO,
         work: Work::Prompt { left, most: left },
+        left: usize::MAX,
         blend: 0,
     };
     let running = [

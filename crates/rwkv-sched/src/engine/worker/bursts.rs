@@ -1,6 +1,7 @@
 //! What the executor is asked for at once: a chunk of prompts, tokens, or one and then the other.
 
 use super::{Command, EngineStats, Error, Goal, Job, Worker, lookahead::Lookahead, publish};
+use crate::engine::policy::Step;
 use crate::{Batch, BatchSpan, Burst, Decoding, TokenId, Wanted};
 use std::{
     ops::ControlFlow,
@@ -22,6 +23,8 @@ struct Chunk {
     jobs: Vec<u64>,
     /// Those that begin with what their last logits say.
     beginning: Vec<u64>,
+    /// Those that were at their tokens before, and get one more of it.
+    beside: Vec<u64>,
 }
 
 impl Chunk {
@@ -31,10 +34,15 @@ impl Chunk {
         spans.map(|(job, span)| (*job, span.tokens.len()))
     }
 
+    /// Those that get a token of it.
+    fn drawing(&self) -> impl Iterator<Item = &u64> {
+        self.beginning.iter().chain(&self.beside)
+    }
+
     /// It was fed.
     fn count(&self, stats: &mut EngineStats) {
         stats.chunks += u64::from(!self.jobs.is_empty());
-        stats.prompt_tokens += self.batch.tokens() as u64;
+        stats.prompt_tokens += (self.batch.tokens() - self.beside.len()) as u64;
     }
 
     fn fed(&self, id: u64) -> usize {
@@ -86,16 +94,21 @@ impl Clock {
 }
 
 impl Worker {
-    /// Feeds so many tokens of each of the jobs of `parts`; those whose prompts end there get a token, if they are to. Then makes
-    /// up to so many tokens for each of the jobs `ids`.
-    pub(super) fn run_burst(
-        &mut self,
-        parts: &[(u64, usize)],
-        (ids, steps): (&[u64], usize),
-        mut lookahead: Option<Lookahead>,
-    ) -> Took {
-        let chunk = self.chunk(parts);
+    /// Runs a chunk of prompts, or tokens, or one and then the other.
+    pub(super) fn run_burst(&mut self, asked: &[Step], mut lookahead: Option<Lookahead>) -> Took {
+        let mut chunk = Chunk::default();
+        let (mut ids, mut steps) = (&[][..], 0);
+        for step in asked {
+            match step {
+                Step::Nothing => {}
+                Step::Prompts { parts, beside, .. } => chunk = self.chunk(parts, beside),
+                Step::Tokens {
+                    ids: all, steps: n, ..
+                } => (ids, steps) = (all, *n),
+            }
+        }
         let (mut sequences, mut members) = self.members(ids, &chunk);
+        let draws = chunk.drawing().next().is_some();
         let (spans, batch) = (chunk.batch.spans.len(), sequences.len());
         if spans == 0 && batch == 0 {
             return Took::default();
@@ -136,7 +149,7 @@ impl Worker {
             may_stop,
         };
         let done = executor.burst(burst, &mut |drawn| {
-            let beginning = clock.told == 0 && !chunk.beginning.is_empty();
+            let beginning = clock.told == 0 && draws;
             if clock.told == 0 && spans > 0 {
                 // Not after tokens that were read.
                 chunk.count(stats);
@@ -176,7 +189,7 @@ impl Worker {
                 ControlFlow::Continue(())
             }
         });
-        let took = clock.took(prompts.is_some(), !chunk.beginning.is_empty());
+        let took = clock.took(prompts.is_some(), draws);
         self.stats.token_steps += u64::from(ran);
         self.stats.batched += u64::from(ran) * batch as u64;
         self.stats.tokens += handed_out;
@@ -195,11 +208,12 @@ impl Worker {
         took
     }
 
-    /// So many tokens of each of these jobs.
-    fn chunk(&self, parts: &[(u64, usize)]) -> Chunk {
+    /// So many tokens of each of these jobs, and the next token of those beside them.
+    fn chunk(&self, parts: &[(u64, usize)], beside: &[u64]) -> Chunk {
         let mut chunk = Chunk::default();
-        for (id, count) in parts {
-            let Some((job, session)) = self.job_and_session(*id) else {
+        let tokens = beside.iter().map(|id| (*id, 1));
+        for (id, count) in parts.iter().copied().chain(tokens) {
+            let Some((job, session)) = self.job_and_session(id) else {
                 continue;
             };
             let Some(live) = session.live else {
@@ -208,31 +222,36 @@ impl Worker {
             let Some((_, tokens)) = session.history.run(live.fed) else {
                 continue;
             };
-            let tokens = tokens.get(..*count).unwrap_or(tokens).to_vec();
+            let tokens = tokens.get(..count).unwrap_or(tokens).to_vec();
             let ends = live.fed + tokens.len() == session.history.len();
-            let begins = ends && job.made() == Some(0);
-            chunk.jobs.push(*id);
+            let draws = if beside.contains(&id) {
+                chunk.beside.push(id);
+                true
+            } else if ends && job.made() == Some(0) {
+                chunk.beginning.push(id);
+                true
+            } else {
+                false
+            };
+            chunk.jobs.push(id);
             chunk.batch.spans.push(BatchSpan {
                 slot: live.slot,
                 tokens,
-                wanted: if begins { Wanted::Last } else { Wanted::None },
+                wanted: if draws { Wanted::Last } else { Wanted::None },
             });
-            if begins {
-                chunk.beginning.push(*id);
-            }
         }
         chunk
     }
 
-    /// The sequences of these jobs once the prompts are fed, and of those that begin.
+    /// The sequences of these jobs once the prompts are fed, and of those that get a token of them.
     fn members(&self, ids: &[u64], chunk: &Chunk) -> (Vec<Decoding>, Vec<Member>) {
-        let others = chunk.beginning.iter().filter(|id| !ids.contains(id));
+        let others = chunk.drawing().filter(|id| !ids.contains(id));
         let members = ids.iter().chain(others).filter_map(|id| {
             let (job, session) = self.job_and_session(*id)?;
             let (Some(live), Goal::Generate(making)) = (session.live, &job.goal) else {
                 return None;
             };
-            let token = if chunk.beginning.contains(id) {
+            let token = if chunk.drawing().any(|drawing| drawing == id) {
                 TokenId::default()
             } else {
                 let (_, tokens) = session.history.run(live.fed + chunk.fed(*id))?;

@@ -273,6 +273,7 @@ impl Worker {
                 earned: job.level,
                 waited: job.waited(now),
                 work,
+                left: job.unmade(),
                 blend: number,
             });
         }

@@ -42,17 +42,11 @@ impl Worker {
         let mut steps = vec![step];
         steps.extend(self.tokens_after(&steps, &views));
         let ahead = self.look_ahead(&steps, &views);
-        let (mut fed, mut making) = (Vec::new(), (Vec::new(), 0));
-        for step in steps {
-            self.turns.took(&step);
-            match step {
-                Step::Nothing => {}
-                Step::Prompts { parts, .. } => fed = parts,
-                Step::Tokens { ids, steps, .. } => making = (ids, steps),
-            }
+        for step in &steps {
+            self.turns.took(step);
         }
         let started = Instant::now();
-        let took = self.run_burst(&fed, (&making.0, making.1), ahead);
+        let took = self.run_burst(&steps, ahead);
         blend_in(&mut self.times.chunk, took.chunk);
         blend_in(&mut self.times.token, took.token);
         self.stats.step_time += started.elapsed();
@@ -75,7 +69,14 @@ impl Worker {
     /// The tokens whose turn it is after a chunk of prompts, if they can be made at once with it, by the same blend: all whose
     /// first token comes of the chunk go on, and nobody wants the state between the two.
     fn tokens_after(&self, steps: &[Step], views: &[Running]) -> Option<Step> {
-        let [Step::Prompts { blend, parts }] = steps else {
+        let [
+            Step::Prompts {
+                blend,
+                parts,
+                beside,
+            },
+        ] = steps
+        else {
             return None;
         };
         let begins = |id: &u64| {
@@ -105,8 +106,9 @@ impl Worker {
         if other != blend || !beginning.iter().all(goes_on) {
             return None;
         }
-        let beginning: Vec<u64> = beginning.iter().map(|job| job.id).collect();
-        *steps = self.steps_with_work(ids, *steps, &beginning);
+        let beginning = beginning.iter().map(|job| &job.id);
+        let drawn: Vec<u64> = beginning.chain(beside).copied().collect();
+        *steps = self.steps_with_work(ids, *steps, &drawn);
         Some(next)
     }
 
@@ -116,18 +118,13 @@ impl Worker {
     }
 
     /// Of `steps` tokens for each of these jobs, those that there is anything to make for: beyond the first end where all stop
-    /// together, else beyond the last, there is nothing. Of those that begin the first token is there already.
-    fn steps_with_work(&self, ids: &[u64], steps: usize, beginning: &[u64]) -> usize {
+    /// together, else beyond the last, there is nothing. Those that are `drawn` have got one when the steps begin.
+    fn steps_with_work(&self, ids: &[u64], steps: usize, drawn: &[u64]) -> usize {
         let left = ids.iter().filter_map(|id| {
-            let Goal::Generate(making) = &self.running.get(id)?.goal else {
-                return None;
-            };
-            let unmade = making.most.saturating_sub(making.made);
-            let left = unmade.min(making.writer.0.room());
-            Some(
-                left.saturating_sub(usize::from(beginning.contains(id)))
-                    .max(1),
-            )
+            let job = self.running.get(id)?;
+            let left = job.unmade().min(job.room());
+            let drawn = usize::from(drawn.contains(id));
+            Some(left.saturating_sub(drawn).max(1))
         });
         let most = if self.stop_together(ids.len()) {
             left.min()

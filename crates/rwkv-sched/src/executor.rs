@@ -72,6 +72,12 @@ pub trait Executor: Send {
         false
     }
 
+    /// Whether the tokens of a [`burst`](Self::burst)'s prompts are drawn where their logits are, so that a sequence costs little
+    /// more there than in a step of tokens.
+    fn draws(&self) -> bool {
+        false
+    }
+
     /// Where it can be told what it will likely be asked for next, at any time and from any thread; none where it would not use
     /// that.
     fn expected(&self) -> Option<Expected> {

@@ -24,6 +24,9 @@ pub struct Policy {
     pub chunk: usize,
     /// The same while other sequences wait for their next token.
     pub chunk_beside: usize,
+    /// And such a chunk is no longer than takes about as long as so many steps of tokens: by so much more than usual a token may
+    /// be late. It may always have 128 tokens.
+    pub chunk_steps: u32,
     /// Waiting this long is worth one level of priority.
     pub ageing: Duration,
     /// About how long tokens may be made before anything else is looked at: on a GPU, which runs ahead, a request waits
@@ -38,12 +41,16 @@ impl Default for Policy {
         Self {
             chunk: 2048,
             chunk_beside: 512,
+            chunk_steps: 4,
             ageing: Duration::from_secs(2),
             burst: Duration::from_millis(25),
             burst_steps: 64,
         }
     }
 }
+
+/// Tokens of a chunk beside others at least, however long they take: shorter ones cost nearly as much.
+pub(super) const LEAST_BESIDE: usize = 128;
 
 /// Tokens of each sequence between two chunks of prompts, at most.
 const BETWEEN_CHUNKS: usize = 8;
@@ -71,8 +78,9 @@ pub(super) struct Running {
     pub(super) earned: i64,
     pub(super) waited: Duration,
     pub(super) work: Work,
-    /// Tokens that it may still get.
-    pub(super) left: usize,
+    /// Whether it may have a token in a chunk of prompts. Whoever gets its last one gets it of a step of tokens, since nobody goes
+    /// on without it there.
+    pub(super) beside: bool,
     /// Whose weights it runs with next.
     pub(super) blend: u64,
     /// The replica whose slot it has.
@@ -126,6 +134,8 @@ pub(super) enum Step {
 pub(super) struct Times {
     /// A chunk of prompts.
     pub(super) chunk: Duration,
+    /// A token of a prompt, in a chunk that is not short.
+    pub(super) prompt_token: Duration,
     /// A token of each sequence.
     pub(super) token: Duration,
 }
@@ -285,12 +295,11 @@ impl Policy {
         let owed = at_tokens().any(|r| Turns::served(&turns.tokens, r.blend) <= turns.last_chunk);
         if let (Some(blend), false) = (prompting, owed) {
             let of_blend = || at_prompts().filter(|r| r.blend == blend);
-            // Whoever gets its last token gets it of a step of tokens, in which nobody goes on without it.
             let beside: Vec<&Running> = at_tokens()
-                .filter(|r| r.blend == blend && r.left > 1)
+                .filter(|r| r.blend == blend && r.beside)
                 .collect();
             let most = if at_tokens().next().is_some() {
-                self.chunk.min(self.chunk_beside)
+                self.chunk.min(self.chunk_beside).min(self.in_time(times))
             } else {
                 self.chunk
             };
@@ -316,6 +325,16 @@ impl Policy {
             ids: of_blend.map(|r| r.id).collect(),
             steps: self.steps(prompting.is_some(), alone, times),
         }
+    }
+
+    /// Tokens of a chunk for which nobody waits longer than for so many steps.
+    fn in_time(&self, times: Times) -> usize {
+        if times.prompt_token.is_zero() || times.token.is_zero() {
+            return usize::MAX;
+        }
+        let time = times.token.saturating_mul(self.chunk_steps);
+        let fit = time.as_nanos() / times.prompt_token.as_nanos();
+        usize::try_from(fit).unwrap_or(usize::MAX).max(LEAST_BESIDE)
     }
 
     /// How many tokens each sequence gets: as many as take as long as a chunk where one waits, else as many as fit a burst.

@@ -1,5 +1,8 @@
 //! A chunk of prompts and the decoding after it, submitted without waiting for the host in between: the sampler draws the first
-//! tokens of the prompts that end, and writes them where the first step that decodes reads them.
+//! tokens of the prompts that end, and writes them where the first step that decodes reads them. Where there are no prompts, the
+//! first step that decodes is the chunk.
+//!
+//! The chunk is submitted first, so that the GPU has something to do while the host makes the rest ready.
 
 use super::{
     GpuExecutor,
@@ -11,22 +14,32 @@ use super::{
     samplers::{Samplers, ring_bytes, unread},
 };
 use crate::{
-    BatchShape, Burst, Decoding, Executor, OnDrawn, Result, SlotId, TokenId, Wanted, batch::Tables,
-    decode::batch, part::Carried,
+    Batch, BatchShape, Burst, Decoding, Executor, OnDrawn, Result, SlotId, TokenId, Wanted,
+    batch::Tables, decode::batch, part::Carried,
 };
 use rwkv_gpu::Readback;
 use std::sync::Arc;
 
 /// What is there before anything is submitted.
 struct Ready {
-    /// The prompts.
-    chunk: Option<(Arc<Plan>, Tables)>,
-    /// Of each sequence, whether it begins with what is drawn from them, if any does.
+    chunk: (Arc<Plan>, Tables),
+    /// Of each sequence, whether it begins with what is drawn from the chunk, if any does.
     who: Option<Vec<bool>>,
-    /// The steps that decode, if there are any.
-    steps: Option<(Arc<Plan>, Tables)>,
+    /// The steps that decode, if there are any, and their tables, if those are not the chunk's.
+    next: Option<(Arc<Plan>, Option<Tables>)>,
     samplers: Samplers,
     copies: Copies,
+}
+
+/// What is asked for.
+struct Asked<'a> {
+    /// The chunk, and who begins with each of its rows of logits.
+    prompts: &'a Batch,
+    begins: Vec<Option<usize>>,
+    /// Whether it is a step that decodes, as all others.
+    decodes: bool,
+    /// Steps after it.
+    steps: usize,
 }
 
 /// What an executor lends while steps are on their way.
@@ -39,25 +52,36 @@ struct Lent<'a> {
 impl GpuExecutor {
     /// As [`Executor::burst`]; says whether it did, or left everything as it was for the host to do.
     pub(super) fn burst_ahead(&mut self, burst: &mut Burst<'_>, take: OnDrawn<'_>) -> Result<bool> {
-        let prompts = !burst.prompts.spans.is_empty();
-        let begins = burst.begins();
-        let draws = burst.steps > 0 || begins.iter().any(Option::is_some);
-        // Where tables of tokens are on the host, it has to know the first tokens.
-        if burst.sequences.is_empty() || !draws || (prompts && !self.host_tables.is_empty()) {
+        let decodes = burst.prompts.spans.is_empty();
+        let own;
+        let asked = if decodes {
+            own = batch(burst.sequences, Wanted::Last);
+            Asked {
+                prompts: &own,
+                begins: (0..burst.sequences.len()).map(Some).collect(),
+                decodes,
+                steps: burst.steps.saturating_sub(1),
+            }
+        } else {
+            Asked {
+                prompts: burst.prompts,
+                begins: burst.begins(),
+                decodes,
+                steps: burst.steps,
+            }
+        };
+        let draws = burst.steps > 0 || asked.begins.iter().any(Option::is_some);
+        if burst.sequences.is_empty() || !draws {
             return Ok(false);
         }
-        let ready = self.make_ready(burst, &begins);
+        let ready = self.make_ready(burst, &asked);
         let Some(ready) = if_there_is_room(ready)?.flatten() else {
             return Ok(false);
         };
-        let prompts = match &ready.chunk {
-            Some((plan, tables)) => {
-                let none = Carried::new();
-                self.launch(plan, tables, [&none, &none], |_| ())?;
-                Some(self.meter.waits(tables.tokens.len()))
-            }
-            None => None,
-        };
+        let (plan, tables) = &ready.chunk;
+        let rows = self.rows_on_host(tables)?;
+        self.launch(plan, tables, [&rows, &Carried::new()], |_| ())?;
+        let chunk = self.meter.waits(tables.tokens.len());
         let mut meter = std::mem::take(&mut self.meter);
         let mut prepared = std::mem::take(&mut self.prepared);
         let readbacks = std::mem::take(&mut self.token_readbacks);
@@ -66,7 +90,7 @@ impl GpuExecutor {
             prepared: &mut prepared,
             readbacks: &readbacks,
         };
-        let done = self.run_ahead(ready, (prompts, &begins), lent, burst, take);
+        let done = self.run_ahead(ready, (chunk, &asked), lent, burst, take);
         self.meter = meter;
         self.prepared = prepared;
         self.token_readbacks = readbacks;
@@ -82,25 +106,21 @@ impl GpuExecutor {
     }
 
     /// Plans, and memory for all that runs ahead; none where the sampler's kernel does not serve.
-    fn make_ready(&mut self, burst: &Burst<'_>, begins: &[Option<usize>]) -> Result<Option<Ready>> {
+    fn make_ready(&mut self, burst: &Burst<'_>, asked: &Asked<'_>) -> Result<Option<Ready>> {
         let (vocab, slots) = (self.model.config().vocab, self.slots());
         let sequences = &*burst.sequences;
+        let tables = asked.prompts.tables(vocab, slots)?;
         let steps = batch(sequences, Wanted::Last).tables(vocab, slots)?;
-        let chunk = if burst.prompts.spans.is_empty() {
-            None
-        } else {
-            let tables = burst.prompts.tables(vocab, slots)?;
-            Some((self.plan(BatchShape::of(&tables).padded())?, tables))
-        };
-        let steps = if burst.steps > 0 {
-            Some((self.plan(BatchShape::of(&steps).padded())?, steps))
-        } else {
-            None
+        let plan = self.plan(BatchShape::of(&tables).padded())?;
+        let next = match (asked.steps, asked.decodes) {
+            (0, _) => None,
+            (_, true) => Some((plan.clone(), None)),
+            (_, false) => Some((self.plan(BatchShape::of(&steps).padded())?, Some(steps))),
         };
         let numbers = 0..sequences.len();
-        let who: Vec<bool> = numbers.map(|n| begins.contains(&Some(n))).collect();
+        let who: Vec<bool> = numbers.map(|n| asked.begins.contains(&Some(n))).collect();
         let who = who.contains(&true).then_some(who);
-        let draws = burst.steps + usize::from(who.is_some());
+        let draws = asked.steps + usize::from(who.is_some());
         let samplers = Samplers::new(self, sequences, draws, who.as_deref())?;
         let Some(samplers) = samplers else {
             return Ok(None);
@@ -109,12 +129,12 @@ impl GpuExecutor {
         let undone = burst.may_stop && self.runs_ahead() && draws > 1;
         let undone = sequences.iter().filter(|_| undone);
         let undone: Vec<SlotId> = undone.map(|s| s.slot).collect();
-        let copies = Copies::new(self, &undone, burst.steps)?;
+        let copies = Copies::new(self, &undone, asked.steps)?;
         self.make_readbacks(ring_bytes(sequences.len()))?;
         Ok(Some(Ready {
-            chunk,
+            chunk: (plan, tables),
             who,
-            steps,
+            next,
             samplers,
             copies,
         }))
@@ -148,16 +168,16 @@ impl GpuExecutor {
     fn run_ahead(
         &self,
         ready: Ready,
-        (prompts, begins): (Option<Wait>, &[Option<usize>]),
+        (chunk, asked): (Wait, &Asked<'_>),
         lent: Lent<'_>,
         burst: &mut Burst<'_>,
         take: OnDrawn<'_>,
     ) -> Result<Vec<Vec<TokenId>>> {
         let gpu = self.kernels.gpu();
         let Ready {
-            chunk,
+            chunk: (plan, _),
             who,
-            steps,
+            next,
             samplers,
             copies,
         } = ready;
@@ -166,34 +186,33 @@ impl GpuExecutor {
             prepared,
             readbacks,
         } = lent;
-        // By now the GPU has the prompts.
         samplers.count(gpu, burst.counted)?;
-        let next = steps.as_ref().map(|(plan, _)| &**plan);
-        let beginning = match (&chunk, who) {
-            (Some((plan, _)), Some(who)) => Some(Beginning {
-                sampling: samplers.draw(self, (plan, begins), next)?,
-                who,
-            }),
-            _ => None,
+        let next_plan = next.as_ref().map(|(plan, _)| &**plan);
+        let draw_first = |who| -> Result<Beginning> {
+            let sampling = samplers.draw(self, (&plan, &asked.begins), next_plan)?;
+            Ok(Beginning { sampling, who })
         };
+        let beginning = who.map(draw_first).transpose()?;
         let timing = meter.is_timing();
         let (mut sampling, mut dispatches, mut first) = (None, Vec::new(), None);
-        if let Some((plan, tables)) = &steps {
+        if let Some((plan, tables)) = &next {
             let draw = samplers.draw_all(self, plan)?;
             dispatches = draw.after(plan);
             sampling = Some(draw);
-            plan.write_tables(gpu, tables)?;
-            if chunk.is_some() && !timing {
-                prepared.record_next(self, plan);
+            if let Some(tables) = tables {
+                plan.write_tables(gpu, tables)?;
+                if !timing {
+                    prepared.record_next(self, plan);
+                }
+                first = plan.take_recording().filter(|_| !timing);
+                meter.prepared(first.is_some());
             }
-            first = plan.take_recording().filter(|_| !timing);
-            meter.prepared(first.is_some());
         }
         let mut run = Run {
             executor: self,
             meter,
             beginning,
-            prompts,
+            chunk: Some(chunk),
             dispatches,
             _sampling: sampling,
             first,
@@ -202,7 +221,7 @@ impl GpuExecutor {
             copies,
             progress: Progress::default(),
         };
-        let all = burst.steps + run.first_step();
+        let all = asked.steps + run.first_step();
         // What was fed at each step.
         let mut fed: Vec<Vec<TokenId>> = Vec::new();
         while run.read() < all {
@@ -211,7 +230,7 @@ impl GpuExecutor {
                 if due == 0 {
                     break;
                 }
-                if let Some(plan) = next {
+                if let (Some(plan), true) = (next_plan, run.submitted() >= run.first_step()) {
                     self.bring_rows(plan, burst.sequences)?;
                 }
                 run.submit(due)?;

@@ -83,8 +83,8 @@ pub(super) struct Run<'a> {
     pub(super) meter: &'a mut Meter,
     /// What step 0 is, if it is no step that decodes.
     pub(super) beginning: Option<Beginning>,
-    /// The chunk of prompts before it.
-    pub(super) prompts: Option<Wait>,
+    /// What was submitted before, until it is known to be done.
+    pub(super) chunk: Option<Wait>,
     /// The plan's, and the sampler's.
     pub(super) dispatches: Vec<Dispatch>,
     pub(super) _sampling: Option<Sampling>,
@@ -251,12 +251,14 @@ impl Run<'_> {
         let Some(words) = self.progress.ready.pop_front() else {
             return Err(unread());
         };
-        self.meter.finished(words.len());
-        if let Some(prompts) = self.prompts.take() {
-            prompts.finished();
+        if let Some(chunk) = self.chunk.take() {
+            chunk.finished();
         }
         let vocab = self.executor.model.config().vocab;
         let beginning = self.beginning.as_ref().filter(|_| self.progress.read == 0);
+        if beginning.is_none() {
+            self.meter.finished(words.len());
+        }
         let drawn = words.iter().enumerate().map(|(number, word)| {
             let drawn = beginning.is_none_or(|b| b.who.get(number) == Some(&true));
             drawn.then(|| token_of(*word, vocab)).transpose()

@@ -364,6 +364,10 @@ impl Executor for GpuExecutor {
         self.host_tables.is_empty()
     }
 
+    fn draws(&self) -> bool {
+        true
+    }
+
     fn expected(&self) -> Option<Expected> {
         Some(self.expected.clone())
     }

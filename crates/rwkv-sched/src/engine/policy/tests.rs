@@ -81,7 +81,7 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                         earned: job.level,
                         waited,
                         work,
-                        left: job.asked.tokens - job.made,
+                        beside: job.made + 1 < job.asked.tokens,
                         blend: job.asked.blend,
                     });
                 } else {
@@ -124,6 +124,7 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                 let tokens: usize = parts.iter().map(|(_, count)| count).sum();
                 assert!(tokens <= policy.chunk);
                 times.chunk = PROMPT_TOKEN * u32::try_from(tokens).unwrap();
+                times.prompt_token = PROMPT_TOKEN;
                 now += times.chunk;
                 for (id, count) in parts {
                     assert!(count > 0);
@@ -257,7 +258,7 @@ fn whoever_gets_a_slot() {
         earned,
         waited: Duration::ZERO,
         work,
-        left: usize::MAX,
+        beside: true,
         blend: 0,
     };
     let start = |id, level| Change::Start { id, level };
@@ -289,6 +290,27 @@ fn whoever_gets_a_slot() {
     let long: Vec<Waiting> = (0..4).map(|id| waiting(id, 0, 0, 9999)).collect();
     let got = policy.admit(4, &[], &long, &mut Turns::default());
     assert_eq!(got.len(), 3);
+}
+
+/// However many prompts there are, and however long: a token is late by a few steps at most.
+#[test]
+fn a_chunk_takes_no_longer_than_a_few_steps() {
+    let prompts = (0..400).map(|n| asked(n * 20, 3000, 30));
+    let all: Vec<Asked> = prompts.collect();
+    let longest = |chunk_steps| {
+        let policy = Policy {
+            chunk_beside: 4000,
+            chunk: 4000,
+            chunk_steps,
+            ..Policy::default()
+        };
+        let fared = simulate(&policy, 16, &all, LONG);
+        fared.iter().map(|fared| fared.gap).max().unwrap()
+    };
+    // 200 tokens are as many as take a step.
+    assert_eq!([3, 7].map(longest), [3, 7].map(|steps| TOKEN * steps));
+    assert_eq!(longest(0), PROMPT_TOKEN * 128);
+    assert!(longest(u32::MAX) > TOKEN * 10);
 }
 
 fn any_asked() -> impl Strategy<Value = Asked> {
@@ -354,7 +376,7 @@ fn who_gives_way() {
             } else {
                 Work::Token
             },
-            left: usize::MAX,
+            beside: true,
             blend: 0,
         });
         running.collect()
@@ -413,7 +435,7 @@ fn a_chunk_for_each_replica() {
         earned: 0,
         waited: Duration::ZERO,
         work: Work::Prompt { left, most: left },
-        left: usize::MAX,
+        beside: true,
         blend: 0,
     };
     let running = [

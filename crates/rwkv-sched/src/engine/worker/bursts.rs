@@ -1,7 +1,7 @@
 //! What the executor is asked for at once: a chunk of prompts, tokens, or one and then the other.
 
 use super::{Command, EngineStats, Error, Goal, Job, Worker, lookahead::Lookahead, publish};
-use crate::engine::policy::Step;
+use crate::engine::policy::{LEAST_BESIDE, Step};
 use crate::{Batch, BatchSpan, Burst, Decoding, TokenId, Wanted};
 use std::{
     ops::ControlFlow,
@@ -12,6 +12,8 @@ use std::{
 #[derive(Default)]
 pub(super) struct Took {
     pub(super) chunk: Option<Duration>,
+    /// A token of a prompt.
+    pub(super) prompt_token: Option<Duration>,
     /// A token of each sequence.
     pub(super) token: Option<Duration>,
 }
@@ -74,20 +76,28 @@ impl Clock {
         self.told += 1;
     }
 
-    /// Of a chunk of prompts, if there was one, which drew tokens or did not.
-    fn took(&self, prompts: bool, drew: bool) -> Took {
+    /// Of a chunk of so many tokens, if any, which drew tokens or did not.
+    fn took(&self, chunk: usize, drew: bool) -> Took {
         let Some(first) = self.first else {
-            let chunk = prompts.then(|| self.started.elapsed());
-            return Took { chunk, token: None };
+            return Took {
+                chunk: (chunk > 0).then(|| self.started.elapsed()),
+                ..Took::default()
+            };
         };
-        if !prompts {
-            let token = self.last.checked_div(self.told);
-            return Took { chunk: None, token };
+        if chunk == 0 {
+            return Took {
+                token: self.last.checked_div(self.told),
+                ..Took::default()
+            };
         }
-        let token = self.last.saturating_sub(first).checked_div(self.told - 1);
+        let token = self.last.saturating_sub(first);
+        let token = token.checked_div(self.told - 1);
         let in_first = token.filter(|_| !drew).unwrap_or_default();
+        let all = first.saturating_sub(in_first);
+        let tokens = u32::try_from(chunk).unwrap_or(u32::MAX);
         Took {
-            chunk: Some(first.saturating_sub(in_first)),
+            chunk: Some(all),
+            prompt_token: (chunk >= LEAST_BESIDE / 2).then(|| all / tokens),
             token,
         }
     }
@@ -113,7 +123,7 @@ impl Worker {
         if spans == 0 && batch == 0 {
             return Took::default();
         }
-        let prompts = (spans > 0).then(|| {
+        let _prompts = (spans > 0).then(|| {
             let tokens = chunk.batch.tokens();
             tracing::debug_span!("prompts", sequences = spans, tokens).entered()
         });
@@ -189,7 +199,11 @@ impl Worker {
                 ControlFlow::Continue(())
             }
         });
-        let took = clock.took(prompts.is_some(), draws);
+        let each = chunk
+            .batch
+            .tokens()
+            .div_ceil(self.executor.replicas().max(1));
+        let took = clock.took(each, draws);
         self.stats.token_steps += u64::from(ran);
         self.stats.batched += u64::from(ran) * batch as u64;
         self.stats.tokens += handed_out;

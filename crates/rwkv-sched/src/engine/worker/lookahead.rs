@@ -75,6 +75,7 @@ impl Worker {
 /// What a job needs after steps; nothing if they were its end.
 fn after(job: &Job, view: &Running, steps: &[Step]) -> Option<Running> {
     let mut view = view.clone();
+    let mut unmade = job.unmade();
     for step in steps {
         let mut made = 0;
         match (step, view.work) {
@@ -95,10 +96,11 @@ fn after(job: &Job, view: &Running, steps: &[Step]) -> Option<Running> {
             }
             _ => {}
         }
-        if view.work == Work::Token && made >= view.left {
+        if view.work == Work::Token && made >= unmade {
             return None;
         }
-        view.left -= made;
+        unmade -= made;
+        view.beside &= unmade > 1;
     }
     Some(view)
 }
@@ -177,7 +179,7 @@ fn start(waiting: &Waiting, earned: i64) -> Running {
             left: waiting.tokens,
             most: waiting.tokens,
         },
-        left: usize::MAX,
+        beside: false,
         blend: 0,
         replica: 0,
     }
@@ -194,7 +196,7 @@ mod tests {
             earned: 0,
             waited: Duration::ZERO,
             work,
-            left: 9,
+            beside: true,
             blend: 0,
             replica: 0,
         }

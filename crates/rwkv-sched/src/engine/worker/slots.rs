@@ -273,7 +273,7 @@ impl Worker {
                 earned: job.level,
                 waited: job.waited(now),
                 work,
-                left: job.unmade(),
+                beside: self.executor.draws() && job.unmade() > 1,
                 blend: number,
             });
         }

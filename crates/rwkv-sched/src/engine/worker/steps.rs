@@ -48,6 +48,7 @@ impl Worker {
         let started = Instant::now();
         let took = self.run_burst(&steps, ahead);
         blend_in(&mut self.times.chunk, took.chunk);
+        blend_in(&mut self.times.prompt_token, took.prompt_token);
         blend_in(&mut self.times.token, took.token);
         self.stats.step_time += started.elapsed();
         true

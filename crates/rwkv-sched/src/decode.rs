@@ -3,7 +3,11 @@
 use crate::{
     Batch, BatchSpan, Error, Executor, Result, SlotId, TokenId, Wanted, sampling::Sampler,
 };
-use std::ops::ControlFlow;
+use rayon::prelude::*;
+use std::{collections::HashMap, ops::ControlFlow};
+
+/// Tokens that one thread chooses.
+const CHOSEN_BY_ONE: usize = 2;
 
 /// A sequence that is decoded.
 #[derive(Clone, Debug)]
@@ -18,6 +22,44 @@ pub struct Decoding {
 
 /// What [`Executor::decode`] does besides: told of every step's tokens, in the order of the sequences.
 pub type OnTokens<'a> = &'a mut dyn FnMut(&[TokenId]) -> ControlFlow<()>;
+
+/// A chunk of prompts, and tokens after it.
+pub struct Burst<'a> {
+    /// What is fed first; it may be empty. A sequence whose span here wants its last logits begins with the token that is drawn
+    /// from them, whatever token it has.
+    pub prompts: &'a Batch,
+    /// All that get tokens.
+    pub sequences: &'a mut [Decoding],
+    /// Steps after the prompts, each of which feeds every sequence its token and draws the next one.
+    pub steps: usize,
+    /// Which tokens the samplers' penalties count.
+    pub counted: Counted<'a>,
+    /// Whether it may be broken off after any token. Where that would have to be undone, it has a cost, and without this the steps
+    /// go on unheard.
+    pub may_stop: bool,
+}
+
+impl Burst<'_> {
+    /// Of each row of logits that the prompts want, the number of the sequence that begins with it.
+    pub(crate) fn begins(&self) -> Vec<Option<usize>> {
+        let numbers = self.sequences.iter().enumerate();
+        let numbers: HashMap<SlotId, usize> = numbers.map(|(n, s)| (s.slot, n)).collect();
+        let rows = self.prompts.spans.iter().flat_map(|span| {
+            let number = numbers.get(&span.slot).copied();
+            let rows = match span.wanted {
+                Wanted::None => 0,
+                Wanted::Last => 1,
+                Wanted::All => span.tokens.len(),
+            };
+            (0..rows).map(move |row| number.filter(|_| row + 1 == rows))
+        });
+        rows.collect()
+    }
+}
+
+/// Told of the tokens of the prompts' step, if it draws any, and of every step after it: one of each sequence, in their order, or
+/// none where the sequence did not get one.
+pub type OnDrawn<'a> = &'a mut dyn FnMut(&[Option<TokenId>]) -> ControlFlow<()>;
 
 /// Whether the samplers' penalties count a token; asked from several threads.
 pub type Counted<'a> = &'a (dyn Fn(TokenId) -> bool + Sync);
@@ -46,6 +88,54 @@ pub(crate) fn on_the_host<E: Executor + ?Sized>(
         }
     }
     Ok(())
+}
+
+/// Runs the prompts, chooses the first tokens on the host, and decodes.
+pub(crate) fn one_after_the_other<E: Executor + ?Sized>(
+    executor: &mut E,
+    burst: Burst<'_>,
+    take: OnDrawn<'_>,
+) -> Result<()> {
+    let begins = burst.begins();
+    let Burst {
+        prompts,
+        sequences,
+        steps,
+        counted,
+        ..
+    } = burst;
+    if !prompts.spans.is_empty() {
+        let logits = executor.run(prompts)?;
+        let mut drawn = vec![None; sequences.len()];
+        let rows = begins.into_iter().zip(logits.rows());
+        let mut rows: HashMap<usize, &[f32]> =
+            rows.filter_map(|(n, row)| Some((n?, row))).collect();
+        let beginning = sequences.iter_mut().zip(&mut drawn).enumerate();
+        let mut beginning: Vec<_> = beginning
+            .filter_map(|(number, of)| Some((of, rows.remove(&number)?)))
+            .collect();
+        let some = !beginning.is_empty();
+        beginning
+            .par_iter_mut()
+            .with_min_len(CHOSEN_BY_ONE)
+            .try_for_each(|((sequence, drawn), row)| {
+                let token = sequence.sampler.sample(row)?;
+                sequence.sampler.accept(token, counted(token));
+                sequence.token = token;
+                **drawn = Some(token);
+                Ok::<(), Error>(())
+            })?;
+        if some && take(&drawn).is_break() {
+            return Ok(());
+        }
+    }
+    if steps == 0 || sequences.is_empty() {
+        return Ok(());
+    }
+    executor.decode(sequences, steps, counted, &mut |tokens| {
+        let tokens: Vec<_> = tokens.iter().copied().map(Some).collect();
+        take(&tokens)
+    })
 }
 
 /// One token a sequence.

@@ -1,9 +1,10 @@
 //! What an executor is, and choosing one for a device.
 
 use crate::{
-    Adapter, Batch, BlendProgress, Counted, CpuExecutor, Decoding, Device, ExecutorStats, Expected,
-    GpuExecutor, Logits, Model, ModelConfig, OnTokens, Placement, Quantization, Result, SlotId,
-    SparseWeights, SplitExecutor, State, StepTimes, TokenTables, WeightReads, decode::on_the_host,
+    Adapter, Batch, BlendProgress, Burst, Counted, CpuExecutor, Decoding, Device, ExecutorStats,
+    Expected, GpuExecutor, Logits, Model, ModelConfig, OnDrawn, OnTokens, Placement, Quantization,
+    Result, SlotId, SparseWeights, SplitExecutor, State, StepTimes, TokenTables, WeightReads,
+    decode::{on_the_host, one_after_the_other},
     part::PartExecutor,
 };
 use rwkv_gpu::Timing;
@@ -57,8 +58,23 @@ pub trait Executor: Send {
         on_the_host(self, sequences, steps, counted, take)
     }
 
+    /// Feeds prompts and [decodes](Self::decode), as if one came after the other; what runs ahead need not wait for the host in
+    /// between. Where `take` may break off and does, states are those before the sequences' tokens.
+    ///
+    /// # Errors
+    /// What [`run`](Self::run) and [`decode`](Self::decode) say; the states of all slots of the burst are undefined then.
+    fn burst(&mut self, burst: Burst<'_>, take: OnDrawn<'_>) -> Result<()> {
+        one_after_the_other(self, burst, take)
+    }
+
     /// Whether [`decode`](Self::decode) computes ahead of `take`, so that breaking off has a cost.
     fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Whether the tokens of a [`burst`](Self::burst)'s prompts are drawn where their logits are, so that a sequence costs little
+    /// more there than in a step of tokens.
+    fn draws(&self) -> bool {
         false
     }
 

@@ -41,7 +41,7 @@ pub use adapter::{Adapter, BlendProgress, Factor, LowRank, PackedBytes};
 pub use batch::{Batch, BatchShape, BatchSpan, Logits, SlotId, TokenId, Wanted};
 pub use config::{ModelConfig, Version};
 pub use cpu::CpuExecutor;
-pub use decode::{Counted, Decoding, OnTokens};
+pub use decode::{Burst, Counted, Decoding, OnDrawn, OnTokens};
 pub use device::{Device, DeviceOptions, Opened};
 pub use error::Error;
 pub use executor::{

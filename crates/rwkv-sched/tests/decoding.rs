@@ -10,19 +10,24 @@
 mod support;
 
 use rwkv_sched::{
-    Decoding, SlotId, Version,
+    Batch, Burst, Decoding, Executor, SlotId, State, TokenId, Version, Wanted,
     sampling::{Sampler, SamplerParams},
 };
+use std::ops::ControlFlow;
 use support::{
-    decoding::{by_hand, decoded},
+    decoding::{by_hand, counted, decoded},
     everywhere,
     random_model::{Dimensions, Packing, Random},
-    reset, states,
+    reset, span, states, states_error,
 };
 
 const SLOTS: [u32; 2] = [2, 0];
 
 fn sequences(vocab: usize, random: &mut Random) -> Vec<Decoding> {
+    sequences_in(&SLOTS, vocab, random)
+}
+
+fn sequences_in(slots: &[u32], vocab: usize, random: &mut Random) -> Vec<Decoding> {
     let decoding = |slot| {
         let greedy = random.below(3) == 0;
         let params = SamplerParams {
@@ -41,10 +46,10 @@ fn sequences(vocab: usize, random: &mut Random) -> Vec<Decoding> {
             sampler: Sampler::new(params).unwrap(),
         }
     };
-    SLOTS.into_iter().map(decoding).collect()
+    slots.iter().copied().map(decoding).collect()
 }
 
-fn check(version: Version, seed: u64) {
+fn model(version: Version, seed: u64) -> rwkv_sched::Model {
     let dimensions = Dimensions {
         version,
         layers: 2,
@@ -54,7 +59,11 @@ fn check(version: Version, seed: u64) {
         vocab: 50,
         ranks: [5, 6, 7, 8],
     };
-    let model = dimensions.model(Packing::F32, seed);
+    dimensions.model(Packing::F32, seed)
+}
+
+fn check(version: Version, seed: u64) {
+    let model = model(version, seed);
     for (name, mut executor) in everywhere(&model, 3) {
         let executor = executor.as_mut();
         let mut random = Random::new(seed);
@@ -90,4 +99,121 @@ fn ahead_and_back() {
     check(Version::V6, 2);
     check(Version::V4, 3);
     check(Version::V5_2, 4);
+}
+
+/// Tokens of each step, the prompts' first, and the states in the end.
+type Outcome = (Vec<Vec<Option<TokenId>>>, Vec<State>);
+
+/// The prompts, the first tokens on the host, and then step by step, until `stop` of them were told.
+fn apart(
+    executor: &mut dyn Executor,
+    prompts: &Batch,
+    mut all: Vec<Decoding>,
+    (steps, stop): (usize, usize),
+) -> Outcome {
+    let logits = executor.run(prompts).unwrap();
+    let mut rows = logits.rows();
+    let mut first = vec![None; all.len()];
+    for span in prompts.spans.iter().filter(|s| s.wanted == Wanted::Last) {
+        let number = all.iter().position(|s| s.slot == span.slot).unwrap();
+        let sequence = &mut all[number];
+        let token = sequence.sampler.sample(rows.next().unwrap()).unwrap();
+        sequence.sampler.accept(token, counted(token));
+        sequence.token = token;
+        first[number] = Some(token);
+    }
+    let mut told: Vec<_> = first
+        .iter()
+        .any(Option::is_some)
+        .then_some(first)
+        .into_iter()
+        .collect();
+    let (tokens, states) = by_hand(executor, all, steps.min(stop - told.len()));
+    told.extend(
+        tokens
+            .into_iter()
+            .map(|step| step.into_iter().map(Some).collect()),
+    );
+    (told, states)
+}
+
+fn at_once(
+    executor: &mut dyn Executor,
+    prompts: &Batch,
+    all: &mut [Decoding],
+    (steps, stop, may_stop): (usize, usize, bool),
+) -> Outcome {
+    let mut told = Vec::new();
+    let burst = Burst {
+        prompts,
+        sequences: all,
+        steps,
+        counted: &counted,
+        may_stop,
+    };
+    let take = &mut |drawn: &[Option<TokenId>]| {
+        told.push(drawn.to_vec());
+        if told.len() == stop {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    executor.burst(burst, take).unwrap();
+    (told, states(executor))
+}
+
+/// A burst is its prompts and its steps one after the other, whoever begins in it, and wherever it is broken off.
+#[test]
+fn bursts() {
+    let (version, seed) = (Version::V7, 11);
+    let model = model(version, seed);
+    for (name, mut executor) in everywhere(&model, 6) {
+        let executor = executor.as_mut();
+        let mut random = Random::new(seed);
+        // Slots 0 and 4 are at their tokens, 2, 1 and 3 begin, 5 goes on with its prompt.
+        let begin = |slots: &[u32], random: &mut Random| {
+            let mut spans: Vec<_> = slots
+                .iter()
+                .map(|slot| span(*slot, &random.prompt(20, 50), Wanted::Last))
+                .collect();
+            spans.insert(0, span(5, &random.prompt(9, 50), Wanted::None));
+            Batch { spans }
+        };
+        for (beginning, at_tokens, steps, stop) in [
+            (&[2, 1, 3][..], &[0, 4][..], 7, None),
+            (&[2], &[0, 4], 0, None),
+            (&[], &[0, 4], 5, None),
+            (&[3, 1], &[], 70, None),
+            (&[2, 3], &[4], 40, Some(1)),
+            (&[2, 3], &[4], 90, Some(13)),
+            (&[2], &[4], 150, Some(66)),
+            (&[], &[4, 0], 80, Some(9)),
+        ] {
+            let mut prompts = begin(beginning, &mut random);
+            let slots = [at_tokens, beginning].concat();
+            let start = sequences_in(&slots, 50, &mut random);
+            // One of those at their tokens has one in the prompts' step too.
+            if let ([_, _, _], [first, ..]) = (beginning, &start[..]) {
+                let token = span(first.slot.0, &[first.token], Wanted::Last);
+                prompts.spans.push(token);
+            }
+            let until = stop.unwrap_or(usize::MAX);
+            let what = format!("{version}, {name}, {beginning:?}, {stop:?} of {steps}");
+            reset(executor);
+            let want = apart(executor, &prompts, start.clone(), (steps, until));
+            reset(executor);
+            let mut all = start;
+            let ways = (steps, until, stop.is_some());
+            let got = at_once(executor, &prompts, &mut all, ways);
+            assert_eq!(got.0, want.0, "{what}");
+            // Groups of sequences on several devices are other kernels.
+            let error = states_error(&got.1, &want.1);
+            assert!(error <= 1e-5, "{what}: states {error:.1e}");
+            for (number, sequence) in all.iter().enumerate() {
+                let last = got.0.iter().rev().find_map(|drawn| drawn[number]);
+                assert!(last.is_none_or(|last| last == sequence.token), "{what}");
+            }
+        }
+    }
 }

@@ -95,6 +95,22 @@ impl Job {
         }
     }
 
+    /// Tokens that it may still get.
+    pub(super) fn unmade(&self) -> usize {
+        match &self.goal {
+            Goal::Generate(making) => making.most.saturating_sub(making.made),
+            _ => 0,
+        }
+    }
+
+    /// Those of them that are made before somebody reads.
+    pub(super) fn room(&self) -> usize {
+        match &self.goal {
+            Goal::Generate(making) => making.writer.0.room(),
+            _ => 0,
+        }
+    }
+
     /// Of a session's `len` tokens, how many are to be fed as a prompt: the last token made is fed by the step that makes
     /// the next.
     pub(super) fn target(&self, len: usize) -> usize {

@@ -1,7 +1,7 @@
 //! What runs next: which requests have slots, and what a step holds. Nothing here runs anything or looks at a clock.
 //!
 //! - Prompts and tokens take turns: after a chunk of prompts, every sequence that is at its tokens gets some before the
-//!   next chunk. So a token waits for one chunk at most.
+//!   next chunk, and one in the chunk's own step. So a token waits for one chunk at most.
 //! - The longest-waiting prompt has half of a chunk, the shortest prompts have the other half; and of the slots that come
 //!   free, every second goes to whoever waited longest, every second to the shortest prompt. So neither a flood of long
 //!   prompts nor one of short ones starves the others.
@@ -24,6 +24,9 @@ pub struct Policy {
     pub chunk: usize,
     /// The same while other sequences wait for their next token.
     pub chunk_beside: usize,
+    /// And such a chunk is no longer than takes about as long as so many steps of tokens: by so much more than usual a token may
+    /// be late. It may always have 128 tokens.
+    pub chunk_steps: u32,
     /// Waiting this long is worth one level of priority.
     pub ageing: Duration,
     /// About how long tokens may be made before anything else is looked at: on a GPU, which runs ahead, a request waits
@@ -38,12 +41,16 @@ impl Default for Policy {
         Self {
             chunk: 2048,
             chunk_beside: 512,
+            chunk_steps: 4,
             ageing: Duration::from_secs(2),
             burst: Duration::from_millis(25),
             burst_steps: 64,
         }
     }
 }
+
+/// Tokens of a chunk beside others at least, however long they take: shorter ones cost nearly as much.
+pub(super) const LEAST_BESIDE: usize = 128;
 
 /// Tokens of each sequence between two chunks of prompts, at most.
 const BETWEEN_CHUNKS: usize = 8;
@@ -71,6 +78,9 @@ pub(super) struct Running {
     pub(super) earned: i64,
     pub(super) waited: Duration,
     pub(super) work: Work,
+    /// Whether it may have a token in a chunk of prompts. Whoever gets its last one gets it of a step of tokens, since nobody goes
+    /// on without it there.
+    pub(super) beside: bool,
     /// Whose weights it runs with next.
     pub(super) blend: u64,
     /// The replica whose slot it has.
@@ -105,10 +115,11 @@ pub(super) enum Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Nothing,
-    /// So many tokens of these requests.
+    /// So many tokens of these requests, and a token more of each of those beside them.
     Prompts {
         blend: u64,
         parts: Vec<(u64, usize)>,
+        beside: Vec<u64>,
     },
     /// So many tokens more of each.
     Tokens {
@@ -123,6 +134,8 @@ pub(super) enum Step {
 pub(super) struct Times {
     /// A chunk of prompts.
     pub(super) chunk: Duration,
+    /// A token of a prompt, in a chunk that is not short.
+    pub(super) prompt_token: Duration,
     /// A token of each sequence.
     pub(super) token: Duration,
 }
@@ -281,12 +294,26 @@ impl Policy {
         let prompting = Turns::next(&turns.prompts, at_prompts().map(|r| r.blend));
         let owed = at_tokens().any(|r| Turns::served(&turns.tokens, r.blend) <= turns.last_chunk);
         if let (Some(blend), false) = (prompting, owed) {
-            let beside = at_tokens().next().is_some();
             let of_blend = || at_prompts().filter(|r| r.blend == blend);
+            let beside: Vec<&Running> = at_tokens()
+                .filter(|r| r.blend == blend && r.beside)
+                .collect();
+            let most = if at_tokens().next().is_some() {
+                self.chunk.min(self.chunk_beside).min(self.in_time(times))
+            } else {
+                self.chunk
+            };
             let replicas: BTreeSet<usize> = of_blend().map(|r| r.replica).collect();
-            let share = |replica| self.share(of_blend().filter(|r| r.replica == replica), beside);
-            let parts = replicas.into_iter().flat_map(share).collect();
-            return Step::Prompts { blend, parts };
+            let share = |replica| {
+                let others = beside.iter().filter(|r| r.replica == replica).count();
+                let budget = most.saturating_sub(others).max(1);
+                self.share(of_blend().filter(|r| r.replica == replica), budget)
+            };
+            return Step::Prompts {
+                blend,
+                parts: replicas.into_iter().flat_map(share).collect(),
+                beside: beside.iter().map(|r| r.id).collect(),
+            };
         }
         let Some(blend) = Turns::next(&turns.tokens, at_tokens().map(|r| r.blend)) else {
             return Step::Nothing;
@@ -298,6 +325,16 @@ impl Policy {
             ids: of_blend.map(|r| r.id).collect(),
             steps: self.steps(prompting.is_some(), alone, times),
         }
+    }
+
+    /// Tokens of a chunk for which nobody waits longer than for so many steps.
+    fn in_time(&self, times: Times) -> usize {
+        if times.prompt_token.is_zero() || times.token.is_zero() {
+            return usize::MAX;
+        }
+        let time = times.token.saturating_mul(self.chunk_steps);
+        let fit = time.as_nanos() / times.prompt_token.as_nanos();
+        usize::try_from(fit).unwrap_or(usize::MAX).max(LEAST_BESIDE)
     }
 
     /// How many tokens each sequence gets: as many as take as long as a chunk where one waits, else as many as fit a burst.
@@ -322,18 +359,12 @@ impl Policy {
             .clamp(1, most.max(1))
     }
 
-    /// Shares a chunk out among the prompts of a replica.
+    /// Shares so many tokens out among the prompts of a replica.
     fn share<'a>(
         &self,
         prompts: impl Iterator<Item = &'a Running>,
-        beside: bool,
+        mut budget: usize,
     ) -> Vec<(u64, usize)> {
-        let mut budget = if beside {
-            self.chunk.min(self.chunk_beside)
-        } else {
-            self.chunk
-        }
-        .max(1);
         let mut sorted: Vec<(&Running, usize, usize)> = prompts
             .filter_map(|r| match r.work {
                 Work::Prompt { left, most } => Some((r, left, most)),

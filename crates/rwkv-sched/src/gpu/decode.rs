@@ -8,27 +8,21 @@
 
 use super::{
     GpuExecutor,
-    blend::if_there_is_room,
     copies::StateCopies,
-    meter::Meter,
-    plan::Plan,
-    prepare::Prepared,
-    samplers::{Samplers, chosen, ring_bytes, unread},
+    meter::{Meter, Wait},
+    samplers::{Samplers, Sampling, token_of, unread},
 };
-use crate::{
-    BatchShape, Counted, Decoding, Executor, OnTokens, Result, SlotId, TokenId, Wanted,
-    batch::Tables, decode::batch, part::Carried,
-};
+use crate::{Result, SlotId, TokenId};
 use rwkv_gpu::{Dispatch, Readback, Recorder, Recording, Submission};
 use std::{
     collections::VecDeque,
-    ops::ControlFlow,
+    ops::Range,
     time::{Duration, Instant},
 };
 
 /// Steps that are submitted before the first of them is read, at most, and where they are slow: twice what one submission
 /// has, so that the next one is there when it ends.
-const AHEAD: usize = 16;
+pub(super) const AHEAD: usize = 16;
 const LEAST_AHEAD: usize = 4;
 
 /// Steps of one submission at most, and about how long they take together: a GPU rests for some 20 µs between two
@@ -40,7 +34,7 @@ const BURST: Duration = Duration::from_millis(4);
 const BETWEEN_COPIES: usize = 64;
 
 /// Copies of the slots' states, the two newest.
-struct Copies(Vec<Copy>);
+pub(super) struct Copies(Vec<Copy>);
 
 struct Copy {
     states: StateCopies,
@@ -50,7 +44,7 @@ struct Copy {
 
 impl Copies {
     /// Room for those that so many steps make, two at most.
-    fn new(executor: &GpuExecutor, slots: &[SlotId], steps: usize) -> Result<Self> {
+    pub(super) fn new(executor: &GpuExecutor, slots: &[SlotId], steps: usize) -> Result<Self> {
         let room = |_| {
             let states = StateCopies::new(&executor.pool, &executor.states, slots)?;
             Ok(Copy { states, made: None })
@@ -58,6 +52,21 @@ impl Copies {
         let some = steps.div_ceil(BETWEEN_COPIES).clamp(1, 2);
         Ok(Self((0..some).map(room).collect::<Result<_>>()?))
     }
+
+    /// The newest that was made before `step` or earlier, and before which step.
+    pub(super) fn newest(&self, step: usize) -> Option<(usize, &StateCopies)> {
+        let made = self.0.iter();
+        let made = made.filter_map(|copy| Some((copy.made?, &copy.states)));
+        let seen = made.filter(|(made, _)| *made <= step);
+        seen.max_by_key(|(made, _)| *made)
+    }
+}
+
+/// Draws from what a chunk of prompts has left: a step of its own before those that decode.
+pub(super) struct Beginning {
+    pub(super) sampling: Sampling,
+    /// Of each sequence, whether it gets its token there.
+    pub(super) who: Vec<bool>,
 }
 
 /// Steps on their way.
@@ -65,75 +74,114 @@ struct Submitted {
     submission: Submission,
     /// Its number, which tells the readback buffer, and its steps.
     number: usize,
-    steps: std::ops::Range<usize>,
+    steps: Range<usize>,
 }
 
 /// A decoding on its way.
-struct Run<'a> {
-    executor: &'a GpuExecutor,
-    meter: &'a mut Meter,
+pub(super) struct Run<'a> {
+    pub(super) executor: &'a GpuExecutor,
+    pub(super) meter: &'a mut Meter,
+    /// What step 0 is, if it is no step that decodes.
+    pub(super) beginning: Option<Beginning>,
+    /// What was submitted before, until it is known to be done.
+    pub(super) chunk: Option<Wait>,
     /// The plan's, and the sampler's.
-    dispatches: Vec<Dispatch>,
-    /// The plan's for the first step, if they were recorded before.
-    first: Option<Recording>,
-    samplers: Samplers,
-    readbacks: &'a [Readback],
-    copies: Copies,
-    /// Submissions that were not read, and tokens of those that were.
+    pub(super) dispatches: Vec<Dispatch>,
+    pub(super) _sampling: Option<Sampling>,
+    /// The plan's for the first step that decodes, if they were recorded before.
+    pub(super) first: Option<Recording>,
+    pub(super) samplers: Samplers,
+    pub(super) readbacks: &'a [Readback],
+    pub(super) copies: Copies,
+    pub(super) progress: Progress,
+}
+
+/// How far a decoding is.
+pub(super) struct Progress {
+    /// Submissions that were not read, and words of those that were.
     waiting: VecDeque<Submitted>,
     ready: VecDeque<Vec<u32>>,
     submissions: usize,
     submitted: usize,
     read: usize,
+    /// When the first step that decodes began, as far as the host knows.
     begun: Instant,
 }
 
-impl Run<'_> {
-    /// How many steps the next submission should have, and how many may be on their way: one of each where the host has to
-    /// bring rows of the last token. One in the first submission, so that the first token is soon there.
-    fn ahead(&self) -> (usize, usize) {
-        if !self.executor.host_tables.is_empty() {
-            return (1, 1);
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            ready: VecDeque::new(),
+            submissions: 0,
+            submitted: 0,
+            read: 0,
+            begun: Instant::now(),
         }
-        let together = self.together();
-        (together, (2 * together).clamp(LEAST_AHEAD, AHEAD))
+    }
+}
+
+impl Run<'_> {
+    /// Steps whose tokens were read.
+    pub(super) fn read(&self) -> usize {
+        self.progress.read
+    }
+
+    /// Steps that were submitted.
+    pub(super) fn submitted(&self) -> usize {
+        self.progress.submitted
+    }
+
+    /// Whether the GPU may have something to do.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.progress.waiting.is_empty()
+    }
+
+    /// The number of the first step that decodes.
+    pub(super) fn first_step(&self) -> usize {
+        usize::from(self.beginning.is_some())
+    }
+
+    /// How many of `left` steps are to be submitted now, together; 0 where enough are on their way: one after the other where the
+    /// host has to bring rows of the last token. One in the first submissions, so that the first tokens are soon there.
+    pub(super) fn due(&self, left: usize) -> usize {
+        let (together, ahead) = if self.executor.host_tables.is_empty() {
+            let together = self.together();
+            (together, (2 * together).clamp(LEAST_AHEAD, AHEAD))
+        } else {
+            (1, 1)
+        };
+        let due = together.min(left);
+        let under_way = self.progress.submitted - self.progress.read;
+        if under_way + due > ahead { 0 } else { due }
     }
 
     fn together(&self) -> usize {
-        if self.read == 0 || self.meter.is_timing() {
+        let decoded = self.progress.read.saturating_sub(self.first_step());
+        if decoded == 0 || self.meter.is_timing() {
             return 1;
         }
-        let one = self.begun.elapsed().as_nanos() / self.read as u128;
+        let one = self.progress.begun.elapsed().as_nanos() / decoded as u128;
         let fit = BURST.as_nanos() / one.max(1);
         usize::try_from(fit).unwrap_or(TOGETHER).clamp(1, TOGETHER)
     }
 
-    /// Submits `steps` steps: in one pass, since a pass and a copy between two steps cost them some 10 µs.
-    fn submit(&mut self, steps: usize) -> Result<()> {
+    /// Submits `steps` steps.
+    pub(super) fn submit(&mut self, steps: usize) -> Result<()> {
         let gpu = self.executor.kernels.gpu();
         let mut recordings = Vec::new();
         let mut recorder = gpu.recorder("steps");
         self.meter.begin();
-        let steps = self.submitted..self.submitted + steps;
-        let mut from = steps.start;
-        while from < steps.end {
-            if from.is_multiple_of(BETWEEN_COPIES) {
-                self.copy_states(&mut recorder, from)?;
+        let steps = self.progress.submitted..self.progress.submitted + steps;
+        match &self.beginning {
+            Some(beginning) if steps.start == 0 => {
+                let sample = std::slice::from_ref(beginning.sampling.dispatch());
+                self.meter.dispatch(&mut recorder, sample, 1)?;
+                self.record(1..steps.end, &mut recorder, &mut recordings)?;
             }
-            let mut to = (from + 1).next_multiple_of(BETWEEN_COPIES).min(steps.end);
-            let mut dispatches = &self.dispatches[..];
-            if let (Some(ready), Some((sample, before))) =
-                (self.first.take(), dispatches.split_last())
-            {
-                let copies = std::mem::replace(&mut recorder, gpu.recorder("steps"));
-                recordings.extend([copies.finish()?, ready]);
-                self.meter.launch(before.len());
-                (dispatches, to) = (std::slice::from_ref(sample), from + 1);
-            }
-            self.meter.dispatch(&mut recorder, dispatches, to - from)?;
-            from = to;
+            _ => self.record(steps.clone(), &mut recorder, &mut recordings)?,
         }
-        let number = self.submissions;
+        let number = self.progress.submissions;
         let Some(readback) = self.readbacks.get(number % (AHEAD + 1)) else {
             return Err(unread());
         };
@@ -141,20 +189,52 @@ impl Run<'_> {
         recorder.read(ids, 0, bytes, readback);
         recordings.push(recorder.finish()?);
         self.meter.recorded();
-        self.waiting.push_back(Submitted {
+        self.progress.waiting.push_back(Submitted {
             submission: gpu.submit(recordings)?,
             number,
             steps: steps.clone(),
         });
         self.meter.submitted()?;
-        self.submissions += 1;
-        self.submitted = steps.end;
+        self.progress.submissions += 1;
+        self.progress.submitted = steps.end;
+        Ok(())
+    }
+
+    /// Records steps that decode: in one pass, since a pass and a copy between two steps cost them some 10 µs.
+    fn record(
+        &mut self,
+        steps: Range<usize>,
+        recorder: &mut Recorder,
+        recordings: &mut Vec<Recording>,
+    ) -> Result<()> {
+        let gpu = self.executor.kernels.gpu();
+        let first = self.first_step();
+        let mut from = steps.start;
+        while from < steps.end {
+            let decoded = from - first;
+            if decoded.is_multiple_of(BETWEEN_COPIES) {
+                self.copy_states(recorder, from, decoded / BETWEEN_COPIES)?;
+            }
+            let mut times = BETWEEN_COPIES - decoded % BETWEEN_COPIES;
+            let mut dispatches = &self.dispatches[..];
+            if let (Some(ready), Some((sample, before))) =
+                (self.first.take(), dispatches.split_last())
+            {
+                let copies = std::mem::replace(recorder, gpu.recorder("steps"));
+                recordings.extend([copies.finish()?, ready]);
+                self.meter.launch(before.len());
+                (dispatches, times) = (std::slice::from_ref(sample), 1);
+            }
+            times = times.min(steps.end - from);
+            self.meter.dispatch(recorder, dispatches, times)?;
+            from += times;
+        }
         Ok(())
     }
 
     /// Keeps what the states are before `step`.
-    fn copy_states(&mut self, recorder: &mut Recorder, step: usize) -> Result<()> {
-        let which = step / BETWEEN_COPIES % self.copies.0.len().max(1);
+    fn copy_states(&mut self, recorder: &mut Recorder, step: usize, number: usize) -> Result<()> {
+        let which = number % self.copies.0.len().max(1);
         if let Some(copy) = self.copies.0.get_mut(which) {
             copy.states.fill(recorder, &self.executor.states)?;
             copy.made = Some(step);
@@ -162,24 +242,39 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The tokens of the oldest step that was not read.
-    fn tokens(&mut self) -> Result<Vec<TokenId>> {
+    /// The tokens of the oldest step that was not read: one for each sequence that has one there.
+    pub(super) fn tokens(&mut self) -> Result<Vec<Option<TokenId>>> {
         self.meter.begin();
-        if self.ready.is_empty() {
+        if self.progress.ready.is_empty() {
             self.wait()?;
         }
-        let Some(words) = self.ready.pop_front() else {
+        let Some(words) = self.progress.ready.pop_front() else {
             return Err(unread());
         };
-        self.meter.finished(words.len());
-        self.read += 1;
-        chosen(&words, self.executor.model.config().vocab)
+        if let Some(chunk) = self.chunk.take() {
+            chunk.finished();
+        }
+        let vocab = self.executor.model.config().vocab;
+        let beginning = self.beginning.as_ref().filter(|_| self.progress.read == 0);
+        if beginning.is_none() {
+            self.meter.finished(words.len());
+        }
+        let drawn = words.iter().enumerate().map(|(number, word)| {
+            let drawn = beginning.is_none_or(|b| b.who.get(number) == Some(&true));
+            drawn.then(|| token_of(*word, vocab)).transpose()
+        });
+        let drawn = drawn.collect();
+        self.progress.read += 1;
+        if self.progress.read == self.first_step() {
+            self.progress.begun = Instant::now();
+        }
+        drawn
     }
 
     /// Reads what the oldest submission made.
     fn wait(&mut self) -> Result<()> {
         let gpu = self.executor.kernels.gpu();
-        let Some(oldest) = self.waiting.pop_front() else {
+        let Some(oldest) = self.progress.waiting.pop_front() else {
             return Err(unread());
         };
         let Some(readback) = self.readbacks.get(oldest.number % (AHEAD + 1)) else {
@@ -188,167 +283,11 @@ impl Run<'_> {
         let (_, bytes) = self.samplers.ring();
         let ring: Vec<u32> =
             readback.view(gpu, &oldest.submission, bytes, bytemuck::pod_collect_to_vec)?;
+        tracing::trace!(steps = oldest.steps.len(), "read");
         for step in oldest.steps {
             let words = self.samplers.rows().words(&ring, step as u64)?;
-            self.ready.push_back(words);
+            self.progress.ready.push_back(words);
         }
         Ok(())
-    }
-}
-
-impl GpuExecutor {
-    /// As [`Executor::decode`]; says whether it did, or left everything as it was for the host to do.
-    pub(super) fn decode_ahead(
-        &mut self,
-        sequences: &mut [Decoding],
-        steps: usize,
-        counted: Counted<'_>,
-        take: OnTokens<'_>,
-    ) -> Result<bool> {
-        let tables =
-            batch(sequences, Wanted::Last).tables(self.model.config().vocab, self.slots())?;
-        let Some(plan) = if_there_is_room(self.plan(BatchShape::of(&tables).padded()))? else {
-            return Ok(false);
-        };
-        let mut readbacks = std::mem::take(&mut self.token_readbacks);
-        let bytes = ring_bytes(sequences.len());
-        if readbacks.len() <= AHEAD || readbacks.iter().any(|r| r.capacity() < bytes) {
-            let gpu = self.kernels.gpu();
-            let one = |_| {
-                Ok(Readback::new(
-                    gpu,
-                    "sampled tokens",
-                    bytes.next_power_of_two().max(64),
-                )?)
-            };
-            let all = (0..=AHEAD).map(one).collect::<Result<_>>();
-            let Some(made) = if_there_is_room(all)? else {
-                return Ok(false);
-            };
-            readbacks = made;
-        }
-        let mut meter = std::mem::take(&mut self.meter);
-        let mut prepared = std::mem::take(&mut self.prepared);
-        let done = self.run_ahead(
-            (&mut meter, &mut prepared, &readbacks),
-            &plan,
-            (sequences, steps),
-            counted,
-            take,
-            &tables,
-        );
-        self.meter = meter;
-        self.prepared = prepared;
-        self.token_readbacks = readbacks;
-        let Some(replay) = done? else {
-            return Ok(false);
-        };
-        // What the caller has not seen is undone; what it has seen since the copy is fed again.
-        for tokens in replay {
-            let mut again = sequences.to_vec();
-            for (sequence, token) in again.iter_mut().zip(tokens) {
-                sequence.token = token;
-            }
-            self.run(&batch(&again, Wanted::None))?;
-        }
-        Ok(true)
-    }
-
-    /// Writes what the next step reads of tables on the host.
-    fn bring_rows(&self, plan: &Plan, sequences: &[Decoding]) -> Result<()> {
-        if self.host_tables.is_empty() {
-            return Ok(());
-        }
-        let tokens: Vec<TokenId> = sequences.iter().map(|s| s.token).collect();
-        let mut rows = Carried::new();
-        self.host_tables.look_up(&self.model, &tokens, &mut rows)?;
-        plan.inputs()
-            .write(self.kernels.gpu(), [&rows, &Carried::new()])
-    }
-
-    /// The tokens that are to be fed once more, step by step; none where the sampler's kernel does not serve, or where there
-    /// is no memory for running ahead.
-    fn run_ahead(
-        &self,
-        (meter, prepared, readbacks): (&mut Meter, &mut Prepared, &[Readback]),
-        plan: &Plan,
-        (sequences, steps): (&mut [Decoding], usize),
-        counted: Counted<'_>,
-        take: OnTokens<'_>,
-        tables: &Tables,
-    ) -> Result<Option<Vec<Vec<TokenId>>>> {
-        let gpu = self.kernels.gpu();
-        let samplers = if_there_is_room(Samplers::new(self, plan, sequences, steps, counted))?;
-        let Some(samplers) = samplers.flatten() else {
-            return Ok(None);
-        };
-        // What does not run ahead has nothing to undo.
-        let undone = sequences.iter().filter(|_| self.runs_ahead() && steps > 1);
-        let slots: Vec<SlotId> = undone.map(|s| s.slot).collect();
-        let Some(copies) = if_there_is_room(Copies::new(self, &slots, steps))? else {
-            return Ok(None);
-        };
-        plan.write_tables(gpu, tables)?;
-        let timing = meter.is_timing();
-        let first = plan.take_recording().filter(|_| !timing);
-        meter.prepared(first.is_some());
-        let mut run = Run {
-            executor: self,
-            meter,
-            dispatches: samplers.after(plan),
-            first,
-            samplers,
-            readbacks,
-            copies,
-            waiting: VecDeque::new(),
-            ready: VecDeque::new(),
-            submissions: 0,
-            submitted: 0,
-            read: 0,
-            begun: Instant::now(),
-        };
-        // What was fed at each step.
-        let mut fed: Vec<Vec<TokenId>> = Vec::new();
-        while run.read < steps {
-            loop {
-                let (together, ahead) = run.ahead();
-                let next = together.min(steps - run.submitted);
-                if next == 0 || run.submitted - run.read + next > ahead {
-                    break;
-                }
-                self.bring_rows(plan, sequences)?;
-                run.submit(next)?;
-            }
-            // Now, while the GPU has several steps before it.
-            if run.read == 0 && !timing {
-                prepared.record(self);
-            }
-            fed.push(sequences.iter().map(|s| s.token).collect());
-            let tokens = run.tokens()?;
-            for (sequence, token) in sequences.iter_mut().zip(&tokens) {
-                sequence.sampler.drawn(*token, counted(*token));
-                sequence.token = *token;
-            }
-            if take(&tokens) == ControlFlow::Break(()) {
-                break;
-            }
-            if !timing {
-                prepared.record_expected(self);
-            }
-        }
-        if run.submitted == run.read {
-            return Ok(Some(Vec::new()));
-        }
-        // The newest copy that is not ahead of the caller.
-        let made = run.copies.0.iter();
-        let made = made.filter_map(|copy| Some((copy.made?, &copy.states)));
-        let seen = made.filter(|(step, _)| *step <= run.read);
-        let Some((step, copies)) = seen.max_by_key(|(step, _)| *step) else {
-            return Err(unread());
-        };
-        let mut recorder = gpu.recorder("states go back");
-        copies.put_back(&mut recorder, &self.states)?;
-        recorder.submit()?;
-        Ok(Some(fed.split_off(step)))
     }
 }

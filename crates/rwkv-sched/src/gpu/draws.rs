@@ -4,7 +4,7 @@ use super::{
     GpuExecutor,
     blend::if_there_is_room,
     plan::Plan,
-    samplers::{Samplers, unread},
+    samplers::{Samplers, Sampling, unread},
 };
 use crate::{
     Batch, BatchShape, Executor, Result, Wanted,
@@ -18,6 +18,7 @@ use std::sync::Arc;
 pub(super) struct Draws {
     plan: Arc<Plan>,
     samplers: Samplers,
+    _sampling: Sampling,
     /// The plan's, and the sampler's.
     dispatches: Vec<Dispatch>,
     /// Steps that were begun.
@@ -35,14 +36,19 @@ impl GpuExecutor {
             let Some(plan) = if_there_is_room(self.plan(BatchShape::of(&tables).padded()))? else {
                 return Ok(false);
             };
-            let samplers = Samplers::new(self, &plan, group, drawing.steps, drawing.counted);
+            let samplers = Samplers::new(self, group, drawing.steps, None);
             let Some(samplers) = if_there_is_room(samplers)?.flatten() else {
                 return Ok(false);
             };
+            let Some(sampling) = if_there_is_room(samplers.draw_all(self, &plan))? else {
+                return Ok(false);
+            };
+            samplers.count(self.kernels.gpu(), drawing.counted)?;
             draws.push(Draws {
-                dispatches: samplers.after(&plan),
+                dispatches: sampling.after(&plan),
                 plan,
                 samplers,
+                _sampling: sampling,
                 steps: 0,
             });
         }

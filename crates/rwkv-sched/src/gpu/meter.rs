@@ -117,6 +117,7 @@ impl Meter {
             timer.submitted()?;
         }
         self.submit = self.lap();
+        tracing::trace!("submitted");
         self.stats.dispatches += std::mem::take(&mut self.dispatches);
         self.stats.record += self.record;
         self.stats.submit += self.submit;

@@ -5,6 +5,7 @@ mod aliasing;
 mod arena;
 mod blend;
 mod budget;
+mod burst;
 mod channel_mixes;
 mod choose;
 mod compress;
@@ -33,11 +34,11 @@ mod states;
 mod tune;
 
 use crate::{
-    Adapter, Batch, BlendProgress, Counted, Decoding, Error, Executor, ExecutorStats, Expected,
-    LoadOptions, LoadProgress, Logits, Model, ModelConfig, OnTokens, Op, Result, SlotId, State,
-    StepTimes, TokenTables, Weight, WeightReads, WeightsDType,
+    Adapter, Batch, BlendProgress, Burst, Counted, Decoding, Error, Executor, ExecutorStats,
+    Expected, LoadOptions, LoadProgress, Logits, Model, ModelConfig, OnDrawn, OnTokens, Op, Result,
+    SlotId, State, StepTimes, TokenId, TokenTables, Weight, WeightReads, WeightsDType,
     adapter::{Blends, Recipe},
-    decode::on_the_host,
+    decode::{on_the_host, one_after_the_other},
     fuse::{Step, fuse, fuse_decode},
     part::{Carried, PartExecutor},
     token_tables::{self, HostTables},
@@ -56,7 +57,7 @@ use resident::ResidentWeights;
 use rwkv_gpu::{Gpu, Kind, Readback, Submission, Timing};
 use rwkv_kernels::{GpuVector, Kernels};
 use rwkv_mem::{Pool, Upload};
-pub(crate) use samplers::chosen;
+pub(crate) use samplers::token_of;
 use states::States;
 use std::{sync::Arc, time::Duration};
 
@@ -341,14 +342,36 @@ impl Executor for GpuExecutor {
         counted: Counted<'_>,
         take: OnTokens<'_>,
     ) -> Result<()> {
-        if steps == 0 || self.decode_ahead(sequences, steps, counted, take)? {
+        let mut burst = Burst {
+            prompts: &Batch::default(),
+            sequences,
+            steps,
+            counted,
+            may_stop: true,
+        };
+        let told = &mut |drawn: &[Option<TokenId>]| {
+            let tokens: Vec<TokenId> = drawn.iter().copied().flatten().collect();
+            take(&tokens)
+        };
+        if steps == 0 || self.burst_ahead(&mut burst, told)? {
             return Ok(());
         }
         on_the_host(self, sequences, steps, counted, take)
     }
 
+    fn burst(&mut self, mut burst: Burst<'_>, take: OnDrawn<'_>) -> Result<()> {
+        if self.burst_ahead(&mut burst, take)? {
+            return Ok(());
+        }
+        one_after_the_other(self, burst, take)
+    }
+
     fn runs_ahead(&self) -> bool {
         self.host_tables.is_empty()
+    }
+
+    fn draws(&self) -> bool {
+        true
     }
 
     fn expected(&self) -> Option<Expected> {

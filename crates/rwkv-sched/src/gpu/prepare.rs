@@ -46,6 +46,11 @@ impl Prepared {
         }
     }
 
+    /// Records a step by `plan`, which comes next.
+    pub(super) fn record_next(&mut self, executor: &GpuExecutor, plan: &Arc<Plan>) {
+        noted(self.keep(executor, plan));
+    }
+
     /// Records what is expected, if the executor was told anything new.
     pub(super) fn record_expected(&mut self, executor: &GpuExecutor) {
         if let Some(shape) = executor.expected.take() {
@@ -84,6 +89,7 @@ impl Prepared {
             return Ok(());
         }
         plan.prepare(executor.kernels.gpu())?;
+        tracing::trace!("recorded in advance");
         let waits = |known: &Weak<Plan>| {
             let other = !std::ptr::eq(known.as_ptr(), Arc::as_ptr(plan));
             other && known.upgrade().is_some_and(|plan| plan.has_recording())

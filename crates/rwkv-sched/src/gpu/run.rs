@@ -11,6 +11,7 @@ use crate::{
     batch::Tables,
     part::{Begun, Carried, Drawing, PartExecutor, StateCopies},
 };
+use rwkv_gpu::{Recorder, Submission};
 use std::sync::Arc;
 
 /// Steps of more tokens are submitted in parts, of which the first has so many dispatches and each further one three times
@@ -95,11 +96,58 @@ impl GpuExecutor {
         let gpu = self.kernels.gpu().clone();
         let bytes = plan.results().bytes(shape);
         let readback = self.readbacks.take(&gpu, bytes)?;
+        let rows = self.rows_on_host(tables)?;
+        let (submission, before) = self.launch(plan, tables, [&rows, carried], |recorder| {
+            if let Some(readback) = &readback {
+                plan.results().read(recorder, shape, readback);
+            }
+        })?;
+        let timing = self.meter.is_timing();
+        if !timing {
+            let _stage = tracing::trace_span!("prepare").entered();
+            let mut prepared = std::mem::take(&mut self.prepared);
+            prepared.record(self);
+            self.prepared = prepared;
+        }
+        let wait = self.meter.waits(tables.tokens.len());
+        if let Some(readback) = readback {
+            let results = plan.results().layout(shape);
+            return Ok(Box::new(move |carried| {
+                let _stage = tracing::trace_span!("wait").entered();
+                let take = |raw: &[u8]| results.take(raw, carried);
+                readback.view(&gpu, &submission, bytes, take)?;
+                wait.finished();
+                Ok(Vec::new())
+            }));
+        }
+        let _stage = tracing::trace_span!("wait").entered();
+        if timing {
+            gpu.wait(&submission)?;
+        } else {
+            // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
+            if let Some(before) = before {
+                gpu.wait(&before)?;
+            }
+            self.unread = Some((submission, tables.tokens.len()));
+        }
+        wait.finished();
+        Ok(Box::new(|_| Ok(Vec::new())))
+    }
+
+    /// Submits the step of a batch by its plan, and what `after` records with it. The batch before it comes along, if nobody has
+    /// waited for that.
+    pub(super) fn launch(
+        &mut self,
+        plan: &Plan,
+        tables: &Tables,
+        carried: [&Carried; 2],
+        after: impl FnOnce(&mut Recorder),
+    ) -> Result<(Submission, Option<Submission>)> {
+        let gpu = self.kernels.gpu();
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
-        plan.write_tables(&gpu, tables)?;
-        let rows = self.rows_on_host(tables)?;
-        plan.inputs().write(&gpu, [&rows, carried])?;
+        plan.write_tables(gpu, tables)?;
+        plan.inputs().write(gpu, carried)?;
         let before = self.unread.take();
         let timing = self.meter.is_timing();
         let ready = plan.take_recording().filter(|_| !timing);
@@ -127,45 +175,14 @@ impl GpuExecutor {
         if !dispatches.is_empty() {
             self.meter.dispatch(&mut recorder, dispatches, 1)?;
         }
-        if let Some(readback) = &readback {
-            plan.results().read(&mut recorder, shape, readback);
-        }
+        after(&mut recorder);
         let rest = recorder.finish()?;
         self.meter.recorded();
         drop(stage);
-        let stage = tracing::trace_span!("submit").entered();
+        let _stage = tracing::trace_span!("submit").entered();
         let submission = gpu.submit(ready.into_iter().chain([rest]))?;
         self.meter.submitted()?;
-        drop(stage);
-        if !timing {
-            let _stage = tracing::trace_span!("prepare").entered();
-            let mut prepared = std::mem::take(&mut self.prepared);
-            prepared.record(self);
-            self.prepared = prepared;
-        }
-        let wait = self.meter.waits(tables.tokens.len());
-        if let Some(readback) = readback {
-            let results = plan.results().layout(shape);
-            return Ok(Box::new(move |carried| {
-                let _stage = tracing::trace_span!("wait").entered();
-                let take = |raw: &[u8]| results.take(raw, carried);
-                readback.view(&gpu, &submission, bytes, take)?;
-                wait.finished();
-                Ok(Vec::new())
-            }));
-        }
-        let _stage = tracing::trace_span!("wait").entered();
-        if timing {
-            gpu.wait(&submission)?;
-        } else {
-            // The host records a prompt's next chunk while the GPU has this one, and is never further ahead.
-            if let Some((before, _)) = before {
-                gpu.wait(&before)?;
-            }
-            self.unread = Some((submission, tables.tokens.len()));
-        }
-        wait.finished();
-        Ok(Box::new(|_| Ok(Vec::new())))
+        Ok((submission, before.map(|(before, _)| before)))
     }
 
     /// Rows of its tokens from tables that are on the host.

@@ -3,12 +3,12 @@
 
 use super::{GpuExecutor, plan::Plan};
 use crate::{Counted, Decoding, Error, Result, TokenId};
-use rwkv_gpu::{Binding, BufferKind, Dispatch};
+use rwkv_gpu::{Binding, BufferKind, Dispatch, Gpu};
 use rwkv_kernels::{
     View,
     ops::Sample,
     sampling::{
-        Chosen, Draw, DrawSettings, SamplingError, bias_words, counted_words, memory_words,
+        Chosen, Draw, DrawSettings, NONE, SamplingError, bias_words, counted_words, memory_words,
     },
 };
 use rwkv_mem::Pooled;
@@ -30,20 +30,33 @@ pub(super) fn ring_bytes(sequences: usize) -> u64 {
     (sequences * 4 * RING) as u64
 }
 
-/// What the sampling kernel reads and keeps.
+/// A buffer, and the bytes of it that are in use.
+type Part = (Pooled, u64);
+
+/// What the sampling kernel reads and keeps of some sequences.
 pub(super) struct Samplers {
-    sample: Dispatch,
-    /// What it reads and remembers.
-    _held: Vec<(Pooled, u64)>,
+    settings: Part,
+    biases: Part,
+    counted: Part,
+    memory: Part,
+    /// Different tokens that each sequence can say.
+    capacity: usize,
+    vocab: usize,
     /// The ring of tokens.
-    ids: (Pooled, u64),
+    ids: Part,
     rows: RingRows,
+}
+
+/// A launch of the sampling kernel over the rows of a step's logits.
+pub(super) struct Sampling {
+    sample: Dispatch,
+    _draws: Part,
 }
 
 /// Where the tokens of each step lie in the ring.
 #[derive(Clone)]
 pub(super) struct RingRows {
-    /// Draws before the first one here, of each sequence.
+    /// The number of each sequence's draw in step 0.
     first: Arc<[u64]>,
 }
 
@@ -52,7 +65,8 @@ impl RingRows {
     pub(super) fn words(&self, ring: &[u32], step: u64) -> Result<Vec<u32>> {
         let columns = self.first.len();
         let word = |(column, first): (usize, &u64)| {
-            let row = usize::try_from((first + step) % RING as u64).unwrap_or_default();
+            let row = first.wrapping_add(step) % RING as u64;
+            let row = usize::try_from(row).unwrap_or_default();
             let word = ring.get(row * columns + column);
             word.copied().ok_or_else(unread)
         };
@@ -60,112 +74,123 @@ impl RingRows {
     }
 }
 
-/// The tokens that words of the sampler say.
+/// The token that a word of the sampler says.
 ///
 /// # Errors
 /// [`Error::Sampling`] for logits that nothing can be chosen from.
-pub(crate) fn chosen(words: &[u32], vocab: usize) -> Result<Vec<TokenId>> {
-    let token = |word: &u32| match Chosen::from(*word) {
+pub(crate) fn token_of(word: u32, vocab: usize) -> Result<TokenId> {
+    match Chosen::from(word) {
         Chosen::Token(token) => Ok(token),
         Chosen::NothingPossible => Err(SamplingError::NothingPossible(vocab).into()),
         other => Err(Error::Config {
             problem: format!("the sampler on the GPU failed ({other:?}): a logit is no number"),
         }),
-    };
-    words.iter().map(token).collect()
+    }
 }
 
 impl Samplers {
-    /// None where a sampler's memory does not fit the kernel's.
+    /// Those of `sequences` for up to `draws` draws of each; [`count`](Self::count) is still to come. `begins` says whose draw
+    /// number 0 is in step 0, and not in step 1; none says all. None where a sampler's memory does not fit the kernel's.
     pub(super) fn new(
         executor: &GpuExecutor,
-        plan: &Plan,
         sequences: &[Decoding],
-        steps: usize,
-        counted: Counted<'_>,
+        draws: usize,
+        begins: Option<&[bool]>,
     ) -> Result<Option<Self>> {
-        let (kernels, vocab) = (&executor.kernels, executor.model.config().vocab);
-        let gpu = kernels.gpu();
-        let Some((logits, offset)) = plan.results().first() else {
-            return Ok(None);
-        };
+        let vocab = executor.model.config().vocab;
         let said = sequences.iter().map(|s| s.sampler.counts().len()).max();
-        let capacity = said.unwrap_or(0).saturating_add(steps).min(vocab).max(1);
-        let (mut draws, mut settings, mut biases, mut memory) = (vec![], vec![], vec![], vec![]);
-        for (index, sequence) in (0u32..).zip(sequences) {
+        let capacity = said.unwrap_or(0).saturating_add(draws).min(vocab).max(1);
+        let (mut settings, mut biases, mut memory) = (vec![], vec![], vec![]);
+        for (number, sequence) in sequences.iter().enumerate() {
             let params = sequence.sampler.params();
             let first = u32::try_from(biases.len()).unwrap_or(u32::MAX);
-            draws.push(Draw {
-                slot: index,
-                token: index,
-                column: index,
-                padding: 0,
-            });
             settings.push(DrawSettings::new(params, vocab, first)?);
             biases.extend(bias_words(params));
             let Some(words) = sequence.sampler.to_memory(capacity) else {
                 return Ok(None);
             };
             memory.extend(words);
-            memory.resize((index as usize + 1) * memory_words(capacity), 0);
+            memory.resize((number + 1) * memory_words(capacity), 0);
         }
         biases.push([0; 2]);
-        let counted = counted_words(vocab, counted);
-        let contents: [(&str, &[u8]); 5] = [
-            ("draws", bytemuck::cast_slice(&draws)),
-            ("sampler settings", bytemuck::cast_slice(&settings)),
-            ("logit biases", bytemuck::cast_slice(&biases)),
-            ("counted tokens", bytemuck::cast_slice(&counted)),
-            ("sampler memory", bytemuck::cast_slice(&memory)),
-        ];
-        let mut buffers = Vec::new();
-        for (label, bytes) in contents {
-            let size = bytes.len() as u64;
-            let buffer = executor.pool.take(BufferKind::Storage, label, size)?;
-            gpu.write(&buffer, 0, bytes)?;
-            buffers.push((buffer, size));
-        }
-        let bytes = ring_bytes(sequences.len());
-        let ids = executor
-            .pool
-            .take(BufferKind::Storage, "sampled tokens", bytes)?;
-        let ids = (ids, bytes);
-        let [draws, settings, biases, counted, memory] = &buffers[..] else {
-            return Ok(None);
+        let filled = |label, bytes| filled(executor, label, bytes);
+        let room = |label, bytes| -> Result<Part> {
+            let buffer = executor.pool.take(BufferKind::Storage, label, bytes)?;
+            Ok((buffer, bytes))
         };
-        let sample = kernels.sample(&Sample {
-            logits: View {
-                buffer: logits,
-                offset,
-                rows: sequences.len(),
-                width: vocab,
-            },
-            draws: part(draws),
-            settings: part(settings),
-            biases: part(biases),
-            counted: part(counted),
-            memory: part(memory),
-            capacity,
-            tokens: plan.tokens(),
-            ids: part(&ids),
-            steps: RING,
-            columns: sequences.len(),
-        })?;
-        let first = sequences.iter().map(|s| s.sampler.step());
+        let first = sequences.iter().enumerate().map(|(number, sequence)| {
+            let later = begins.is_some_and(|begins| begins.get(number) == Some(&false));
+            sequence.sampler.step().wrapping_sub(u64::from(later))
+        });
         Ok(Some(Self {
-            sample,
-            _held: buffers,
-            ids,
+            settings: filled("sampler settings", bytemuck::cast_slice(&settings))?,
+            biases: filled("logit biases", bytemuck::cast_slice(&biases))?,
+            memory: filled("sampler memory", bytemuck::cast_slice(&memory))?,
+            counted: room("counted tokens", (vocab.div_ceil(32) * 4) as u64)?,
+            ids: room("sampled tokens", ring_bytes(sequences.len()))?,
+            capacity,
+            vocab,
             rows: RingRows {
                 first: first.collect(),
             },
         }))
     }
 
-    /// The dispatches of `plan`, and the sampler's after them.
-    pub(super) fn after(&self, plan: &Plan) -> Vec<Dispatch> {
-        let all = plan.dispatches().iter().chain([&self.sample]);
-        all.cloned().collect()
+    /// Which tokens the penalties count: it is asked of every token of the vocabulary, which takes a while.
+    pub(super) fn count(&self, gpu: &Gpu, counted: Counted<'_>) -> Result<()> {
+        let words = counted_words(self.vocab, counted);
+        Ok(gpu.write(&self.counted.0, 0, bytemuck::cast_slice(&words))?)
+    }
+
+    /// Draws for all sequences from the logits of a step by `plan` that has a row for each, as the tokens of the next such step.
+    pub(super) fn draw_all(&self, executor: &GpuExecutor, plan: &Plan) -> Result<Sampling> {
+        let all: Vec<_> = (0..self.rows.first.len()).map(Some).collect();
+        self.draw(executor, (plan, &all), Some(plan))
+    }
+
+    /// Draws from the rows of logits of a step by a plan for the sequences of these numbers, as tokens of the step that follows
+    /// by the plan `next`, which has one for each sequence.
+    pub(super) fn draw(
+        &self,
+        executor: &GpuExecutor,
+        (plan, rows): (&Plan, &[Option<usize>]),
+        next: Option<&Plan>,
+    ) -> Result<Sampling> {
+        let (buffer, offset) = plan.results().first().ok_or_else(unread)?;
+        let draw = |number: &Option<usize>| {
+            let number = number.and_then(|number| u32::try_from(number).ok());
+            let slot = number.unwrap_or(NONE);
+            Draw {
+                slot,
+                token: if next.is_some() { slot } else { NONE },
+                column: slot,
+                padding: 0,
+            }
+        };
+        let draws: Vec<Draw> = rows.iter().map(draw).collect();
+        let draws = filled(executor, "draws", bytemuck::cast_slice(&draws))?;
+        let sample = executor.kernels.sample(&Sample {
+            logits: View {
+                buffer,
+                offset,
+                rows: rows.len(),
+                width: self.vocab,
+            },
+            draws: part(&draws),
+            settings: part(&self.settings),
+            biases: part(&self.biases),
+            counted: part(&self.counted),
+            memory: part(&self.memory),
+            capacity: self.capacity,
+            tokens: next.unwrap_or(plan).tokens(),
+            ids: part(&self.ids),
+            steps: RING,
+            columns: self.rows.first.len(),
+        })?;
+        Ok(Sampling {
+            sample,
+            _draws: draws,
+        })
     }
 
     /// The ring of tokens, and its bytes.
@@ -180,7 +205,26 @@ impl Samplers {
     }
 }
 
-fn part((buffer, size): &(Pooled, u64)) -> Binding<'_> {
+impl Sampling {
+    /// The dispatches of `plan`, and the sampler's after them.
+    pub(super) fn after(&self, plan: &Plan) -> Vec<Dispatch> {
+        let all = plan.dispatches().iter().chain([&self.sample]);
+        all.cloned().collect()
+    }
+
+    pub(super) fn dispatch(&self) -> &Dispatch {
+        &self.sample
+    }
+}
+
+fn filled(executor: &GpuExecutor, label: &str, bytes: &[u8]) -> Result<Part> {
+    let size = bytes.len() as u64;
+    let buffer = executor.pool.take(BufferKind::Storage, label, size)?;
+    executor.kernels.gpu().write(&buffer, 0, bytes)?;
+    Ok((buffer, size))
+}
+
+fn part((buffer, size): &Part) -> Binding<'_> {
     Binding {
         buffer,
         offset: 0,

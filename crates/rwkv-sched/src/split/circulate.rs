@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Counted, Decoding, Error, Logits, Model, OnTokens, Result, SlotId, TokenId, Wanted,
-    decode::batch, gpu::chosen, part::Drawing,
+    decode::batch, gpu::token_of, part::Drawing,
 };
 use rayon::prelude::*;
 use std::ops::{ControlFlow, Range};
@@ -59,8 +59,8 @@ impl Round<'_> {
         let job = self.ends.take()?;
         let counted = self.counted;
         if self.drawing {
-            let tokens = chosen(&job.drawn, self.model.config().vocab)?;
-            for (sequence, token) in sequences.iter_mut().zip(tokens) {
+            for (sequence, word) in sequences.iter_mut().zip(&job.drawn) {
+                let token = token_of(*word, self.model.config().vocab)?;
                 sequence.sampler.drawn(token, counted(token));
                 sequence.token = token;
             }

@@ -9,6 +9,7 @@
 
 mod adapters;
 mod alone;
+mod asked;
 mod cancelling;
 mod devices;
 mod failing;

@@ -8,7 +8,7 @@ use rwkv_sched::{
 use std::ops::ControlFlow;
 
 /// Tokens whose repetition counts.
-fn counted(token: TokenId) -> bool {
+pub(crate) fn counted(token: TokenId) -> bool {
     !token.is_multiple_of(3)
 }
 

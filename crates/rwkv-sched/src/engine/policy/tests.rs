@@ -81,6 +81,7 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                         earned: job.level,
                         waited,
                         work,
+                        beside: job.made + 1 < job.asked.tokens,
                         blend: job.asked.blend,
                     });
                 } else {
@@ -115,10 +116,15 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                 Some((_, next)) => now = now.max(next.at),
                 None => assert!(jobs.is_empty(), "nothing runs, and {} wait", jobs.len()),
             },
-            Step::Prompts { blend, parts } => {
+            Step::Prompts {
+                blend,
+                parts,
+                beside,
+            } => {
                 let tokens: usize = parts.iter().map(|(_, count)| count).sum();
                 assert!(tokens <= policy.chunk);
                 times.chunk = PROMPT_TOKEN * u32::try_from(tokens).unwrap();
+                times.prompt_token = PROMPT_TOKEN;
                 now += times.chunk;
                 for (id, count) in parts {
                     assert!(count > 0);
@@ -133,6 +139,16 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                 }
                 for job in jobs.values_mut().filter(|job| job.left == 0) {
                     job.chunks += usize::from(job.last != now);
+                }
+                for id in beside {
+                    let job = jobs.get_mut(&id).unwrap();
+                    assert_eq!((job.asked.blend, job.left), (blend, 0));
+                    let fared = &mut fared[id as usize];
+                    fared.gap = fared.gap.max(now - job.last);
+                    fared.chunks = fared.chunks.max(job.chunks);
+                    (job.last, job.chunks) = (now, 0);
+                    job.made += 1;
+                    assert!(job.made < job.asked.tokens);
                 }
             }
             Step::Tokens { blend, ids, steps } => {
@@ -242,6 +258,7 @@ fn whoever_gets_a_slot() {
         earned,
         waited: Duration::ZERO,
         work,
+        beside: true,
         blend: 0,
     };
     let start = |id, level| Change::Start { id, level };
@@ -273,6 +290,27 @@ fn whoever_gets_a_slot() {
     let long: Vec<Waiting> = (0..4).map(|id| waiting(id, 0, 0, 9999)).collect();
     let got = policy.admit(4, &[], &long, &mut Turns::default());
     assert_eq!(got.len(), 3);
+}
+
+/// However many prompts there are, and however long: a token is late by a few steps at most.
+#[test]
+fn a_chunk_takes_no_longer_than_a_few_steps() {
+    let prompts = (0..400).map(|n| asked(n * 20, 3000, 30));
+    let all: Vec<Asked> = prompts.collect();
+    let longest = |chunk_steps| {
+        let policy = Policy {
+            chunk_beside: 4000,
+            chunk: 4000,
+            chunk_steps,
+            ..Policy::default()
+        };
+        let fared = simulate(&policy, 16, &all, LONG);
+        fared.iter().map(|fared| fared.gap).max().unwrap()
+    };
+    // The chunk, and the step that makes the token.
+    assert_eq!([3, 7].map(longest), [4, 8].map(|steps| TOKEN * steps));
+    assert!(longest(0) <= PROMPT_TOKEN * 128 + TOKEN);
+    assert!(longest(u32::MAX) > TOKEN * 10);
 }
 
 fn any_asked() -> impl Strategy<Value = Asked> {
@@ -338,6 +376,7 @@ fn who_gives_way() {
             } else {
                 Work::Token
             },
+            beside: true,
             blend: 0,
         });
         running.collect()
@@ -396,6 +435,7 @@ fn a_chunk_for_each_replica() {
         earned: 0,
         waited: Duration::ZERO,
         work: Work::Prompt { left, most: left },
+        beside: true,
         blend: 0,
     };
     let running = [

@@ -4,7 +4,7 @@
 //! It is the policy that is asked, with what is known: who is fed how much, who ends by the number of its tokens, who waits, and
 //! who has come while the step runs. A stop token, or a cancelled request, makes it another step.
 
-use super::{Goal, Worker};
+use super::Worker;
 use crate::{
     BatchShape, Expected,
     engine::{
@@ -31,11 +31,13 @@ pub(super) struct Lookahead {
 }
 
 impl Worker {
-    /// What comes after `step`, which `running` shows the beginning of; none where nobody wants to know.
-    pub(super) fn look_ahead(&self, step: &Step, running: &[Running]) -> Option<Lookahead> {
+    /// What comes after `steps`, which `running` shows the beginning of; none where nobody wants to know.
+    pub(super) fn look_ahead(&self, steps: &[Step], running: &[Running]) -> Option<Lookahead> {
         let expected = self.executor.expected()?;
         let mut turns = self.turns.clone();
-        turns.took(step);
+        for step in steps {
+            turns.took(step);
+        }
         let waiting = self.waiting.values().filter(|job| !job.is_blocked());
         let waiting: Vec<&Job> = waiting.take(MOST_WAITING).collect();
         let jobs = self.running.values().chain(waiting.iter().copied());
@@ -46,50 +48,61 @@ impl Worker {
             let tokens = session.unfed(job.target(session.history.len()));
             Some(awaited(job, tokens))
         });
-        let after = running.iter().filter_map(|view| {
-            let job = self.running.get(&view.id)?;
-            let work = after(job, view.work, step)?;
-            Some(Running {
-                work,
-                ..view.clone()
-            })
-        });
         let lookahead = Lookahead {
             expected,
             policy: self.policy.clone(),
             turns,
             times: self.times,
             slots: self.slots.len(),
-            running: after.collect(),
+            running: self.views_after(steps, running),
             waiting: waiting.collect(),
             choosing,
         };
         lookahead.tell();
         Some(lookahead)
     }
+
+    /// What running jobs need after steps.
+    pub(super) fn views_after(&self, steps: &[Step], running: &[Running]) -> Vec<Running> {
+        let views = running.iter().filter_map(|view| {
+            let job = self.running.get(&view.id)?;
+            after(job, view, steps)
+        });
+        views.collect()
+    }
 }
 
-/// What a job needs after a step; nothing if that was its end.
-fn after(job: &Job, work: Work, step: &Step) -> Option<Work> {
-    let makes = |tokens: usize| match &job.goal {
-        Goal::Generate(making) => making.made + tokens < making.most,
-        _ => false,
-    };
-    match (step, work) {
-        (Step::Prompts { parts, .. }, Work::Prompt { left, .. }) => {
-            let fed = parts.iter().find(|(id, _)| *id == job.id);
-            let left = left - fed.map_or(0, |(_, fed)| *fed).min(left);
-            match left {
-                0 if job.made() == Some(0) => makes(1).then_some(Work::Token),
-                0 => makes(0).then_some(Work::Token),
-                left => Some(Work::Prompt { left, most: left }),
+/// What a job needs after steps; nothing if they were its end.
+fn after(job: &Job, view: &Running, steps: &[Step]) -> Option<Running> {
+    let mut view = view.clone();
+    let mut unmade = job.unmade();
+    for step in steps {
+        let mut made = 0;
+        match (step, view.work) {
+            (Step::Prompts { parts, .. }, Work::Prompt { left, .. }) => {
+                let fed = parts.iter().find(|(id, _)| *id == view.id);
+                let left = left - fed.map_or(0, |(_, fed)| *fed).min(left);
+                view.work = Work::Prompt { left, most: left };
+                if left == 0 {
+                    view.work = Work::Token;
+                    made = usize::from(job.made() == Some(0));
+                }
             }
+            (Step::Prompts { beside, .. }, Work::Token) => {
+                made = usize::from(beside.contains(&view.id));
+            }
+            (Step::Tokens { ids, steps, .. }, Work::Token) if ids.contains(&view.id) => {
+                made = *steps;
+            }
+            _ => {}
         }
-        (Step::Tokens { ids, steps, .. }, Work::Token) if ids.contains(&job.id) => {
-            makes(*steps).then_some(work)
+        if view.work == Work::Token && made >= unmade {
+            return None;
         }
-        _ => Some(work),
+        unmade -= made;
+        view.beside &= unmade > 1;
     }
+    Some(view)
 }
 
 fn awaited(job: &Job, tokens: usize) -> Waiting {
@@ -137,17 +150,18 @@ impl Lookahead {
         match self.policy.next(&running, &turns, self.times) {
             Step::Nothing => None,
             Step::Tokens { ids, .. } => Some(BatchShape::decode(ids.len())),
-            Step::Prompts { parts, .. } => {
+            Step::Prompts { parts, beside, .. } => {
                 let ends = |(id, fed): &&(u64, usize)| {
                     let view = running.iter().find(|view| view.id == *id);
                     let left = view.map(|view| view.work);
                     let all = matches!(left, Some(Work::Prompt { left, .. }) if left == *fed);
                     all && self.choosing.contains(id)
                 };
+                let fed: usize = parts.iter().map(|(_, fed)| fed).sum();
                 Some(BatchShape {
-                    tokens: parts.iter().map(|(_, fed)| fed).sum(),
-                    spans: parts.len(),
-                    outputs: parts.iter().filter(ends).count(),
+                    tokens: fed + beside.len(),
+                    spans: parts.len() + beside.len(),
+                    outputs: parts.iter().filter(ends).count() + beside.len(),
                 })
             }
         }
@@ -165,6 +179,7 @@ fn start(waiting: &Waiting, earned: i64) -> Running {
             left: waiting.tokens,
             most: waiting.tokens,
         },
+        beside: false,
         blend: 0,
         replica: 0,
     }
@@ -181,6 +196,7 @@ mod tests {
             earned: 0,
             waited: Duration::ZERO,
             work,
+            beside: true,
             blend: 0,
             replica: 0,
         }
@@ -208,8 +224,12 @@ mod tests {
             let (blend, ids, steps) = (0, vec![1], 1);
             Step::Tokens { blend, ids, steps }
         } else {
-            let (blend, parts) = (0, vec![(1, 1)]);
-            Step::Prompts { blend, parts }
+            let (blend, parts, beside) = (0, vec![(1, 1)], Vec::new());
+            Step::Prompts {
+                blend,
+                parts,
+                beside,
+            }
         });
         let policy = Policy {
             chunk: 100,
@@ -239,16 +259,16 @@ mod tests {
             next(true, 4, &[token(1), token(2)], &[], &[]),
             Some((2, 2, 2))
         );
-        // A prompt beside tokens has its part of a chunk, and chooses a token where it ends there.
+        // A prompt beside tokens has its part of a chunk, and chooses a token where it ends there; so do those at their tokens.
         let beside = [token(1), prompt(2, 80), prompt(3, 7)];
-        assert_eq!(next(true, 4, &beside, &[], &[2, 3]), Some((50, 2, 1)));
+        assert_eq!(next(true, 4, &beside, &[], &[2, 3]), Some((50, 3, 2)));
         // After prompts it is those at their tokens whose turn it is.
         assert_eq!(next(false, 4, &beside, &[], &[2, 3]), Some((1, 1, 1)));
         // Those that wait get the slots that are free.
         let waiting = [waits(5, 9), waits(6, 8), waits(7, 30)];
         assert_eq!(
             next(true, 3, &[token(1)], &waiting, &[5, 6, 7]),
-            Some((17, 2, 2))
+            Some((18, 3, 3))
         );
         assert_eq!(
             next(true, 1, &[token(1)], &waiting, &[5, 6, 7]),

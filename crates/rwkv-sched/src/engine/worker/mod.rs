@@ -1,6 +1,7 @@
 //! The engine's thread: it has the executor, the slots and what every session has seen.
 
 mod blends;
+mod bursts;
 mod lookahead;
 mod prefixes;
 mod sessions;
@@ -235,12 +236,14 @@ impl Worker {
             let seconds: f64 = times.iter().map(crate::StepTimes::seconds).sum();
             self.stats.gpu_time += std::time::Duration::from_secs_f64(seconds);
         }
-        let mut published = self
-            .published
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let earlier = std::mem::replace(&mut *published, self.stats);
-        drop(published);
-        self.stats.report(&earlier);
+        publish(&self.stats, &self.published);
     }
+}
+
+/// Shows what was counted to those outside.
+fn publish(stats: &EngineStats, published: &Mutex<EngineStats>) {
+    let mut published = published.lock().unwrap_or_else(PoisonError::into_inner);
+    let earlier = std::mem::replace(&mut *published, *stats);
+    drop(published);
+    stats.report(&earlier);
 }

@@ -273,6 +273,7 @@ impl Worker {
                 earned: job.level,
                 waited: job.waited(now),
                 work,
+                beside: self.executor.draws() && job.unmade() > 1,
                 blend: number,
             });
         }

@@ -1,0 +1,193 @@
+//! What an engine asks an executor that runs ahead for.
+
+use super::{all, block_on, cpu, model, request, until};
+use rwkv_sched::{
+    Adapter, Batch, BlendProgress, Burst, Executor, Logits, ModelConfig, OnDrawn, Result, SlotId,
+    State, WeightReads,
+    engine::{Engine, EngineOptions, Policy, Request},
+};
+use std::sync::{Arc, Mutex};
+
+/// What a burst held.
+#[derive(Clone, Debug)]
+struct Asked {
+    /// Tokens of each span, and whether a token is drawn from it.
+    spans: Vec<(usize, bool)>,
+    sequences: usize,
+    steps: usize,
+    may_stop: bool,
+}
+
+type Notes = Arc<Mutex<Vec<Asked>>>;
+
+/// As `inner`, which says that it runs ahead.
+struct Noted {
+    inner: Box<dyn Executor>,
+    notes: Notes,
+}
+
+impl Executor for Noted {
+    fn config(&self) -> &ModelConfig {
+        self.inner.config()
+    }
+    fn device(&self) -> &str {
+        self.inner.device()
+    }
+    fn slots(&self) -> usize {
+        self.inner.slots()
+    }
+    fn chunk(&self) -> usize {
+        self.inner.chunk()
+    }
+    fn device_bytes(&self) -> u64 {
+        self.inner.device_bytes()
+    }
+    fn blend_bytes(&self) -> u64 {
+        self.inner.blend_bytes()
+    }
+    fn run(&mut self, batch: &Batch) -> Result<Logits> {
+        self.inner.run(batch)
+    }
+    fn burst(&mut self, burst: Burst<'_>, take: OnDrawn<'_>) -> Result<()> {
+        let spans = burst.prompts.spans.iter();
+        let spans = spans.map(|s| (s.tokens.len(), s.wanted == rwkv_sched::Wanted::Last));
+        self.notes.lock().unwrap().push(Asked {
+            spans: spans.collect(),
+            sequences: burst.sequences.len(),
+            steps: burst.steps,
+            may_stop: burst.may_stop,
+        });
+        self.inner.burst(burst, take)
+    }
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+    fn draws(&self) -> bool {
+        true
+    }
+    fn reset(&mut self, slot: SlotId) -> Result<()> {
+        self.inner.reset(slot)
+    }
+    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
+        self.inner.set_initial_state(state)
+    }
+    fn state(&mut self, slot: SlotId) -> Result<State> {
+        self.inner.state(slot)
+    }
+    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
+        self.inner.set_state(slot, state)
+    }
+    fn prepare_adapters(
+        &mut self,
+        blend: &[(Arc<Adapter>, f32)],
+        tensors: usize,
+    ) -> Result<BlendProgress> {
+        self.inner.prepare_adapters(blend, tensors)
+    }
+    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+        self.inner.set_adapters(blend)
+    }
+    fn weight_reads(&self) -> WeightReads {
+        self.inner.weight_reads()
+    }
+}
+
+/// Runs `first` until it has made some tokens, and then all of `then`; what was asked for from then on.
+fn asked_for(first: &[Request], then: &[Request]) -> Vec<Asked> {
+    let notes = Notes::default();
+    let noted = Noted {
+        inner: cpu(&model(1), 6),
+        notes: notes.clone(),
+    };
+    let options = EngineOptions {
+        policy: Policy {
+            burst_steps: 8,
+            ..Policy::default()
+        },
+        ahead: usize::MAX,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::with_executor(Box::new(noted), options).unwrap();
+    block_on(async {
+        let mut running = Vec::new();
+        for request in first {
+            let mut session = engine.session();
+            let stream = session.generate(request.clone()).await.unwrap();
+            running.push((session, stream));
+        }
+        until(&engine, |s| s.tokens >= 40 * first.len() as u64).await;
+        notes.lock().unwrap().clear();
+        for request in then {
+            let mut session = engine.session();
+            let stream = session.generate(request.clone()).await.unwrap();
+            assert!(!all(stream).await.is_empty());
+        }
+    });
+    let asked = notes.lock().unwrap();
+    asked
+        .iter()
+        .filter(|a| !a.spans.is_empty())
+        .cloned()
+        .collect()
+}
+
+const LONG: usize = 1_000_000;
+
+/// Whoever begins goes on in the same burst, and those at their tokens get one beside the prompt.
+#[test]
+fn prompts_and_tokens_are_asked_for_at_once() {
+    let first = [request(&[1], LONG, 1), request(&[2], LONG, 2)];
+    let asked = asked_for(&first, &[request(&[3; 20], 30, 3)]);
+    let [asked] = &asked[..] else {
+        panic!("{asked:?}");
+    };
+    assert_eq!(asked.spans, [(20, true), (1, true), (1, true)]);
+    assert_eq!(asked.sequences, 3);
+    assert!(asked.steps > 0 && !asked.may_stop, "{asked:?}");
+}
+
+/// Where somebody wants the state after its prompt, or has no more than its first token, the burst ends with the prompts.
+#[test]
+fn who_does_not_go_on_at_once() {
+    let first = [request(&[1], LONG, 1)];
+    let rewinds = Request {
+        rewinds: true,
+        ..request(&[3; 20], 30, 3)
+    };
+    for one in [rewinds, request(&[3; 20], 1, 3)] {
+        let asked = asked_for(&first, &[one]);
+        let [asked] = &asked[..] else {
+            panic!("{asked:?}");
+        };
+        assert_eq!(asked.spans, [(20, true), (1, true)]);
+        assert_eq!((asked.sequences, asked.steps), (2, 0));
+    }
+}
+
+/// States are kept to go back to only where a burst is broken off by a token: few sequences, some of which watch for one.
+#[test]
+fn who_may_stop() {
+    let watching = |number: u32, most| Request {
+        stop_tokens: vec![49],
+        sampler: rwkv_sched::sampling::SamplerParams {
+            logit_bias: vec![(49, f32::NEG_INFINITY)],
+            ..Default::default()
+        },
+        ..request(&[number], most, u64::from(number))
+    };
+    let plain = |number: u32, most| request(&[number], most, u64::from(number));
+    for (first, then, may_stop) in [
+        (vec![plain(1, LONG)], plain(3, 30), false),
+        (vec![plain(1, LONG)], watching(3, 30), true),
+        (vec![watching(1, LONG)], plain(3, 30), true),
+        (
+            vec![watching(1, LONG), watching(2, LONG)],
+            watching(3, 30),
+            false,
+        ),
+    ] {
+        let asked = asked_for(&first, &[then]);
+        assert!(!asked.is_empty());
+        assert!(asked.iter().all(|a| a.may_stop == may_stop), "{asked:?}");
+    }
+}

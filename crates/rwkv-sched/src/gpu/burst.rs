@@ -8,7 +8,7 @@ use super::{
     GpuExecutor,
     blend::if_there_is_room,
     decode::{AHEAD, Beginning, Copies, Progress, Run},
-    meter::{Meter, Wait},
+    meter::Meter,
     plan::Plan,
     prepare::Prepared,
     samplers::{Samplers, ring_bytes, unread},
@@ -81,7 +81,7 @@ impl GpuExecutor {
         let (plan, tables) = &ready.chunk;
         let rows = self.rows_on_host(tables)?;
         self.launch(plan, tables, [&rows, &Carried::new()], |_| ())?;
-        let chunk = self.meter.waits(tables.tokens.len());
+        let chunk = tables.tokens.len();
         let mut meter = std::mem::take(&mut self.meter);
         let mut prepared = std::mem::take(&mut self.prepared);
         let readbacks = std::mem::take(&mut self.token_readbacks);
@@ -172,7 +172,7 @@ impl GpuExecutor {
     fn run_ahead(
         &self,
         ready: Ready,
-        (chunk, asked): (Wait, &Asked<'_>),
+        (chunk, asked): (usize, &Asked<'_>),
         lent: Lent<'_>,
         burst: &mut Burst<'_>,
         take: OnDrawn<'_>,

@@ -9,7 +9,7 @@
 use super::{
     GpuExecutor,
     copies::StateCopies,
-    meter::{Meter, Wait},
+    meter::Meter,
     samplers::{Samplers, Sampling, token_of, unread},
 };
 use crate::{Result, SlotId, TokenId};
@@ -83,8 +83,8 @@ pub(super) struct Run<'a> {
     pub(super) meter: &'a mut Meter,
     /// What step 0 is, if it is no step that decodes.
     pub(super) beginning: Option<Beginning>,
-    /// What was submitted before, until it is known to be done.
-    pub(super) chunk: Option<Wait>,
+    /// Tokens of what was submitted before, until it is known to be done.
+    pub(super) chunk: Option<usize>,
     /// The plan's, and the sampler's.
     pub(super) dispatches: Vec<Dispatch>,
     pub(super) _sampling: Option<Sampling>,
@@ -251,8 +251,8 @@ impl Run<'_> {
         let Some(words) = self.progress.ready.pop_front() else {
             return Err(unread());
         };
-        if let Some(chunk) = self.chunk.take() {
-            chunk.finished();
+        if let Some(tokens) = self.chunk.take() {
+            self.meter.finished(tokens);
         }
         let vocab = self.executor.model.config().vocab;
         let beginning = self.beginning.as_ref().filter(|_| self.progress.read == 0);

@@ -10,9 +10,10 @@ use super::{
     },
 };
 use rwkv_sched::{
-    Adapter, BlockWeight as B, Error, Executor, GpuExecutor, LoadOptions, LowRank, Model, Version,
-    Weight, WeightsDType,
-    engine::{Engine, EngineOptions},
+    Adapter, Batch, BlockWeight as B, Error, Executor, GpuExecutor, LoadOptions, LowRank, Model,
+    SlotId, Version, Wanted, Weight, WeightsDType,
+    engine::{Engine, EngineOptions, Request},
+    sampling::Sampler,
 };
 use std::sync::Arc;
 
@@ -120,6 +121,47 @@ fn each_session_has_its_own_on_a_gpu() {
         GpuExecutor::new(&model, &gpus()[1].gpu, &options, &mut |_| {}).unwrap()
     };
     check(Box::new(load(5)), &mut load(1), &model);
+}
+
+/// A request without a prompt begins with what the last token before it says, by the blend that one was made with, and feeds its
+/// own tokens by its own.
+#[test]
+fn going_on_with_another_blend() {
+    let model = model(1);
+    let blends = blends(&model);
+    let engine = engine(&model, 2, EngineOptions::default());
+    let asked = |prompt: &[u32], blend: usize| Request {
+        adapters: blends[blend].clone(),
+        ..request(prompt, 12, 7)
+    };
+    let (first, then) = (asked(&[3; 9], 1), asked(&[], 2));
+    let (said, got) = block_on(async {
+        let mut session = engine.session();
+        let said = all(session.generate(first.clone()).await.unwrap()).await;
+        let got = all(session.generate(then.clone()).await.unwrap()).await;
+        (said, got)
+    });
+    let mut oracle = cpu(&model, 1);
+    let tokens = [&first.prompt[..], &said].concat();
+    let mut going_on = |blend: usize| {
+        oracle.set_adapters(&blends[1]).unwrap();
+        oracle.reset(SlotId(0)).unwrap();
+        let mut sampler = Sampler::new(then.sampler.clone()).unwrap();
+        let mut fed = tokens.clone();
+        let mut made = Vec::new();
+        while made.len() < then.max_tokens {
+            let batch = Batch::single(SlotId(0), &fed, Wanted::Last);
+            let logits = oracle.run(&batch).unwrap();
+            let token = sampler.sample(logits.last().unwrap()).unwrap();
+            sampler.accept(token, true);
+            made.push(token);
+            fed = vec![token];
+            oracle.set_adapters(&blends[blend]).unwrap();
+        }
+        made
+    };
+    assert_eq!(got, going_on(2));
+    assert_ne!(got, going_on(1), "the blends differ in what they say");
 }
 
 /// An adapter of another model fails the requests that name it, and no others.

@@ -40,6 +40,15 @@ impl Blends {
         self.last
     }
 
+    /// The number of a blend that is ready.
+    pub(super) fn ready(&self, blend: &Blend) -> Option<u64> {
+        if *blend == Blend::default() {
+            return Some(0);
+        }
+        let known = self.known.iter().find(|known| known.blend == *blend);
+        known.filter(|known| known.ready).map(|known| known.number)
+    }
+
     pub(super) fn is_ready(&self, number: u64) -> bool {
         number == 0 || self.known.iter().any(|k| k.number == number && k.ready)
     }

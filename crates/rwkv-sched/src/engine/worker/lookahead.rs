@@ -62,11 +62,18 @@ impl Worker {
         Some(lookahead)
     }
 
-    /// What running jobs need after steps.
+    /// What running jobs need after steps. Tokens are made by the job's own blend, whichever has fed what came before them.
     pub(super) fn views_after(&self, steps: &[Step], running: &[Running]) -> Vec<Running> {
         let views = running.iter().filter_map(|view| {
             let job = self.running.get(&view.id)?;
-            after(job, view, steps)
+            let mut view = after(job, view, steps)?;
+            if view.work == Work::Token {
+                match self.blends.ready(&job.blend) {
+                    Some(blend) => view.blend = blend,
+                    None => view.work = Work::Unprepared,
+                }
+            }
+            Some(view)
         });
         views.collect()
     }

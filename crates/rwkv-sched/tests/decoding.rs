@@ -215,5 +215,11 @@ fn bursts() {
                 assert!(last.is_none_or(|last| last == sequence.token), "{what}");
             }
         }
+        // Without prompts and steps nothing is fed, and nobody gets a token.
+        let (mut all, before) = (sequences(50, &mut random), states(executor));
+        let ways = (0, usize::MAX, false);
+        let (told, after) = at_once(executor, &Batch::default(), &mut all, ways);
+        assert!(told.is_empty(), "{version}, {name}: {told:?}");
+        assert!(after == before, "{version}, {name}: other states");
     }
 }

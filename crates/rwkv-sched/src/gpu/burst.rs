@@ -70,7 +70,7 @@ impl GpuExecutor {
                 steps: burst.steps,
             }
         };
-        let draws = burst.steps > 0 || asked.begins.iter().any(Option::is_some);
+        let draws = burst.steps > 0 || (!decodes && asked.begins.iter().any(Option::is_some));
         if burst.sequences.is_empty() || !draws {
             return Ok(false);
         }

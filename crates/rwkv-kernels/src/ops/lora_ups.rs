@@ -2,7 +2,7 @@
 //! [`matmul`](super::matmul) of a pair's hidden vectors (`wgsl/lora_up.wgsl`), where the adapter has cooperative matrices
 //! of those vectors in F16 (`wgsl/lora_up_coop.wgsl`).
 
-use super::step::{check_hidden, hidden_quads, one_buffer};
+use super::step::{check_hidden, one_buffer, quads_of};
 use crate::{Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, shaders};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use rwkv_gpu::{Binding, Buffer, Dispatch};
@@ -69,7 +69,7 @@ pub(super) fn pair_params<'a>(
     hidden: &[View<'a>],
 ) -> Result<(Binding<'a>, [PairParams; MOST_PAIRS])> {
     let (projected, places) = one_buffer(what, hidden)?;
-    let quads = hidden_quads(what, &places)?;
+    let quads = quads_of(what, &places)?;
     let mut pairs = [PairParams::zeroed(); MOST_PAIRS];
     let parts = up.ranks().zip(up.places());
     for ((pair, (rank, (first, units))), hidden) in pairs.iter_mut().zip(parts).zip(quads) {

@@ -4,7 +4,7 @@
 
 use super::{
     lora_ups::{MOST_PAIRS, PairParams, pair_params},
-    step::{check_hidden, one_buffer},
+    step::{check_hidden, one_buffer, quads_of},
 };
 use crate::{
     Error, Format, GpuVector, Kernels, LoraUp, Result, View, kernels::u32_of, ops::Function,
@@ -121,12 +121,13 @@ impl Kernels {
         let (projected, pairs) = pair_params(what, op.up, op.hidden)?;
         let (y, places) = one_buffer(what, &results)?;
         let mut ends = [EndParams::zeroed(); MOST_PAIRS];
-        for ((params, end), place) in ends.iter_mut().zip(op.ends).zip(&places) {
+        let quads = quads_of(what, &places)?;
+        for ((params, end), y) in ends.iter_mut().zip(op.ends).zip(quads) {
             *params = EndParams {
                 function_code: end.function.code(),
                 bias: u32_of("bias", end.bias.unwrap_or(0) * channels / 4)?,
                 has_bias: u32::from(end.bias.is_some()),
-                y: place / 4,
+                y,
             };
         }
         let mixing = op.mixed.map_or(MOST_PAIRS, |_| op.ends.len() - 1);
@@ -157,7 +158,7 @@ impl Kernels {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
     use super::*;
     use crate::ops::{
@@ -239,5 +240,49 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Few tokens, a bias that is not there, another function, and results that are no vec4s apart.
+    #[test]
+    fn refused() {
+        let kernels = kernels(16);
+        let gpu = kernels.gpu();
+        let (tokens, channels) = (70, 128);
+        let mut upload = Upload::new(gpu);
+        let vectors = GpuVector::new(gpu, "vectors", &noise(channels, 5), &mut upload).unwrap();
+        upload.flush().unwrap();
+        let room = 2 * tokens + 1;
+        let made = Activation::new(gpu, room, &vec![0.0; room * channels]);
+        let refused = |tokens, bias, function, apart: u64| {
+            let pairs = Pairs::new(gpu, tokens, channels, &[8, 8]);
+            let end = |offset| PairEnd {
+                bias,
+                function,
+                y: View {
+                    offset,
+                    rows: tokens,
+                    ..made.view()
+                },
+            };
+            let op = PairUps {
+                up: &pairs.up,
+                hidden: &pairs.hidden(),
+                vectors: &vectors,
+                ends: &[end(0), end(View::bytes(tokens, channels) + apart)],
+                mixed: None,
+            };
+            match kernels.pair_ups(&op) {
+                Err(Error::Shape { .. }) => true,
+                Err(other) => panic!("{other}"),
+                Ok(_) => false,
+            }
+        };
+        let usual = Function::Sigmoid;
+        assert!(!refused(tokens, Some(0), usual, 0));
+        assert!(!refused(tokens, None, usual, 16));
+        assert!(refused(FEW_TOKENS, None, usual, 0));
+        assert!(refused(tokens, Some(1), usual, 0));
+        assert!(refused(tokens, None, Function::Tanh, 0));
+        assert!(refused(tokens, None, usual, 4));
     }
 }

@@ -234,15 +234,15 @@ pub(super) fn check_hidden(
     Err(Error::shape(what, problem))
 }
 
-/// The first vec4s of hidden vectors whose first elements are `places`.
+/// The first vec4s of views whose first elements are `places` of one buffer.
 ///
 /// # Errors
 /// [`Error::Shape`] where one lies at no multiple of 16 bytes.
-pub(super) fn hidden_quads(what: &str, places: &[u32]) -> Result<[u32; 4]> {
+pub(super) fn quads_of(what: &str, places: &[u32]) -> Result<[u32; 4]> {
     let mut quads = [0; 4];
     for (quad, place) in quads.iter_mut().zip(places) {
         if !place.is_multiple_of(4) {
-            let problem = "hidden vectors that do not begin at a multiple of 16 bytes";
+            let problem = "views that do not begin at a multiple of 16 bytes";
             return Err(Error::shape(what, problem));
         }
         *quad = place / 4;

@@ -5,9 +5,7 @@
 use super::{
     heads::compiled_head,
     lora_ups::LoraUps,
-    step::{
-        StepKernel, StepTile, Ups, check_hidden, head_suits, hidden_quads, one_buffer, row_lanes,
-    },
+    step::{StepKernel, StepTile, Ups, check_hidden, head_suits, one_buffer, quads_of, row_lanes},
 };
 use crate::{
     BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View,
@@ -274,7 +272,7 @@ impl Kernels {
         let place = |i: usize| rest.get(i).copied().unwrap_or(0);
         let params = Params {
             page: op.page,
-            hidden: hidden_quads("wkv7 step", hidden)?,
+            hidden: quads_of("wkv7 step", hidden)?,
             r: place(0),
             k: place(1),
             v: place(2),

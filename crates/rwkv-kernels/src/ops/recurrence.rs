@@ -85,7 +85,7 @@ impl RecurrenceTile {
         let many = [(4, 8, 1024), (4, 8, 512)].map(Self::of_teams);
         few.chain(many)
             .find(|tile| tile.fits(kernels, head_size))
-            .unwrap_or(Self::PLAIN)
+            .unwrap_or_else(|| Self::in_one_order(kernels, head_size))
     }
 
     const ONE_ORDER: Self = Self {
@@ -158,5 +158,27 @@ impl RecurrenceTile {
                 let problem = format!("there is no {self:?} for heads of {head_size}");
                 Error::shape(kernel, problem)
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::coop_emulation::kernels;
+
+    /// Heads that no four tokens at once serve still have teams where the adapter has them, and every head has a tile.
+    #[test]
+    fn usual() {
+        let kernels = kernels(16);
+        for head_size in 1..=128 {
+            for states in [1, 33, 1000] {
+                let tile = RecurrenceTile::usual(&kernels, states, head_size);
+                assert!(tile.fits(&kernels, head_size), "{tile:?} of {head_size}");
+                if !head_size.is_multiple_of(4) {
+                    let one_order = RecurrenceTile::in_one_order(&kernels, head_size);
+                    assert_eq!(tile, one_order, "{head_size}");
+                }
+            }
+        }
     }
 }

@@ -45,8 +45,8 @@ struct Params {
 @group(0) @binding(4) var<storage, read> first_value: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
 
-// Each of eight subgroups has 32 tokens × 64 channels. Its matrices of sums pass through workgroup memory one after the other, where
-// its lanes can tell tokens and channels apart.
+// Each of eight subgroups has 32 tokens × 64 channels. Its matrices of sums pass through workgroup memory one after the
+// other, where its lanes can tell tokens and channels apart.
 const STAGE_PITCH: u32 = SIDE + 4u;
 var<workgroup> stage: array<f32, THREADS / LANES * SIDE * STAGE_PITCH>;
 

@@ -1,7 +1,6 @@
-// Tiles of hidden vectors and weights in f16 for cooperative matrices; who imports this defines the CHANNELS and THREADS of a
-// workgroup. Hidden vectors are rounded as they come; what passes
-// f16's range stays at the end of it: decay's and gate's are results of tanh and sigmoid, and what the others make goes
-// through a sigmoid.
+// Tiles of hidden vectors and weights in f16 for cooperative matrices; who imports this defines the CHANNELS and THREADS of
+// a workgroup. Hidden vectors are rounded as they come; what passes f16's range stays at the end of it: decay's and gate's
+// are results of tanh and sigmoid, and what the others make goes through a sigmoid.
 
 // As in a LoraUp: rows of units of eight F16, padded.
 @group(1) @binding(0) var<storage, read> weights: array<vec4<f16>>;

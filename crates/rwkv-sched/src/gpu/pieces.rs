@@ -23,8 +23,8 @@ impl GpuExecutor {
         shape.tokens <= self.chunk && shape.outputs <= SMALL
     }
 
-    /// As [`begin_part`](crate::part::PartExecutor::begin_part) for a batch of `shape` that there is no memory for: in the largest pieces that there
-    /// is memory for, whose results are together what the batch's would be.
+    /// As [`begin_part`](crate::part::PartExecutor::begin_part) for a batch of `shape` that there is no memory for: in the
+    /// largest pieces that there is memory for, whose results are together what the batch's would be.
     ///
     /// # Errors
     /// Those of `begin_part`; memory that does not suffice for single tokens.

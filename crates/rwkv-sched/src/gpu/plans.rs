@@ -1,5 +1,5 @@
-//! The plans of an executor: made when a batch shape comes, those of single tokens when a model is loaded, and let go of
-//! where they hold too much.
+//! The plans of an executor: made when a batch shape comes, that of a token when a model is loaded, and let go of where
+//! they hold too much.
 
 use super::{
     GpuExecutor,

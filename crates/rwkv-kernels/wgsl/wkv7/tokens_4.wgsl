@@ -108,6 +108,15 @@ fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
     }
 }
 
+// A column of the terms of ρ, or past the third of those of k, summed over all channels.
+fn dots_of(four: u32, column: u32) -> vec4<f32> {
+    var sum = vec4(0.0);
+    for (var j = 0u; j < WIDE / SUMMED; j++) {
+        sum += partial[four * WIDE + j * SUMMED + column];
+    }
+    return sum;
+}
+
 fn stage(place: Place, brought: Ahead) {
     var ahead = brought;
     for (var i = 0u; i < BLOCKS; i++) {
@@ -128,25 +137,22 @@ fn stage(place: Place, brought: Ahead) {
         }
     }
     for (var i = place.thread; i < FOURS * 8u; i += THREADS) {
-        var sum = vec4(0.0);
-        for (var j = 0u; j < WIDE / SUMMED; j++) {
-            sum += partial[i / 8u * WIDE + j * SUMMED + i % 8u];
+        let there = vec4(0u, 1u, 2u, 3u) <= vec4(i % 4u);
+        read_dots[i] = select(vec4(0.0), dots_of(i / 8u, i % 8u), there);
+    }
+    for (var i = place.thread; i < FOURS * 3u; i += THREADS) {
+        let four = i / 3u;
+        let which = i % 3u;
+        if which < 2u {
+            removal_dots[i] = vec4(dots_of(four, which * 4u).yzw, dots_of(four, which * 4u + 1u).z);
+        } else {
+            removal_dots[i] = vec4(
+                dots_of(four, 1u).w,
+                dots_of(four, 2u).w,
+                dots_of(four, 5u).w,
+                dots_of(four, 6u).w,
+            );
         }
-        let four = i / 8u * 3u;
-        let of_keys = i / 4u % 2u;
-        if i % 4u == 0u {
-            removal_dots[four + of_keys].x = sum.y;
-            removal_dots[four + of_keys].y = sum.z;
-            removal_dots[four + of_keys].z = sum.w;
-        }
-        if i % 4u == 1u {
-            removal_dots[four + of_keys].w = sum.z;
-            removal_dots[four + 2u][of_keys * 2u] = sum.w;
-        }
-        if i % 4u == 2u {
-            removal_dots[four + 2u][of_keys * 2u + 1u] = sum.w;
-        }
-        read_dots[i] = select(vec4(0.0), sum, vec4(0u, 1u, 2u, 3u) <= vec4(i % 4u));
     }
 }
 

@@ -45,7 +45,11 @@ fn a_full_queue_makes_callers_wait() {
 /// Whoever has a higher priority goes first, also before those that run.
 #[test]
 fn priorities() {
-    let engine = engine(&model(2), 1, EngineOptions::default());
+    let options = EngineOptions {
+        ahead: usize::MAX,
+        ..EngineOptions::default()
+    };
+    let engine = engine(&model(2), 1, options);
     block_on(async {
         let mut sessions: Vec<_> = (0..3).map(|_| engine.session()).collect();
         let [low, normal, high] = &mut sessions[..] else {
@@ -85,6 +89,8 @@ fn stopping_with_work_in_flight() {
     for ask in [false, true] {
         let options = EngineOptions {
             queue: 3,
+            // Whoever is not read would lose its slot, and there would be room.
+            ahead: usize::MAX,
             ..EngineOptions::default()
         };
         let engine = engine(&model(3), 2, options);

@@ -1,6 +1,6 @@
 //! What an engine asks an executor that runs ahead for.
 
-use super::{all, block_on, cpu, model, request, until};
+use super::{all, block_on, cpu, model, request, until, watched::as_inner};
 use rwkv_sched::{
     Adapter, Batch, BlendProgress, Burst, Executor, Logits, ModelConfig, OnDrawn, Result, SlotId,
     State, WeightReads,
@@ -27,24 +27,7 @@ struct Noted {
 }
 
 impl Executor for Noted {
-    fn config(&self) -> &ModelConfig {
-        self.inner.config()
-    }
-    fn device(&self) -> &str {
-        self.inner.device()
-    }
-    fn slots(&self) -> usize {
-        self.inner.slots()
-    }
-    fn chunk(&self) -> usize {
-        self.inner.chunk()
-    }
-    fn device_bytes(&self) -> u64 {
-        self.inner.device_bytes()
-    }
-    fn blend_bytes(&self) -> u64 {
-        self.inner.blend_bytes()
-    }
+    as_inner!();
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
         self.inner.run(batch)
     }
@@ -64,31 +47,6 @@ impl Executor for Noted {
     }
     fn draws(&self) -> bool {
         true
-    }
-    fn reset(&mut self, slot: SlotId) -> Result<()> {
-        self.inner.reset(slot)
-    }
-    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
-        self.inner.set_initial_state(state)
-    }
-    fn state(&mut self, slot: SlotId) -> Result<State> {
-        self.inner.state(slot)
-    }
-    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
-        self.inner.set_state(slot, state)
-    }
-    fn prepare_adapters(
-        &mut self,
-        blend: &[(Arc<Adapter>, f32)],
-        tensors: usize,
-    ) -> Result<BlendProgress> {
-        self.inner.prepare_adapters(blend, tensors)
-    }
-    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
-        self.inner.set_adapters(blend)
-    }
-    fn weight_reads(&self) -> WeightReads {
-        self.inner.weight_reads()
     }
 }
 

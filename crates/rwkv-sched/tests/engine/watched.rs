@@ -6,6 +6,56 @@ use rwkv_sched::{
 };
 use std::sync::Arc;
 
+/// The methods of an executor that does nothing else about them than its `inner` one.
+macro_rules! as_inner {
+    () => {
+        fn config(&self) -> &ModelConfig {
+            self.inner.config()
+        }
+        fn device(&self) -> &str {
+            self.inner.device()
+        }
+        fn slots(&self) -> usize {
+            self.inner.slots()
+        }
+        fn chunk(&self) -> usize {
+            self.inner.chunk()
+        }
+        fn device_bytes(&self) -> u64 {
+            self.inner.device_bytes()
+        }
+        fn blend_bytes(&self) -> u64 {
+            self.inner.blend_bytes()
+        }
+        fn reset(&mut self, slot: SlotId) -> Result<()> {
+            self.inner.reset(slot)
+        }
+        fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
+            self.inner.set_initial_state(state)
+        }
+        fn state(&mut self, slot: SlotId) -> Result<State> {
+            self.inner.state(slot)
+        }
+        fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
+            self.inner.set_state(slot, state)
+        }
+        fn prepare_adapters(
+            &mut self,
+            blend: &[(Arc<Adapter>, f32)],
+            tensors: usize,
+        ) -> Result<BlendProgress> {
+            self.inner.prepare_adapters(blend, tensors)
+        }
+        fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
+            self.inner.set_adapters(blend)
+        }
+        fn weight_reads(&self) -> WeightReads {
+            self.inner.weight_reads()
+        }
+    };
+}
+pub(crate) use as_inner;
+
 type Run = dyn FnMut(&mut dyn Executor, &Batch) -> Result<Logits> + Send;
 
 struct Watched {
@@ -23,50 +73,8 @@ pub(crate) fn watched(
 }
 
 impl Executor for Watched {
-    fn config(&self) -> &ModelConfig {
-        self.inner.config()
-    }
-    fn device(&self) -> &str {
-        self.inner.device()
-    }
-    fn slots(&self) -> usize {
-        self.inner.slots()
-    }
-    fn chunk(&self) -> usize {
-        self.inner.chunk()
-    }
-    fn device_bytes(&self) -> u64 {
-        self.inner.device_bytes()
-    }
-    fn blend_bytes(&self) -> u64 {
-        self.inner.blend_bytes()
-    }
+    as_inner!();
     fn run(&mut self, batch: &Batch) -> Result<Logits> {
         (self.run)(self.inner.as_mut(), batch)
-    }
-    fn reset(&mut self, slot: SlotId) -> Result<()> {
-        self.inner.reset(slot)
-    }
-    fn set_initial_state(&mut self, state: Option<&State>) -> Result<()> {
-        self.inner.set_initial_state(state)
-    }
-    fn state(&mut self, slot: SlotId) -> Result<State> {
-        self.inner.state(slot)
-    }
-    fn set_state(&mut self, slot: SlotId, state: &State) -> Result<()> {
-        self.inner.set_state(slot, state)
-    }
-    fn prepare_adapters(
-        &mut self,
-        blend: &[(Arc<Adapter>, f32)],
-        tensors: usize,
-    ) -> Result<BlendProgress> {
-        self.inner.prepare_adapters(blend, tensors)
-    }
-    fn set_adapters(&mut self, blend: &[(Arc<Adapter>, f32)]) -> Result<()> {
-        self.inner.set_adapters(blend)
-    }
-    fn weight_reads(&self) -> WeightReads {
-        self.inner.weight_reads()
     }
 }

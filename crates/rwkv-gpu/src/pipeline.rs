@@ -231,7 +231,8 @@ impl Gpu {
     /// Binds `bindings` to the slots of `group` of `pipeline`, in the order of the shader's slots.
     ///
     /// # Errors
-    /// [`Error::Rejected`] when number, size, alignment or usage do not fit.
+    /// [`Error::Rejected`] when number, size, alignment or usage do not fit; nobody looks at the usage of what is only
+    /// [planned](Self::planning).
     pub fn bind(
         &self,
         pipeline: &Pipeline,
@@ -258,7 +259,8 @@ impl Gpu {
                 ),
             });
         };
-        let allowed = self.capabilities().limits.binding_bytes;
+        let limits = &self.capabilities().limits;
+        let (allowed, alignment) = (limits.binding_bytes, limits.offset_alignment.max(4));
         for (slot, binding) in slots.iter().zip(bindings) {
             let bytes = binding
                 .size
@@ -269,6 +271,16 @@ impl Gpu {
                     bytes,
                     limit: "largest binding",
                     allowed,
+                });
+            }
+            let (offset, size) = (binding.offset, binding.buffer.size());
+            let end = offset.checked_add(bytes);
+            if !offset.is_multiple_of(alignment) || end.is_none_or(|end| end > size) {
+                return Err(Error::Rejected {
+                    what: format!("binding `{}` of kernel {}", slot.name, shader.name),
+                    message: format!(
+                        "{bytes} bytes at {offset} of a buffer of {size}, where offsets are multiples of {alignment}"
+                    ),
                 });
             }
         }

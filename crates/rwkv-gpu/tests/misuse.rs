@@ -288,6 +288,18 @@ fn planned_buffers() {
     let bind = |bindings: &[Binding<'_>]| plan.bind(&pipeline, 0, bindings);
     let slot = Binding::from(&planned);
     check(bind(&[slot]), rejected, &["group 0 has 2 slots, 1 buffers"]);
+    for (offset, size) in [(4, None), (0, Some(512)), (256, Some(4))] {
+        let outside = Binding {
+            offset,
+            size,
+            ..slot
+        };
+        check(
+            bind(&[Binding::from(&x), outside]),
+            rejected,
+            &["binding `y`"],
+        );
+    }
     let group = bind(&[Binding::from(&x), slot]).unwrap();
     let dispatch = Dispatch {
         pipeline: pipeline.clone(),

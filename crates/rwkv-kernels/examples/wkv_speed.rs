@@ -14,7 +14,7 @@ mod speed;
 use rwkv_gpu::{Binding, Buffer, BufferKind, Dispatch};
 use rwkv_kernels::{
     BatchTables, GpuVector, Kernels, Page, Result, Span, View,
-    ops::{Decay, RecurrenceTile, Wkv6, Wkv7},
+    ops::{Decay, Recurrence, RecurrenceTile, Wkv6, Wkv7},
 };
 use rwkv_mem::Upload;
 use speed::view;
@@ -122,14 +122,19 @@ impl<'a> Bench<'a> {
     fn run(&self, version: usize, others: usize) -> Result<()> {
         let states = self.sequences * self.heads;
         let time = |tile| speed::seconds(self.kernels.gpu(), &[self.dispatch(version, tile)?]);
-        let usual = RecurrenceTile::usual(self.kernels, states, self.head_size);
-        let one_order = RecurrenceTile::in_one_order(self.kernels, self.head_size);
+        let of = if version == 7 {
+            Recurrence::Wkv7
+        } else {
+            Recurrence::Wkv6
+        };
+        let usual = RecurrenceTile::usual(of, self.kernels, states, self.head_size);
+        let one_order = RecurrenceTile::in_one_order(of, self.kernels, self.head_size);
         self.print(version, "usual: ", usual, time(usual)?);
         self.print(version, "one order: ", one_order, time(one_order)?);
         if others > 0 {
             let mut times = Vec::new();
             for tile in RecurrenceTile::candidates() {
-                if tile.fits(self.kernels, self.head_size) {
+                if tile.fits(of, self.kernels, self.head_size) {
                     times.push((time(tile)?, tile));
                 }
             }

@@ -287,6 +287,14 @@ impl Chunk {
         &self.parts
     }
 
+    /// Its parts as kernels read them.
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = Binding<'_>> {
+        self.parts.iter().map(|buffer| Binding {
+            offset: self.offset,
+            ..Binding::from(buffer)
+        })
+    }
+
     /// The bind group of the weight's parts.
     pub(crate) fn group(&self, gpu: &Gpu, pipeline: &Pipeline) -> Result<BindGroup> {
         self.group_at(gpu, pipeline, 1)
@@ -297,11 +305,7 @@ impl Chunk {
         if let Some(group) = self.group.get() {
             return Ok(group.clone());
         }
-        let parts = self.parts.iter().map(|buffer| Binding {
-            offset: self.offset,
-            ..Binding::from(buffer)
-        });
-        let parts: Vec<_> = parts.collect();
+        let parts: Vec<_> = self.bindings().collect();
         let group = gpu.bind(pipeline, index, &parts)?;
         Ok(self.group.get_or_init(|| group).clone())
     }

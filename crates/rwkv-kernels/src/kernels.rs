@@ -150,6 +150,28 @@ pub struct Page {
     pub padding: [u32; 2],
 }
 
+impl Page {
+    /// `state`, which has so many elements of f32 for each slot.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where it has fewer.
+    pub(crate) fn binding<'a>(
+        &self,
+        what: &str,
+        state: &'a Buffer,
+        elements: usize,
+    ) -> Result<Binding<'a>> {
+        let slots = u64::from(self.slots);
+        let needed = (elements as u64).saturating_mul(4).saturating_mul(slots);
+        if state.size() < needed {
+            let has = state.size();
+            let problem = format!("states of {has} bytes, where {slots} slots are {needed}");
+            return Err(Error::shape(what, problem));
+        }
+        Ok(Binding::from(state))
+    }
+}
+
 /// The tables of a step in GPU memory, and their lengths.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchTables<'a> {
@@ -161,6 +183,25 @@ pub struct BatchTables<'a> {
     pub outputs: Binding<'a>,
     /// How many spans.
     pub span_count: usize,
+}
+
+impl<'a> BatchTables<'a> {
+    /// The spans.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where there are fewer than are said to be.
+    pub(crate) fn bound_spans(&self, what: &str) -> Result<Binding<'a>> {
+        let Binding { buffer, offset, .. } = self.spans;
+        let bytes = self
+            .spans
+            .size
+            .unwrap_or(buffer.size().saturating_sub(offset));
+        if bytes / (size_of::<Span>() as u64) < self.span_count as u64 {
+            let problem = format!("{} spans in {bytes} bytes", self.span_count);
+            return Err(Error::shape(what, problem));
+        }
+        Ok(self.spans)
+    }
 }
 
 impl Kernels {
@@ -197,7 +238,7 @@ impl Kernels {
     }
 
     /// The same, by which dispatches are resolved that are never launched: what they need is [planned](Gpu::planning), and
-    /// takes no memory.
+    /// takes no memory but that of parameters, which others share.
     #[must_use]
     pub fn planning(&self) -> Self {
         Self {
@@ -381,4 +422,57 @@ impl Kernels {
 /// `n` as the kernels' index type.
 pub(crate) fn u32_of(what: &str, n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::shape(what, format!("{n} passes 32 bits")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::ops::coop_emulation::kernels;
+    use rwkv_gpu::BufferKind;
+
+    /// What is too small for the slots or spans that are said to be in it is refused: no kernel looks.
+    #[test]
+    fn tables_and_states_that_are_too_small() {
+        let kernels = kernels(16);
+        let buffer = kernels.gpu().buffer(BufferKind::Storage, "test", 96);
+        let buffer = buffer.unwrap();
+        let page = |slots| Page {
+            first_slot: 7,
+            slots,
+            padding: [0; 2],
+        };
+        for (slots, elements, fits) in [
+            (3, 8, true),
+            (2, 12, true),
+            (3, 9, false),
+            (4, 8, false),
+            (u32::MAX, usize::MAX, false),
+        ] {
+            let bound = page(slots).binding("test", &buffer, elements);
+            assert_eq!(bound.is_ok(), fits, "{slots} of {elements}");
+        }
+        let whole = Binding::from(&buffer);
+        let part = Binding {
+            offset: 32,
+            size: Some(47),
+            ..whole
+        };
+        for (spans, span_count, fits) in [
+            (whole, 6, true),
+            (whole, 7, false),
+            (part, 2, true),
+            (part, 3, false),
+            (whole, usize::MAX, false),
+        ] {
+            let batch = BatchTables {
+                tokens: whole,
+                spans,
+                outputs: whole,
+                span_count,
+            };
+            assert_eq!(batch.bound_spans("test").is_ok(), fits, "{span_count}");
+        }
+    }
 }

@@ -30,7 +30,7 @@ struct LoraPart {
 }
 
 /// The most matrices that the kernels read together.
-const MOST: usize = 4;
+pub(crate) const MOST_PAIRS: usize = 4;
 
 /// Bytes of a unit.
 const UNIT: u64 = 16;
@@ -57,8 +57,9 @@ impl LoraUp {
         channels: usize,
         ranks: &[usize],
     ) -> Result<Option<Self>> {
-        if !(1..=MOST).contains(&ranks.len()) || ranks.contains(&0) {
-            let problem = format!("matrices of ranks {ranks:?}, where 1 to {MOST} lie together");
+        if !(1..=MOST_PAIRS).contains(&ranks.len()) || ranks.contains(&0) {
+            let problem =
+                format!("matrices of ranks {ranks:?}, where 1 to {MOST_PAIRS} lie together");
             return Err(Error::shape(name, problem));
         }
         let layout = match format {

@@ -1,6 +1,7 @@
 // Functions of one value. Where ACTIVATION says which, it is constant when the pipeline compiles, and only one branch
 // remains.
 #import decay6
+#import decay7
 #import sigmoid
 
 override ACTIVATION: u32 = 0u;
@@ -35,8 +36,7 @@ fn apply_function(code: u32, x: f32) -> f32 {
             return positive * positive;
         }
         case 4u: {
-            // RWKV-7's decay: exp(-e^(-1/2) sigmoid(x)).
-            return exp(-0.6065306597126334 * sigmoid(x));
+            return decay7(x);
         }
         case 5u: {
             return decay6(x);

@@ -3,14 +3,14 @@
 // A row is its elements, zeros, and a unit of four of the power's exponent.
 const INFINITE: u32 = 0x7f800000u;
 
-// The bits of the largest finite number of four, without its sign.
+// The bits of the largest finite number of four, without its sign: those of numbers that are not negative are ordered like
+// the numbers, with what is not finite after them.
 fn finite_bits(value: vec4<f32>) -> u32 {
-    let size = abs(value);
-    let largest = bitcast<u32>(max(max(size.x, size.y), max(size.z, size.w)));
+    let bits = bitcast<vec4<u32>>(value) & vec4(0x7fffffffu);
+    let largest = max(max(bits.x, bits.y), max(bits.z, bits.w));
     if largest < INFINITE {
         return largest;
     }
-    let bits = bitcast<vec4<u32>>(size);
     let finite = select(vec4(0u), bits, bits < vec4(INFINITE));
     return max(max(finite.x, finite.y), max(finite.z, finite.w));
 }

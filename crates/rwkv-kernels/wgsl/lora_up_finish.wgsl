@@ -14,6 +14,7 @@ enable wgpu_cooperative_matrix;
 #define THREADS 256
 #import lora_up/pairs
 #import lora_up/coop
+#import decay7
 #import sigmoid
 
 // How a pair ends.
@@ -29,7 +30,7 @@ struct End {
 
 struct Params {
     tokens: u32,
-    channels: u32,
+    padding: u32,
     // Vec4s from one token's results to the next.
     stride: u32,
     // The pair whose result mixes `own_value` and `first_value`.
@@ -60,7 +61,7 @@ fn ended(end: End, x: vec4<f32>) -> vec4<f32> {
     }
     let between = sigmoid4(x);
     if end.function_code == 4u {
-        return exp(-0.6065306597126334 * between);
+        return exp(LOWEST_DECAY * between);
     }
     return between;
 }

@@ -2,6 +2,7 @@
 #import formats/$FORMAT
 #import scaled
 #import tiles
+#import tiles/rows
 
 const STEP: u32 = max(16u, UNIT);
 // Units of a tile's row: as many as each thread loads for a step.

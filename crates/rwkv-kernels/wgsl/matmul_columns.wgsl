@@ -6,6 +6,12 @@ const STEP: u32 = 16u;
 // Units of a tile's column.
 const UNITS: u32 = TILE / 8u;
 
+var<workgroup> w_tile: array<vec4<f32>, STEP * VECTORS>;
+
+fn w_four(place: u32) -> vec4<f32> {
+    return w_tile[place];
+}
+
 #repeat i 2
 var<private> fetched_$i: vec4<u32>;
 #endrepeat

@@ -1,6 +1,7 @@
 // Y = X Wᵀ for many tokens and a W of compressed sparse rows, expanded tile by tile.
 #import csr
 #import tiles
+#import tiles/rows
 
 const STEP: u32 = 16u;
 

@@ -148,29 +148,35 @@ fn main(at: Invocation) {
     let step_high = memory[base + STEP + 1u];
     let failed_before = memory[base + FAILURE];
 
-    for (var i = at.thread; i < min(asked.biases, params.biases); i += SIZE) {
-        let bias = biases[min(asked.first_bias + i, params.biases - 1u)];
-        if bias.x >= params.vocabulary {
-            continue;
-        }
-        if bias.y != MINUS_INFINITY {
-            shift_logit(bias.x, bitcast<f32>(bias.y));
-        } else if (logits[row + bias.x / 4u][bias.x % 4u] & EXPONENT) != EXPONENT {
-            logits[row + bias.x / 4u][bias.x % 4u] = MINUS_INFINITY;
-        }
-    }
-    storageBarrier();
-    // Without penalties nothing waits for the memory.
-    if asked.presence != 0.0 || asked.frequency != 0.0 {
-        for (var i = at.thread; i < seen; i += SIZE) {
-            let entry = base + ENTRIES + i * 3u;
-            if memory[entry] < params.vocabulary {
-                let frequency = product(decayed(entry, accepted), asked.frequency, params.zero);
-                shift_logit(memory[entry], -(asked.presence + frequency));
+    // The tokens of one place in their quads at a time: threads that write parts of one vector may undo each other's.
+    for (var part = 0u; part < 4u; part++) {
+        for (var i = at.thread; i < min(asked.biases, params.biases); i += SIZE) {
+            let bias = biases[min(asked.first_bias + i, params.biases - 1u)];
+            if bias.x >= params.vocabulary || bias.x % 4u != part {
+                continue;
+            }
+            if bias.y != MINUS_INFINITY {
+                shift_logit(bias.x, bitcast<f32>(bias.y));
+            } else if (logits[row + bias.x / 4u][part] & EXPONENT) != EXPONENT {
+                logits[row + bias.x / 4u][part] = MINUS_INFINITY;
             }
         }
+        storageBarrier();
     }
-    storageBarrier();
+    for (var part = 0u; part < 4u; part++) {
+        // Without penalties nothing waits for the memory.
+        if asked.presence != 0.0 || asked.frequency != 0.0 {
+            for (var i = at.thread; i < seen; i += SIZE) {
+                let entry = base + ENTRIES + i * 3u;
+                let token = memory[entry];
+                if token < params.vocabulary && token % 4u == part {
+                    let frequency = product(decayed(entry, accepted), asked.frequency, params.zero);
+                    shift_logit(token, -(asked.presence + frequency));
+                }
+            }
+        }
+        storageBarrier();
+    }
 
     // Infinity is no constant expression.
     var best = Best(bitcast<f32>(MINUS_INFINITY ^ params.zero), NONE, 0u);

@@ -5,9 +5,10 @@
 // issues are those; with 4 × 4 parts and loads of one element it is 8 loads and 16 multiplications. Only 64 threads, so
 // that units of 32 elements fill the 16 KiB of workgroup memory that WebGPU promises.
 //
-// Who imports this brings STEP, a multiple of 16; `fetch_w`, which loads W for a step; and `store_w`, which puts it into
-// `w_tile` when all threads are done with the step before. Loads are neither in a branch nor used in a later turn of the
-// loop: drivers then wait for them at once (matmul_coop.wgsl).
+// Who imports this brings STEP, a multiple of 16; `fetch_w`, which loads W for a step; `store_w`, which puts it into
+// workgroup memory when all threads are done with the step before; and `w_four`, four rows of a column there, by their
+// `place_of`. One thread writes a vector there: of several that write its elements, some may write old ones back. Loads are
+// neither in a branch nor used in a later turn of the loop: drivers then wait for them at once (matmul_coop.wgsl).
 #import linear
 
 const TILE: u32 = 64u;
@@ -17,7 +18,6 @@ const VECTORS: u32 = TILE / 4u;
 // Vectors of x that a thread loads for a step.
 const X_LOADS: u32 = STEP / 4u;
 
-var<workgroup> w_tile: array<vec4<f32>, STEP * VECTORS>;
 var<workgroup> x_tile: array<vec4<f32>, STEP * VECTORS>;
 
 // Where `vector` of a tile's column lies. Columns 4, 8 and 12 further have theirs in other banks, so that threads that
@@ -26,19 +26,9 @@ fn place_of(column: u32, vector: u32) -> u32 {
     return column * VECTORS + (vector ^ (column / 4u % 4u * 2u));
 }
 
-fn put_w(column: u32, row: u32, value: f32) {
-    w_tile[place_of(column, row / 4u)][row % 4u] = value;
-}
-
-fn put_x(column: u32, token: u32, value: vec4<f32>) {
-#repeat i 4
-    x_tile[place_of(column + $i, token / 4u)][token % 4u] = value[$i];
-#endrepeat
-}
-
-// Four threads load 64 bytes of a token's x; all of them 16 tokens.
+// Four threads load 64 bytes of a token's x, with four loads of four tokens.
 fn token_of(load: u32, thread: u32) -> u32 {
-    return load % 4u * 16u + thread / 4u;
+    return thread / 4u * 4u + load % 4u;
 }
 
 fn column_of(load: u32, thread: u32) -> u32 {
@@ -54,9 +44,15 @@ fn fetch_x(first_token: u32, first_column: u32, load: u32, thread: u32) -> vec4<
     return select(vec4(0.0), value, vec4(column) + vec4(0u, 1u, 2u, 3u) < vec4(params.cols));
 }
 
-fn store_x(value: vec4<f32>, load: u32, thread: u32) {
+// What four loads from `load` on have brought: four columns of four tokens, as columns.
+fn store_x(values: mat4x4<f32>, load: u32, thread: u32) {
     if load < X_LOADS {
-        put_x(column_of(load, thread), token_of(load, thread), value);
+        let columns = transpose(values);
+        let column = column_of(load, thread);
+        let vector = thread / 4u;
+#repeat i 4
+        x_tile[place_of(column + $i, vector)] = columns[$i];
+#endrepeat
     }
 }
 
@@ -92,9 +88,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #endrepeat
         fetch_w(first_row, 0u, thread);
         store_w(first_row, 0u, thread);
-#repeat i 8
-        store_x(x_$i, $i, thread);
-#endrepeat
+        store_x(mat4x4(x_0, x_1, x_2, x_3), 0u, thread);
+        store_x(mat4x4(x_4, x_5, x_6, x_7), 4u, thread);
     }
     workgroupBarrier();
     for (var column = 0u; column < params.cols; column += STEP) {
@@ -110,7 +105,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #repeat later 4
             {
 #repeat half 2
-                let w_half$half = w_tile[w_at + $later * VECTORS + $half * 8u];
+                let w_half$half = w_four(w_at + $later * VECTORS + $half * 8u);
                 let x_half$half = x_tile[x_at + $later * VECTORS + $half * 8u];
 #endrepeat
 #repeat r 2
@@ -125,9 +120,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
         workgroupBarrier();
         store_w(first_row, next, thread);
-#repeat i 8
-        store_x(x_$i, $i, thread);
-#endrepeat
+        store_x(mat4x4(x_0, x_1, x_2, x_3), 0u, thread);
+        store_x(mat4x4(x_4, x_5, x_6, x_7), 4u, thread);
         workgroupBarrier();
     }
     let first = first_row + row * 4u;

@@ -3,6 +3,7 @@
 // A workgroup has some of the head's rows, see recurrence/tile; BLOCK tokens take the state from one value to the next.
 #import recurrence/tile
 #import decay6
+#import recurrence/walk
 #import wkv6/tokens_$BLOCK
 
 struct Params {
@@ -30,29 +31,5 @@ override ONE_DECAY: bool = false;
 
 @compute @workgroup_size(THREADS)
 fn main(at: Invocation) {
-    let place = place_of(at);
-    if place.start == place.end {
-        return;
-    }
-    var ahead = load_ahead(place, place.start);
-    var ahead_values = load_values(place, place.start);
-    var s = read_state(place);
-    var first = place.start;
-    loop {
-        prepare(place, first, &ahead);
-        workgroupBarrier();
-        stage(place, ahead);
-        stage_values(place, first, ahead_values);
-        // Without a condition, past the end too: nothing then has to wait for what is on its way but its use.
-        let next = first + STAGE;
-        ahead = load_ahead(place, next);
-        ahead_values = load_values(place, next);
-        workgroupBarrier();
-        advance(place, first, &s);
-        if next >= place.end {
-            break;
-        }
-        first = next;
-    }
-    write_state(place, s);
+    walk(at);
 }

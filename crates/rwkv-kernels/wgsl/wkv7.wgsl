@@ -2,6 +2,7 @@
 //   S ← S diag(w) − (S κ) (κ ⊙ a)ᵀ + v kᵀ,   y = S r,   with S of [value, key], κ the removal key
 // A workgroup has some of the head's rows, see recurrence/tile; BLOCK tokens take the state from one value to the next.
 #import recurrence/tile
+#import recurrence/walk
 #import wkv7/tokens_$BLOCK
 
 struct Params {
@@ -27,29 +28,5 @@ struct Params {
 
 @compute @workgroup_size(THREADS)
 fn main(at: Invocation) {
-    let place = place_of(at);
-    if place.start == place.end {
-        return;
-    }
-    var ahead = load_ahead(place, place.start);
-    var ahead_values = load_values(place, place.start);
-    var s = read_state(place);
-    var first = place.start;
-    loop {
-        prepare(place, first, &ahead);
-        workgroupBarrier();
-        stage(place, ahead);
-        stage_values(place, first, ahead_values);
-        // Without a condition, past the end too: nothing then has to wait for what is on its way but its use.
-        let next = first + STAGE;
-        ahead = load_ahead(place, next);
-        ahead_values = load_values(place, next);
-        workgroupBarrier();
-        advance(place, first, &s);
-        if next >= place.end {
-            break;
-        }
-        first = next;
-    }
-    write_state(place, s);
+    walk(at);
 }

@@ -30,12 +30,7 @@ override MOST_AHEAD: u32 = 0u;
 
 var<workgroup> earlier: u32;
 
-#ifdef OUTPUT_F16
-fn emit(token: u32, head: u32, row: u32, value: f32) {
-    slice_stage_element(row, value);
-}
-#else
-// What is rounded together must be there before.
+// By row. No vectors: several threads would write parts of one, and some may write old parts back.
 var<workgroup> made: array<f32, HEAD>;
 
 fn emit(token: u32, head: u32, row: u32, value: f32) {
@@ -45,7 +40,6 @@ fn emit(token: u32, head: u32, row: u32, value: f32) {
 fn four_made(first: u32) -> vec4<f32> {
     return vec4(made[first], made[first + 1u], made[first + 2u], made[first + 3u]);
 }
-#endif
 
 fn state_read() {
     if OUTPUT_PARTS > 1u {
@@ -95,12 +89,10 @@ fn main(at: Invocation) {
     if AHEAD > MOST_AHEAD {
         first = slice_first_four(slice, thread);
     }
-#ifndef OUTPUT_F16
     if thread < HEAD_SIZE / 8u {
         slice_stage_eight(0u, thread, four_made(8u * thread), four_made(8u * thread + 4u));
     }
     workgroupBarrier();
-#endif
     if in_page(params.page, spans[0].slot) {
         slice_multiply(first, slice, thread);
     }

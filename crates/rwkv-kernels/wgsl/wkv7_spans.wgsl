@@ -10,6 +10,7 @@ const APART: u32 = HEAD / ROWS;
 
 // By row.
 var<workgroup> row_values: array<f32, HEAD>;
+
 fn four_values(first: u32) -> vec4<f32> {
     return vec4(head_values[first], head_values[first + 1u], head_values[first + 2u], head_values[first + 3u]);
 }
@@ -69,7 +70,7 @@ fn main(at: Invocation) {
         value += (inputs.first - value) * sigmoid(up.w + vectors[7u * WIDTH + channel]);
     }
     if thread < HEAD {
-        let decay = exp(-0.6065306597126334 * sigmoid(up.x + vectors[channel]));
+        let decay = decay7(up.x + vectors[channel]);
         let removal = inputs.k * vectors[2u * WIDTH + channel];
         let key = inputs.k * (1.0 + (rate - 1.0) * vectors[3u * WIDTH + channel]);
         let bonus = inputs.r * key * vectors[4u * WIDTH + channel];

@@ -181,7 +181,7 @@ impl Kernels {
                 let Some(rows) = end.checked_sub(start).filter(|n| *n > 0) else {
                     continue;
                 };
-                let Some(part) = y.parts().first() else {
+                let Some(part) = y.bindings().next() else {
                     continue;
                 };
                 let params = Params {
@@ -207,7 +207,7 @@ impl Kernels {
                     op.a.as_ref().map_or(self.unused(), View::binding),
                     op.own.as_ref().map_or(self.unused(), View::binding),
                     Binding::from(op.largest.0),
-                    Binding::from(part),
+                    part,
                 ];
                 let threads = rows.checked_mul(units);
                 u32_of("elements", threads.unwrap_or(usize::MAX))?;

@@ -12,7 +12,7 @@ use crate::{
     tuning::{Problem, Tunable},
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Buffer, Dispatch, Kind};
+use rwkv_gpu::{Buffer, Dispatch, Kind};
 use rwkv_mem::Shape;
 
 /// The value matrix of a channel mix.
@@ -295,10 +295,10 @@ impl Kernels {
             padding: [0; 3],
         };
         let bindings = [
-            op.batch.spans,
+            op.batch.bound_spans("channel mix")?,
             op.x.binding(),
             op.vectors.binding(),
-            Binding::from(op.state),
+            op.page.binding("channel mix", op.state, 2 * cols)?,
             op.y.binding(),
             self.partials(1)?,
         ];

@@ -149,7 +149,7 @@ fn rewritten(source: &str) -> String {
 }
 
 /// The adapter that `RWKV_DEVICE` names, or the first one, be it a processor.
-pub(super) fn kernels(side: u32) -> Kernels {
+pub(crate) fn kernels(side: u32) -> Kernels {
     let named = env::var("RWKV_DEVICE").ok().map(|d| d.parse().unwrap());
     let selector = named.unwrap_or_else(|| {
         let adapters = list_adapters();

@@ -124,7 +124,7 @@ impl Kernels {
     }
 
     /// Whether the last `few` rows of `weights` are better multiplied in a dispatch of their own, which slices of columns share:
-    /// where the GPU would be busy with little but their tiles at the end. For 512 tokens the 7.2B's receptance, key and
+    /// where the GPU would be busy with little but their tiles at the end, in the default shapes. For 512 tokens the 7.2B's receptance, key and
     /// value are 2.9 times as many tiles as an H200 runs at once, and with the pairs' first halves 3.1 times.
     pub fn half_projections_apart(&self, weights: &GpuMatrix, tokens: usize, few: usize) -> bool {
         are_apart(weights.shape(), tokens, few)

@@ -3,7 +3,9 @@
 //! of those vectors in F16 (`wgsl/lora_up_coop.wgsl`).
 
 use super::step::{check_hidden, one_buffer, quads_of};
-use crate::{Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, shaders};
+use crate::{
+    Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, lora_up::MOST_PAIRS, shaders,
+};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use rwkv_gpu::{Binding, Buffer, Dispatch};
 
@@ -14,9 +16,6 @@ const APART: usize = 8;
 /// Up to so many tokens cooperative matrices are slower: the 7.2B's layers decode 8 sequences in 6 % less time without them,
 /// 32 in as much, 128 in 3 % more (H200, 2026-11).
 const FEW_TOKENS: usize = 16;
-/// Pairs that there is room for.
-pub(super) const MOST_PAIRS: usize = 4;
-
 /// What is multiplied.
 pub(super) struct LoraUps<'a> {
     /// The second matrices, in F16.

@@ -11,7 +11,7 @@ mod channel_mix;
 mod column_slice;
 mod coop_columns;
 #[cfg(test)]
-mod coop_emulation;
+pub(crate) mod coop_emulation;
 mod coop_product;
 mod coop_tile;
 mod csr_linear;
@@ -84,7 +84,7 @@ pub use norm_shift::{NormShift, ShiftRows};
 pub use norm_shift_halves::NormShiftHalves;
 pub use pair_ups::{PairEnd, PairUps};
 pub use projections::{MAX_SEGMENTS, Projections, Segment, Stack};
-pub use recurrence::RecurrenceTile;
+pub use recurrence::{Recurrence, RecurrenceTile};
 pub use sample::Sample;
 pub use select::{Select, select};
 pub use sliced::{Sliced, SlicedSum};

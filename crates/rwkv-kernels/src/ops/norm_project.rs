@@ -302,10 +302,11 @@ impl Kernels {
             padding: [0; 2],
         };
         let mut bindings = vec![
-            op.batch.spans,
+            op.batch.bound_spans("norm, shift and products")?,
             op.x.binding(),
             op.vectors.binding(),
-            Binding::from(op.state),
+            op.page
+                .binding("norm, shift and products", op.state, 2 * cols)?,
             Binding {
                 buffer: op.y,
                 offset: start,

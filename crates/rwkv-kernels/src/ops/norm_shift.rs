@@ -6,7 +6,7 @@ use crate::{
     BatchTables, Error, GpuVector, Kernels, Page, Result, View, kernels::u32_of, ops::Weighs,
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Buffer, Dispatch};
+use rwkv_gpu::{Buffer, Dispatch};
 
 /// A layer norm, its token shift, and the normed row kept in the state, on the GPU.
 pub struct NormShift<'a> {
@@ -152,12 +152,13 @@ impl Kernels {
             padding: [0; 3],
         };
         let bindings = [
-            op.batch.spans,
+            op.batch.bound_spans("norm and token shift")?,
             op.x.binding(),
             op.weight.binding(),
             op.bias.binding(),
             op.mix.map_or(self.unused(), GpuVector::binding),
-            Binding::from(op.state),
+            op.page
+                .binding("norm and token shift", op.state, 2 * width)?,
             op.y.blocks_binding(blocks),
         ];
         let constants = [op.weighs.constant(), ("ROWS", op.rows.count() as f64)];

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Buffer, Dispatch};
+use rwkv_gpu::{Buffer, Dispatch};
 
 /// A layer norm, its token shift with the mixes rounded to f16, and each span's last normed row kept in the state, on the
 /// GPU.
@@ -146,12 +146,13 @@ impl Kernels {
         };
         let mut bindings = vec![
             op.batch.tokens,
-            op.batch.spans,
+            op.batch.bound_spans("norm and token shift in f16")?,
             op.x.binding(),
             op.weight.binding(),
             op.bias.binding(),
             op.mix.binding(),
-            Binding::from(op.state),
+            op.page
+                .binding("norm and token shift in f16", op.state, 2 * width)?,
             op.y.blocks_binding(op.mixes),
         ];
         let single = op.batch.span_count == rows;

@@ -20,6 +20,24 @@ pub struct RecurrenceTile {
     pub block: usize,
 }
 
+/// Whose recurrence it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recurrence {
+    /// That of RWKV-5 and RWKV-6.
+    Wkv6,
+    /// That of RWKV-7.
+    Wkv7,
+}
+
+impl Recurrence {
+    fn kernel(self) -> &'static str {
+        match self {
+            Self::Wkv6 => "wkv6",
+            Self::Wkv7 => "wkv7",
+        }
+    }
+}
+
 /// Workgroups that a large GPU runs at once, a core each: with fewer rows a workgroup each span is done sooner, as long as
 /// there are no more of them than that, and with fewer tokens staged a core has room for several (H200,
 /// docs/performance.md).
@@ -66,8 +84,8 @@ impl RecurrenceTile {
     }
 
     /// The tile for `states` heads of all spans together.
-    pub fn usual(kernels: &Kernels, states: usize, head_size: usize) -> Self {
-        // Those after the first of each number of rows are for adapters that cannot run it.
+    pub fn usual(of: Recurrence, kernels: &Kernels, states: usize, head_size: usize) -> Self {
+        // Of those by which a workgroup has as many rows, the ones after the first are for adapters that cannot run it.
         let shapes = [
             (2, 16, 2048),
             (2, 16, 1024),
@@ -79,13 +97,13 @@ impl RecurrenceTile {
         ];
         let at_once = |tile: &Self| {
             let each = tile.workgroups_a_head(head_size);
-            each.is_ok_and(|each| each * states <= CORES)
+            each.is_ok_and(|each| each.saturating_mul(states) <= CORES)
         };
         let few = shapes.map(Self::of_teams).into_iter().filter(at_once);
         let many = [(4, 8, 1024), (4, 8, 512)].map(Self::of_teams);
         few.chain(many)
-            .find(|tile| tile.fits(kernels, head_size))
-            .unwrap_or_else(|| Self::in_one_order(kernels, head_size))
+            .find(|tile| tile.fits(of, kernels, head_size))
+            .unwrap_or_else(|| Self::in_one_order(of, kernels, head_size))
     }
 
     const ONE_ORDER: Self = Self {
@@ -97,9 +115,9 @@ impl RecurrenceTile {
     };
 
     /// One tile whatever the batch, whose sums do not depend on where spans begin.
-    pub fn in_one_order(kernels: &Kernels, head_size: usize) -> Self {
+    pub fn in_one_order(of: Recurrence, kernels: &Kernels, head_size: usize) -> Self {
         let tile = Self::ONE_ORDER;
-        if tile.fits(kernels, head_size) {
+        if tile.fits(of, kernels, head_size) {
             tile
         } else {
             Self::PLAIN
@@ -107,32 +125,33 @@ impl RecurrenceTile {
     }
 
     /// Whether there is such a kernel that `kernels` can run.
-    pub fn fits(self, kernels: &Kernels, head_size: usize) -> bool {
-        self.shader(kernels, "wkv7", head_size).is_ok()
+    pub fn fits(self, of: Recurrence, kernels: &Kernels, head_size: usize) -> bool {
+        self.shader(of, kernels, head_size).is_ok()
     }
 
     /// The threads of a workgroup.
     fn own_threads(self, head_size: usize) -> Result<usize> {
         let head = compiled_head("recurrence", head_size)?;
-        Ok((head * self.team.max(1) / self.rows.max(1)).min(self.threads))
+        Ok((head.saturating_mul(self.team.max(1)) / self.rows.max(1)).min(self.threads))
     }
 
     /// Workgroups for one head of a span.
     pub(super) fn workgroups_a_head(self, head_size: usize) -> Result<usize> {
-        let rows = self.own_threads(head_size)? / self.team.max(1) * self.rows;
+        let rows = (self.own_threads(head_size)? / self.team.max(1)).saturating_mul(self.rows);
         Ok(compiled_head("recurrence", head_size)? / rows.max(1))
     }
 
-    /// The variant of `kernel` for this tile.
+    /// The kernel for this tile.
     ///
     /// # Errors
     /// [`Error::Shape`] for heads of more than 128, and where there is none that the adapter can run.
     pub(super) fn shader(
         self,
+        of: Recurrence,
         kernels: &Kernels,
-        kernel: &str,
         head_size: usize,
     ) -> Result<&'static Shader> {
+        let kernel = of.kernel();
         let head = compiled_head(kernel, head_size)?;
         let threads = self.own_threads(head_size)?;
         let Self {
@@ -166,19 +185,34 @@ mod tests {
     use super::*;
     use crate::ops::coop_emulation::kernels;
 
-    /// Heads that no four tokens at once serve still have teams where the adapter has them, and every head has a tile.
+    /// Heads that are no multiple of four still have teams where the adapter has them, and every head has a tile.
     #[test]
     fn usual() {
         let kernels = kernels(16);
-        for head_size in 1..=128 {
-            for states in [1, 33, 1000] {
-                let tile = RecurrenceTile::usual(&kernels, states, head_size);
-                assert!(tile.fits(&kernels, head_size), "{tile:?} of {head_size}");
-                if !head_size.is_multiple_of(4) {
-                    let one_order = RecurrenceTile::in_one_order(&kernels, head_size);
-                    assert_eq!(tile, one_order, "{head_size}");
+        for of in [Recurrence::Wkv6, Recurrence::Wkv7] {
+            for head_size in 1..=128 {
+                for states in [1, 33, 1000, usize::MAX] {
+                    let tile = RecurrenceTile::usual(of, &kernels, states, head_size);
+                    let fits = tile.fits(of, &kernels, head_size);
+                    assert!(fits, "{tile:?} of {head_size}");
+                    if !head_size.is_multiple_of(4) {
+                        let one_order = RecurrenceTile::in_one_order(of, &kernels, head_size);
+                        assert_eq!(tile, one_order, "{head_size}");
+                    }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_such_tile() {
+        for rows in [1, usize::MAX] {
+            let none = RecurrenceTile {
+                team: usize::MAX,
+                rows,
+                ..RecurrenceTile::PLAIN
+            };
+            assert!(!none.fits(Recurrence::Wkv7, &kernels(16), 64));
         }
     }
 }

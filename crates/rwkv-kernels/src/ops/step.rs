@@ -1,7 +1,9 @@
 //! What the kernels share that do a head's whole time mix in steps in which every span is one token.
 
 use super::heads::compiled_head;
-use crate::{Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, shaders};
+use crate::{
+    Error, Format, Kernels, LoraUp, Result, View, kernels::u32_of, lora_up::MOST_PAIRS, shaders,
+};
 use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Buffer, Dispatch, Shader};
 use serde::{Deserialize, Serialize};
@@ -238,8 +240,8 @@ pub(super) fn check_hidden(
 ///
 /// # Errors
 /// [`Error::Shape`] where one lies at no multiple of 16 bytes.
-pub(super) fn quads_of(what: &str, places: &[u32]) -> Result<[u32; 4]> {
-    let mut quads = [0; 4];
+pub(super) fn quads_of(what: &str, places: &[u32]) -> Result<[u32; MOST_PAIRS]> {
+    let mut quads = [0; MOST_PAIRS];
     for (quad, place) in quads.iter_mut().zip(places) {
         if !place.is_multiple_of(4) {
             let problem = "views that do not begin at a multiple of 16 bytes";
@@ -251,6 +253,9 @@ pub(super) fn quads_of(what: &str, places: &[u32]) -> Result<[u32; 4]> {
 }
 
 /// One binding of several views of one buffer, and the first element of each in it.
+///
+/// # Errors
+/// [`Error::Shape`] for views of several buffers, or of parts of elements.
 pub(super) fn one_buffer<'a>(what: &str, views: &[View<'a>]) -> Result<(Binding<'a>, Vec<u32>)> {
     let together = views
         .first()
@@ -259,11 +264,11 @@ pub(super) fn one_buffer<'a>(what: &str, views: &[View<'a>]) -> Result<(Binding<
         return Err(Error::shape(what, "views of several buffers"));
     };
     let start = views.iter().map(|v| v.offset).min().unwrap_or(0);
-    let end = views
-        .iter()
-        .map(|v| v.offset + View::bytes(v.rows, v.width))
-        .max()
-        .unwrap_or(0);
+    if !views.iter().all(|v| (v.offset - start).is_multiple_of(4)) {
+        return Err(Error::shape(what, "views that begin within an element"));
+    }
+    let end_of = |v: &View<'_>| v.offset.saturating_add(View::bytes(v.rows, v.width));
+    let end = views.iter().map(end_of).max().unwrap_or(0);
     let places = views
         .iter()
         .map(|v| {

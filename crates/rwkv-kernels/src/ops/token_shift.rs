@@ -174,10 +174,13 @@ impl Kernels {
         blocks: usize,
     ) -> Result<Dispatch> {
         let View { rows, width, .. } = op.x;
-        if op.y.width != width || op.y.rows != rows {
+        if op.y.width != width || op.y.rows != rows || op.which > 1 {
             return Err(Error::shape(
                 "token shift",
-                format!("{rows}×{width} into {}×{} channels", op.y.rows, op.y.width),
+                format!(
+                    "{rows}×{width} into {}×{} channels, shift vector {}",
+                    op.y.rows, op.y.width, op.which
+                ),
             ));
         }
         let params = ShiftParams {
@@ -191,10 +194,10 @@ impl Kernels {
         };
         let bindings = [
             op.batch.tokens,
-            op.batch.spans,
+            op.batch.bound_spans("token shift")?,
             op.x.binding(),
             mix,
-            Binding::from(op.state),
+            op.page.binding("token shift", op.state, 2 * width)?,
             op.y.blocks_binding(blocks),
         ];
         let pipeline = self.pipeline("token_shift", &[("WEIGHS", weighs)])?;
@@ -204,8 +207,12 @@ impl Kernels {
     /// The dispatch of `op`.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the sizes pass 32 bits, [`Error::Gpu`] when the kernel does not compile.
+    /// [`Error::Shape`] when the sizes do not fit or pass 32 bits, [`Error::Gpu`] when the kernel does not compile.
     pub fn store_shift(&self, op: &StoreShift<'_>) -> Result<Dispatch> {
+        if op.which > 1 {
+            let problem = format!("shift vector {}", op.which);
+            return Err(Error::shape("token shift", problem));
+        }
         let params = StoreParams {
             page: op.page,
             spans: u32_of("spans", op.batch.span_count)?,
@@ -213,7 +220,11 @@ impl Kernels {
             stride: u32_of("stride", View::stride(op.x.width))?,
             which: op.which,
         };
-        let bindings = [op.batch.spans, op.x.binding(), Binding::from(op.state)];
+        let bindings = [
+            op.batch.bound_spans("token shift")?,
+            op.x.binding(),
+            op.page.binding("token shift", op.state, 2 * op.x.width)?,
+        ];
         let pipeline = self.pipeline("store_shift", &[])?;
         self.dispatch(
             pipeline,

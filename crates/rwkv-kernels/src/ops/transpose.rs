@@ -4,7 +4,7 @@ use crate::{
     Error, Format, GpuColumns, GpuMatrix, Kernels, Result, gpu_weights::Chunk, kernels::u32_of,
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Dispatch};
+use rwkv_gpu::Dispatch;
 
 /// Some rows of a matrix on the GPU, on their way into the whole matrix by columns.
 pub struct Transpose<'a> {
@@ -54,7 +54,7 @@ impl Kernels {
         let mut dispatches = Vec::new();
         for rows in op.x.chunks() {
             for columns in op.y.chunks() {
-                let ([x], [y]) = (rows.parts(), columns.parts()) else {
+                let (Some(x), Some(y)) = (rows.bindings().next(), columns.bindings().next()) else {
                     continue;
                 };
                 let first = op.first_output + rows.first();
@@ -67,12 +67,7 @@ impl Kernels {
                     first_input: columns.first_row,
                     base: rows.base,
                 };
-                let bindings =
-                    [(x, rows.offset), (y, columns.offset)].map(|(part, offset)| Binding {
-                        offset,
-                        ..Binding::from(part)
-                    });
-                let mut dispatch = self.dispatch(pipeline.clone(), &params, &bindings, 1)?;
+                let mut dispatch = self.dispatch(pipeline.clone(), &params, &[x, y], 1)?;
                 dispatch.grid = self.tiles(columns, first, rows.rows as usize)?;
                 dispatches.push(dispatch);
             }

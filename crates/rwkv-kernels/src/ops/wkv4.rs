@@ -8,7 +8,7 @@
 
 use crate::{BatchTables, Error, GpuVector, Kernels, Page, Result, View, kernels::u32_of};
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Buffer, Dispatch};
+use rwkv_gpu::{Buffer, Dispatch};
 
 /// The operands of the twin; activations of the tokens of one span.
 #[derive(Clone, Copy)]
@@ -133,13 +133,13 @@ impl Kernels {
             padding: 0,
         };
         let bindings = [
-            op.batch.spans,
+            op.batch.bound_spans("wkv4")?,
             op.k.binding(),
             op.v.binding(),
             op.decay.binding(),
             op.bonus.binding(),
             gate.as_ref().map_or(self.unused(), View::binding),
-            Binding::from(op.state),
+            op.page.binding("wkv4", op.state, 3 * width)?,
             op.y.binding(),
         ];
         let has_gate = f64::from(u8::from(gate.is_some()));

@@ -4,13 +4,13 @@
 
 use super::{
     heads::{by_head, width_of},
-    recurrence::RecurrenceTile,
+    recurrence::{Recurrence, RecurrenceTile},
 };
 use crate::{
     BatchTables, Error, GpuVector, Kernels, Page, Result, View, kernels::u32_of, ops::Function,
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Buffer, Dispatch};
+use rwkv_gpu::{Buffer, Dispatch};
 
 /// Where the decay comes from: a vector `C`, or an activation `T`.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +129,8 @@ impl Kernels {
     /// not compile.
     pub fn wkv6(&self, op: &Wkv6<'_>) -> Result<Dispatch> {
         let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
-        let tile = RecurrenceTile::usual(self, op.batch.span_count * heads, op.head_size);
+        let states = op.batch.span_count.saturating_mul(heads);
+        let tile = RecurrenceTile::usual(Recurrence::Wkv6, self, states, op.head_size);
         self.wkv6_tiled(op, tile)
     }
 
@@ -139,7 +140,8 @@ impl Kernels {
     /// # Errors
     /// Those of [`Self::wkv6`].
     pub fn wkv6_in_one_order(&self, op: &Wkv6<'_>) -> Result<Dispatch> {
-        self.wkv6_tiled(op, RecurrenceTile::in_one_order(self, op.head_size))
+        let tile = RecurrenceTile::in_one_order(Recurrence::Wkv6, self, op.head_size);
+        self.wkv6_tiled(op, tile)
     }
 
     /// As [`Self::wkv6`], cut in a given way.
@@ -160,7 +162,7 @@ impl Kernels {
                 format!("rows of {width} channels, heads of {}", op.head_size),
             ));
         }
-        let shader = tile.shader(self, "wkv6", op.head_size)?;
+        let shader = tile.shader(Recurrence::Wkv6, self, op.head_size)?;
         let heads = width / op.head_size;
         let params = Params {
             page: op.page,
@@ -170,17 +172,19 @@ impl Kernels {
             stride: u32_of("stride", View::stride(width))?,
         };
         let bindings = [
-            op.batch.spans,
+            op.batch.bound_spans("wkv6")?,
             op.r.binding(),
             decay,
             op.k.binding(),
             op.v.binding(),
             op.u.binding(),
-            Binding::from(op.state),
+            op.page.binding("wkv6", op.state, width * op.head_size)?,
             op.y.binding(),
         ];
         let pipeline = self.pipeline(shader.name, &[("ONE_DECAY", one_decay)])?;
-        let workgroups = op.batch.span_count * heads * tile.workgroups_a_head(op.head_size)?;
+        let each = tile.workgroups_a_head(op.head_size)?;
+        let states = op.batch.span_count.saturating_mul(heads);
+        let workgroups = states.saturating_mul(each);
         self.dispatch(pipeline, &params, &bindings, workgroups)
     }
 }

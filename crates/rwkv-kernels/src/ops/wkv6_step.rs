@@ -4,7 +4,7 @@
 use super::step::{StepKernel, StepTile, Ups, check_hidden, head_suits, one_buffer};
 use crate::{BatchTables, Error, GpuVector, Kernels, LoraUp, Page, Result, View, kernels::u32_of};
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Buffer, Dispatch};
+use rwkv_gpu::{Buffer, Dispatch};
 
 /// A step of the time mix on the GPU; activations are tokens × channels unless said otherwise. `y` and the state must not
 /// share a buffer with anything else here.
@@ -106,12 +106,13 @@ impl Kernels {
             padding: [0; 3],
         };
         let bindings = [
-            op.batch.spans,
+            op.batch.bound_spans("wkv6 step")?,
             rkv,
             hidden,
             op.vectors.binding(),
             op.gate.as_ref().map_or(self.unused(), View::binding),
-            Binding::from(op.state),
+            op.page
+                .binding("wkv6 step", op.state, width * op.head_size)?,
             op.y.binding(),
         ];
         let constants = [("HAS_GATE", f64::from(u8::from(op.gate.is_some())))];

@@ -3,14 +3,14 @@
 
 use super::{
     heads::{by_head, width_of},
-    recurrence::RecurrenceTile,
+    recurrence::{Recurrence, RecurrenceTile},
 };
 use crate::{
     BatchTables, Error, Kernels, Page, Result, View, kernels::u32_of,
     ops::token_shift::block_elements,
 };
 use bytemuck::NoUninit;
-use rwkv_gpu::{Binding, Buffer, Dispatch};
+use rwkv_gpu::{Buffer, Dispatch};
 
 /// The operands of the twin; activations of the tokens of one span, rows of `heads · head_size`.
 #[derive(Clone, Copy)]
@@ -121,7 +121,8 @@ impl Kernels {
     /// not compile.
     pub fn wkv7(&self, op: &Wkv7<'_>) -> Result<Dispatch> {
         let heads = op.r.width.checked_div(op.head_size).unwrap_or(0);
-        let tile = RecurrenceTile::usual(self, op.batch.span_count * heads, op.head_size);
+        let states = op.batch.span_count.saturating_mul(heads);
+        let tile = RecurrenceTile::usual(Recurrence::Wkv7, self, states, op.head_size);
         self.wkv7_tiled(op, tile)
     }
 
@@ -131,7 +132,8 @@ impl Kernels {
     /// # Errors
     /// Those of [`Self::wkv7`].
     pub fn wkv7_in_one_order(&self, op: &Wkv7<'_>) -> Result<Dispatch> {
-        self.wkv7_tiled(op, RecurrenceTile::in_one_order(self, op.head_size))
+        let tile = RecurrenceTile::in_one_order(Recurrence::Wkv7, self, op.head_size);
+        self.wkv7_tiled(op, tile)
     }
 
     /// As [`Self::wkv7`], cut in a given way.
@@ -151,7 +153,7 @@ impl Kernels {
                 format!("rows of {width} channels, heads of {}", op.head_size),
             ));
         }
-        let shader = tile.shader(self, "wkv7", op.head_size)?;
+        let shader = tile.shader(Recurrence::Wkv7, self, op.head_size)?;
         let heads = width / op.head_size;
         let params = Params {
             page: op.page,
@@ -163,17 +165,19 @@ impl Kernels {
             padding: [0; 3],
         };
         let bindings = [
-            op.batch.spans,
+            op.batch.bound_spans("wkv7")?,
             op.r.binding(),
             op.w.binding(),
             op.keys.blocks_binding(2),
             op.v.binding(),
             op.a.binding(),
-            Binding::from(op.state),
+            op.page.binding("wkv7", op.state, width * op.head_size)?,
             op.y.binding(),
         ];
         let pipeline = self.pipeline(shader.name, &[])?;
-        let workgroups = op.batch.span_count * heads * tile.workgroups_a_head(op.head_size)?;
+        let each = tile.workgroups_a_head(op.head_size)?;
+        let states = op.batch.span_count.saturating_mul(heads);
+        let workgroups = states.saturating_mul(each);
         self.dispatch(pipeline, &params, &bindings, workgroups)
     }
 }

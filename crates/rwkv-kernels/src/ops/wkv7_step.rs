@@ -283,13 +283,17 @@ impl Kernels {
             ups_block: 0,
         };
         let bindings = vec![
-            op.batch.spans,
+            op.batch.bound_spans("wkv7 step")?,
             projected,
             op.vectors.binding(),
             op.v_first.as_ref().map_or(self.unused(), View::binding),
-            Binding::from(op.state),
+            op.page
+                .binding("wkv7 step", op.state, width * op.head_size)?,
             // A slot that is not used must not be one that is read elsewhere in the dispatch, nor order dispatches.
-            Binding::from(op.stores.map_or(op.state, |store| store.state)),
+            match op.stores {
+                Some(store) => op.page.binding("wkv7 step", store.state, 2 * width)?,
+                None => Binding::from(op.state),
+            },
             op.y.binding(),
         ];
         let constants = vec![

@@ -91,6 +91,25 @@ pub(crate) fn singles() -> impl Strategy<Value = Ragged> {
 }
 
 impl Ragged {
+    /// Spans of these lengths, in slots of their own on both pages.
+    pub(crate) fn of(lengths: &[u32]) -> Self {
+        let mut start = 0;
+        let spans = lengths.iter().zip((0..SLOTS).rev()).map(|(length, slot)| {
+            let span = Span {
+                start,
+                length: *length,
+                slot,
+                padding: 0,
+            };
+            start += length;
+            span
+        });
+        Self {
+            spans: spans.collect(),
+            cut: SLOTS / 2,
+        }
+    }
+
     /// The same without spans of no token, which executors refuse: then as many spans as tokens have one each.
     pub(crate) fn without_empty(mut self) -> Self {
         self.spans.retain(|span| span.length > 0);

@@ -11,7 +11,7 @@ use half::f16;
 use proptest::prelude::*;
 use rwkv_gpu::BufferKind;
 use rwkv_kernels::{
-    GpuVector, Span,
+    GpuVector,
     ops::{HalfRows, NormShiftHalves, Weighs, mix, norm, previous_rows},
 };
 
@@ -45,22 +45,15 @@ fn wide_rows() {
         (4096, 6, &[1; 9]),
         (8192, 1, &[2, 1]),
     ] {
-        let mut start = 0;
-        let spans = (0u32..).zip(lengths).map(|(i, length)| {
-            let span = Span {
-                start,
-                length: *length,
-                slot: SLOTS - 1 - i,
-                padding: 0,
-            };
-            start += length;
-            span
-        });
-        let batch = Ragged {
-            spans: spans.collect(),
-            cut: 4,
-        };
-        compare(&batch, width, mixes, 0, Weighs::Previous, 1.0, 5);
+        compare(
+            &Ragged::of(lengths),
+            width,
+            mixes,
+            0,
+            Weighs::Previous,
+            1.0,
+            5,
+        );
     }
 }
 

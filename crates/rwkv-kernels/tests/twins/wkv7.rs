@@ -4,13 +4,13 @@ use crate::{
     activation::{Activation, State},
     batch::{Ragged, SLOTS, Tables, many_ragged, page_of, ragged},
     noise::{Noise, scale},
-    setup::{cases, setups},
+    setup::{Setup, cases, setups},
     tolerance::check_rms,
 };
 use proptest::prelude::*;
 use rwkv_kernels::{
     Page, Span,
-    ops::{Function, RecurrenceTile, Wkv7, Wkv7Operands, wkv7},
+    ops::{Function, Recurrence, RecurrenceTile, Wkv7, Wkv7Operands, wkv7},
 };
 
 /// Each step rounds a state that the decay and the removal keep from growing, so errors stay near those of one step;
@@ -44,15 +44,27 @@ proptest! {
     }
 }
 
-proptest! {
-    // Each tile is compiled for it.
-    #![proptest_config(cases(10))]
-
-    /// Every way to cut the work.
-    #[test]
-    fn all_tiles(batch in ragged(40), head_size in 1usize..=128, tile in prop::sample::select(RecurrenceTile::candidates()),
-                 seed: u64) {
-        compare_cut(&batch, 2, head_size, 1.0, seed, Some(tile));
+/// Every way to cut the work that an adapter can run, with heads that fill a kernel and that do not, and spans of no token up
+/// to several stages.
+#[test]
+fn all_tiles() {
+    let lengths = [0, 1, 3, 4, 5, 33, 70];
+    let batch = Ragged::of(&lengths);
+    for (seed, head_size) in (0..).zip([32, 40, 100]) {
+        let mut fours = 0;
+        for tile in RecurrenceTile::candidates() {
+            let ran = compare_cut(&batch, 2, head_size, 1.0, seed, Some(tile));
+            fours += usize::from(ran && tile.block == 4);
+        }
+        let eight = |setup: &Setup| {
+            let lanes = setup.kernels.gpu().capabilities().subgroups;
+            lanes.is_some_and(|lanes| lanes.min >= 8)
+        };
+        // Those of teams of eight lanes, which stage few tokens.
+        assert!(
+            fours >= 4 || !setups().iter().any(eight),
+            "{fours} of {head_size}"
+        );
     }
 }
 
@@ -147,7 +159,7 @@ fn compare(ragged: &Ragged, heads: usize, head_size: usize, scale: f32, seed: u6
     compare_cut(ragged, heads, head_size, scale, seed, None);
 }
 
-/// `tile`: the only one, where there is such a kernel; else the usual one and that of one order.
+/// `tile`: the only one, where there is such a kernel; else the usual one and that of one order. Says whether any has run.
 fn compare_cut(
     ragged: &Ragged,
     heads: usize,
@@ -155,7 +167,7 @@ fn compare_cut(
     scale: f32,
     seed: u64,
     tile: Option<RecurrenceTile>,
-) {
+) -> bool {
     let mut noise = Noise::new(seed);
     let (tokens, width) = (ragged.tokens(), heads * head_size);
     let r = noise.values(tokens * width, 1.0);
@@ -194,15 +206,16 @@ fn compare_cut(
     }
 
     let keys = [k, kappa].concat();
+    let mut ran = false;
     for setup in setups() {
         let tiles = match tile {
-            Some(tile) if tile.fits(&setup.kernels, head_size) => vec![tile],
+            Some(tile) if tile.fits(Recurrence::Wkv7, &setup.kernels, head_size) => vec![tile],
             Some(_) => Vec::new(),
             None => {
                 let states = ragged.spans.len() * heads;
                 vec![
-                    RecurrenceTile::usual(&setup.kernels, states, head_size),
-                    RecurrenceTile::in_one_order(&setup.kernels, head_size),
+                    RecurrenceTile::usual(Recurrence::Wkv7, &setup.kernels, states, head_size),
+                    RecurrenceTile::in_one_order(Recurrence::Wkv7, &setup.kernels, head_size),
                 ]
             }
         };
@@ -210,6 +223,7 @@ fn compare_cut(
         let [r, w, keys, v, a] =
             [&r, &w, &keys, &v, &a].map(|x| Activation::new(setup, tokens, width, x));
         for tile in tiles {
+            ran = true;
             let y = Activation::poisoned(setup, tokens, width, 1);
             let pages = ragged.pages();
             let states = pages.map(|page| State::new(setup, page_of(&state, page, slot), slot));
@@ -237,4 +251,5 @@ fn compare_cut(
             }
         }
     }
+    ran
 }

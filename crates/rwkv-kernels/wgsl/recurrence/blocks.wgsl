@@ -1,10 +1,16 @@
-// A thread brings four channels, or four value rows, of four tokens at a time, so heads have a multiple of four channels.
+// A thread brings a Block of four channels, or four value rows, of four tokens at a time, so heads have a multiple of four
+// channels.
 
 const BLOCKS: u32 = (FOURS * WIDE + THREADS - 1u) / THREADS;
 const VALUE_BLOCKS: u32 = (FOURS * OWN_ROWS / 4u + THREADS - 1u) / THREADS;
 
+alias Element = vec4<f32>;
+alias Ahead = array<Block, BLOCKS>;
 // By token.
 alias Values = array<mat4x4<f32>, VALUE_BLOCKS>;
+
+// By vector, token and channel.
+var<workgroup> staged: array<vec4<f32>, VECTORS * STAGE * WIDE>;
 
 // Where four channels of four tokens from `first` on lie in an activation, in fours. Past the end of the head or the span
 // they are others that are there: no branch stands between two loads.
@@ -16,6 +22,12 @@ fn quads_at(place: Place, first: u32, quad: u32) -> vec4<u32> {
 // Which of four tokens from `first` on are there.
 fn tokens_there(place: Place, first: u32) -> vec4<bool> {
     return vec4(0u, 1u, 2u, 3u) < vec4(place.end - min(first, place.end));
+}
+
+// Which tokens of a block from `first` on are there: none past the end of the head.
+fn block_there(place: Place, first: u32, block: u32) -> vec4<bool> {
+    let in_head = block % WIDE * 4u < params.head_size;
+    return tokens_there(place, first + block / WIDE * 4u) & vec4(in_head);
 }
 
 // A column a token: x where it is there, else the other one.

@@ -1,4 +1,19 @@
-// Four tokens at once.
+// Four tokens at once. Where one of them has something that is not finite, so may the results of those before it: the dots
+// with what a token does not see are zeros, but products all the same.
+
+// By four tokens and channel: their decays together.
+var<workgroup> fades: array<vec4<f32>, FOURS * WIDE>;
+// The vectors' dots among themselves, summed over the channels of SUMMED lanes.
+var<workgroup> partial: array<vec4<f32>, BLOCKS * THREADS>;
+
+// What a lane has of them, summed over all channels.
+fn dots_of(four: u32, lane: u32) -> vec4<f32> {
+    var sum = vec4(0.0);
+    for (var j = 0u; j < WIDE / SUMMED; j++) {
+        sum += partial[four * WIDE + j * SUMMED + lane];
+    }
+    return sum;
+}
 
 // A vec4 of keys of four tokens.
 fn quads(vector: u32, at: u32) -> mat4x4<f32> {

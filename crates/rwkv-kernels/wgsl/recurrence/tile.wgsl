@@ -3,7 +3,7 @@
 // token serves ROWS rows. STAGE tokens at a time are brought to workgroup memory; meanwhile the next ones are on their
 // way to registers. HEAD is the head size rounded up: the rows and channels past the end are zero and stay zero.
 // Whoever imports this has `params`, `spans`, `v` and `state`, and the VECTORS that are staged of a token, and imports how
-// they are brought: recurrence/channels or recurrence/blocks.
+// they are brought and staged: recurrence/channels or recurrence/blocks.
 #import batch
 #import grid
 #import dot_onto
@@ -25,8 +25,6 @@ const FOURS: u32 = STAGE / 4u;
 
 alias Tile = array<vec4<f32>, ROWS * QUADS>;
 
-// By vector, token and channel.
-var<workgroup> staged: array<vec4<f32>, VECTORS * STAGE * WIDE>;
 // Of four tokens a row of this workgroup.
 var<workgroup> values: array<vec4<f32>, FOURS * OWN_ROWS>;
 

@@ -88,7 +88,7 @@ fn time_mix(thread: u32, head: u32, first: u32) {
         }
         let index = slot - params.page.first_slot;
         let up = ups[n];
-        let decay = exp(-0.6065306597126334 * sigmoid(up.x + decay_bias));
+        let decay = decay7(up.x + decay_bias);
         let rate = sigmoid(up.y + rate_bias);
         var value = inputs.v;
         if HAS_FIRST {

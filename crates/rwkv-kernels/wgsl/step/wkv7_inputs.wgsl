@@ -2,6 +2,7 @@
 // step/lora, which finds hidden vectors by `hidden_quad`, or step/ready.
 #import batch
 #import grid
+#import decay7
 #import sigmoid
 #import step/head
 

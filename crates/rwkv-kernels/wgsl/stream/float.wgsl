@@ -20,12 +20,6 @@ fn stage_eight(token: u32, index: u32, low: vec4<f32>, high: vec4<f32>) {
     stage(token, 2u * index + 1u, high);
 }
 
-// Element `index` of the first token's.
-fn stage_element(index: u32, value: f32) {
-    let vector = index / 4u;
-    staged[vector % PARTS * SLICE + vector / PARTS][index % 4u] = bitcast<u32>(value);
-}
-
 // Part `p` of a unit.
 fn x_part(token: u32, unit: u32, p: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(staged[token * X_PITCH + p * SLICE + unit]);

@@ -2,13 +2,16 @@
 
 #import recurrence/channels
 
-alias Element = f32;
-
 // Receptance, decay, key.
 const VECTORS: u32 = 3u;
 
 // What the current token weighs.
-var<workgroup> weights: array<vec4<f32>, WIDE>;
+var<workgroup> weights: array<f32, HEAD>;
+
+fn four_weights(at: u32) -> vec4<f32> {
+    let first = at * 4u;
+    return vec4(weights[first], weights[first + 1u], weights[first + 2u], weights[first + 3u]);
+}
 
 // A channel of four tokens.
 struct Unit {
@@ -17,8 +20,6 @@ struct Unit {
     k: vec4<f32>,
     u: f32,
 }
-
-alias Ahead = array<Unit, UNITS>;
 
 fn load_ahead(place: Place, first: u32) -> Ahead {
     var ahead: Ahead;
@@ -54,12 +55,6 @@ fn settled(place: Place, first: u32, unit: u32, brought: Unit) -> Unit {
     );
 }
 
-fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
-    for (var i = 0u; i < UNITS; i++) {
-        (*ahead)[i] = settled(place, first, place.thread + i * THREADS, (*ahead)[i]);
-    }
-}
-
 fn stage(place: Place, brought: Ahead) {
     var ahead = brought;
     for (var i = 0u; i < UNITS; i++) {
@@ -68,7 +63,7 @@ fn stage(place: Place, brought: Ahead) {
         put(1u, unit, ahead[i].w);
         put(2u, unit, ahead[i].k);
         if unit < HEAD {
-            weights[unit / 4u][unit % 4u] = ahead[i].u;
+            weights[unit] = ahead[i].u;
         }
     }
 }
@@ -77,17 +72,16 @@ fn advance(place: Place, first: u32, tile: ptr<function, Tile>) {
     let tokens = min(STAGE, place.end - first);
     var s = *tile;
     for (var t = 0u; t < tokens; t++) {
-        let at = t * WIDE + place.part;
         var added: array<f32, ROWS>;
         var reads: array<f32, ROWS>;
         for (var i = 0u; i < ROWS; i++) {
             added[i] = values[t / 4u * OWN_ROWS + place.team_row + i][t % 4u];
         }
         for (var j = 0u; j < QUADS; j++) {
-            let r = staged[at + j * SHARE];
-            let w = staged[STAGE * WIDE + at + j * SHARE];
-            let k = staged[2u * STAGE * WIDE + at + j * SHARE];
-            let weight = weights[place.part + j * SHARE];
+            let r = quad(0u, t, place.part + j * SHARE);
+            let w = quad(1u, t, place.part + j * SHARE);
+            let k = quad(2u, t, place.part + j * SHARE);
+            let weight = four_weights(place.part + j * SHARE);
             for (var i = 0u; i < ROWS; i++) {
                 let before = s[i * QUADS + j];
                 let now = added[i] * k;
@@ -95,11 +89,7 @@ fn advance(place: Place, first: u32, tile: ptr<function, Tile>) {
                 s[i * QUADS + j] = before * w + now;
             }
         }
-        let read = row_sum(reads, place.part);
-        let row = place.first_row + place.own_row;
-        if row < params.head_size && place.part % (SHARE / ROWS) == 0u {
-            y[(first + t) * params.stride + place.channel + row] = read;
-        }
+        write_y(place, first + t, row_sum(reads, place.part));
     }
     *tile = s;
 }

@@ -6,8 +6,6 @@
 #import recurrence/blocks
 #import recurrence/fours
 
-alias Element = vec4<f32>;
-
 // Faded receptance, and key as the last token finds it.
 const VECTORS: u32 = 2u;
 
@@ -19,14 +17,8 @@ struct Block {
     u: vec4<f32>,
 }
 
-alias Ahead = array<Block, BLOCKS>;
-
-// By four tokens and channel: their decays together.
-var<workgroup> fades: array<vec4<f32>, FOURS * WIDE>;
 // By four tokens, for each t the dots of its receptance with token i's key, zero for i > t.
 var<workgroup> read_dots: array<vec4<f32>, FOURS * 4u>;
-// Their sums over the channels of SUMMED lanes.
-var<workgroup> partial: array<vec4<f32>, BLOCKS * THREADS>;
 
 fn load_ahead(place: Place, first: u32) -> Ahead {
     var ahead: Ahead;
@@ -49,8 +41,7 @@ fn load_ahead(place: Place, first: u32) -> Ahead {
 
 // Tokens and channels past the end change nothing.
 fn settled(place: Place, first: u32, block: u32, brought: Block) -> Block {
-    let in_head = block % WIDE * 4u < params.head_size;
-    let there = tokens_there(place, first + block / WIDE * 4u) & vec4(in_head);
+    let there = block_there(place, first, block);
     let zero = vec4(0.0);
     var decay = brought.w;
     if ONE_DECAY {
@@ -101,11 +92,7 @@ fn stage(place: Place, brought: Ahead) {
         }
     }
     for (var i = place.thread; i < FOURS * 4u; i += THREADS) {
-        var sum = vec4(0.0);
-        for (var j = 0u; j < WIDE / SUMMED; j++) {
-            sum += partial[i / 4u * WIDE + j * SUMMED + i % 4u * 2u];
-        }
-        read_dots[i] = sum;
+        read_dots[i] = dots_of(i / 4u, i % 4u * 2u);
     }
 }
 

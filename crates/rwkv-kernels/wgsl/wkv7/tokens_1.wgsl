@@ -2,8 +2,6 @@
 
 #import recurrence/channels
 
-alias Element = f32;
-
 // Receptance, decay, both keys, the rated removal key.
 const VECTORS: u32 = 5u;
 
@@ -15,8 +13,6 @@ struct Unit {
     kappa: vec4<f32>,
     rate: vec4<f32>,
 }
-
-alias Ahead = array<Unit, UNITS>;
 
 fn load_ahead(place: Place, first: u32) -> Ahead {
     var ahead: Ahead;
@@ -46,12 +42,6 @@ fn settled(place: Place, first: u32, unit: u32, brought: Unit) -> Unit {
     );
 }
 
-fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
-    for (var i = 0u; i < UNITS; i++) {
-        (*ahead)[i] = settled(place, first, place.thread + i * THREADS, (*ahead)[i]);
-    }
-}
-
 fn stage(place: Place, brought: Ahead) {
     var ahead = brought;
     for (var i = 0u; i < UNITS; i++) {
@@ -68,10 +58,9 @@ fn advance(place: Place, first: u32, tile: ptr<function, Tile>) {
     let tokens = min(STAGE, place.end - first);
     var s = *tile;
     for (var t = 0u; t < tokens; t++) {
-        let at = t * WIDE + place.part;
         var sums: array<f32, ROWS>;
         for (var j = 0u; j < QUADS; j++) {
-            let kappa = staged[3u * STAGE * WIDE + at + j * SHARE];
+            let kappa = quad(3u, t, place.part + j * SHARE);
             for (var i = 0u; i < ROWS; i++) {
                 sums[i] = dot_onto(sums[i], s[i * QUADS + j], kappa);
             }
@@ -85,21 +74,17 @@ fn advance(place: Place, first: u32, tile: ptr<function, Tile>) {
             added[i] = values[t / 4u * OWN_ROWS + place.team_row + i][t % 4u];
         }
         for (var j = 0u; j < QUADS; j++) {
-            let r = staged[at + j * SHARE];
-            let w = staged[STAGE * WIDE + at + j * SHARE];
-            let k = staged[2u * STAGE * WIDE + at + j * SHARE];
-            let rate = staged[4u * STAGE * WIDE + at + j * SHARE];
+            let r = quad(0u, t, place.part + j * SHARE);
+            let w = quad(1u, t, place.part + j * SHARE);
+            let k = quad(2u, t, place.part + j * SHARE);
+            let rate = quad(4u, t, place.part + j * SHARE);
             for (var i = 0u; i < ROWS; i++) {
                 let next = s[i * QUADS + j] * w + removals[i] * rate + added[i] * k;
                 s[i * QUADS + j] = next;
                 reads[i] = dot_onto(reads[i], next, r);
             }
         }
-        let read = row_sum(reads, place.part);
-        let row = place.first_row + place.own_row;
-        if row < params.head_size && place.part % (SHARE / ROWS) == 0u {
-            y[(first + t) * params.stride + place.channel + row] = read;
-        }
+        write_y(place, first + t, row_sum(reads, place.part));
     }
     *tile = s;
 }

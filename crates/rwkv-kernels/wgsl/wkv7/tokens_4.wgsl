@@ -9,8 +9,6 @@
 #import recurrence/blocks
 #import recurrence/fours
 
-alias Element = vec4<f32>;
-
 // Faded removal key and receptance, rated removal key and key as the last token finds them.
 const VECTORS: u32 = 4u;
 
@@ -23,17 +21,11 @@ struct Block {
     rate: mat4x4<f32>,
 }
 
-alias Ahead = array<Block, BLOCKS>;
-
-// By four tokens and channel: their decays together.
-var<workgroup> fades: array<vec4<f32>, FOURS * WIDE>;
 // By four tokens, of ρ, then of k: for each t the dots of W(i, t) rₜ with token i's, zero for i > t.
 var<workgroup> read_dots: array<vec4<f32>, FOURS * 8u>;
 // By four tokens, the dots of W(i, t−1) κₜ with token i's: of ρ for i, t = 0, 1; 0, 2; 0, 3; 1, 2, of k for the same, then of
 // each for 1, 3 and 2, 3.
 var<workgroup> removal_dots: array<vec4<f32>, FOURS * 3u>;
-// Their sums over the channels of SUMMED lanes.
-var<workgroup> partial: array<vec4<f32>, BLOCKS * THREADS>;
 
 fn load_ahead(place: Place, first: u32) -> Ahead {
     var ahead: Ahead;
@@ -52,8 +44,7 @@ fn load_ahead(place: Place, first: u32) -> Ahead {
 
 // Tokens and channels past the end change nothing.
 fn settled(place: Place, first: u32, block: u32, brought: Block) -> Block {
-    let in_head = block % WIDE * 4u < params.head_size;
-    let there = tokens_there(place, first + block / WIDE * 4u) & vec4(in_head);
+    let there = block_there(place, first, block);
     let zero = vec4(0.0);
     let one = vec4(1.0);
     let x = brought;
@@ -106,15 +97,6 @@ fn prepare(place: Place, first: u32, ahead: ptr<function, Ahead>) {
         );
         partial[place.thread + i * THREADS] = sum_of_8(both, place.thread % SUMMED);
     }
-}
-
-// A column of the terms of ρ, or past the third of those of k, summed over all channels.
-fn dots_of(four: u32, column: u32) -> vec4<f32> {
-    var sum = vec4(0.0);
-    for (var j = 0u; j < WIDE / SUMMED; j++) {
-        sum += partial[four * WIDE + j * SUMMED + column];
-    }
-    return sum;
 }
 
 fn stage(place: Place, brought: Ahead) {

@@ -11,7 +11,7 @@ use crate::{
 use proptest::prelude::*;
 use rwkv_gpu::Readback;
 use rwkv_kernels::{
-    Format, GpuMatrix, Matrix, Span,
+    Format, GpuMatrix, LoraUp, Matrix, Span,
     ops::{Blend, Change, Embed, blend},
 };
 use rwkv_mem::{Cols, Rows};
@@ -267,6 +267,43 @@ fn extremes() {
     let mut y = vec![0.0; rows * cols];
     blend(&base, 0, &change, &mut y).unwrap();
     assert_eq!(y, whole);
+}
+
+/// A result that lies behind another matrix, which stays what it is.
+#[test]
+fn behind_another_matrix() {
+    let setup = &setups()[0];
+    let (rows, cols) = (32, 8);
+    let values: Vec<f32> = (0..rows * cols).map(|i| i as f32).collect();
+    let bytes = packed(Format::F16, &values);
+    let matrix = Matrix::new(Format::F16, Rows(rows), Cols(cols), &bytes).unwrap();
+    let mut upload = setup.upload();
+    let gpu = setup.gpu();
+    let base = GpuMatrix::new(gpu, "base", &matrix, Format::F16, &mut upload).unwrap();
+    let pairs = LoraUp::new(gpu, "pairs", Format::F16, rows, &[cols; 2]).unwrap();
+    let pairs = pairs.unwrap();
+    let [first, second] = [0, 1].map(|index| {
+        let mut filled = pairs.filling("pairs", index).unwrap();
+        filled.push("pairs", &matrix, &mut upload).unwrap();
+        filled.finish().unwrap()
+    });
+    let largest = filled(gpu, &[0]);
+    let op = Blend {
+        base: &base,
+        first: 0,
+        rows,
+        keep: 2.0,
+        a: None,
+        own: None,
+        whole: false,
+        largest: (&largest, 0),
+        y: &second,
+    };
+    upload.flush().unwrap();
+    setup.run(&setup.kernels.blend(&op).unwrap());
+    assert_eq!(rows_of(setup, &first), values);
+    let twice: Vec<f32> = values.iter().map(|x| 2.0 * x).collect();
+    assert_eq!(rows_of(setup, &second), twice);
 }
 
 /// A table past the smallest binding limits (128 MiB): base and result are cut at other rows.

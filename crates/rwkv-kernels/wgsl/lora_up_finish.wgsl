@@ -3,11 +3,15 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 #define TOKENS 128
+#define HIGH 2
+#define WIDE 4
 #ifdef UNITS_8
-#define LOADS 8
+#define X_LOADS 8
+#define W_LOADS 8
 #define STEPS 4
 #else
-#define LOADS 4
+#define X_LOADS 4
+#define W_LOADS 4
 #define STEPS 2
 #endif
 #define CHANNELS 128
@@ -122,69 +126,7 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let pair = params.pairs[workgroup.z];
-    let first_channel = workgroup.x * CHANNELS;
-    let first_token = workgroup.y * TOKENS;
-    let token = subgroup / 2u * (2u * SIDE);
-    let channel = subgroup % 2u * (4u * SIDE);
-    let to = thread / QUADS * PITCH + thread % QUADS;
-#repeat i 2
-#repeat j 4
-    var sum_$i$j: coop_mat16x16<f32, C>;
-#endrepeat
-#endrepeat
-    {
-#repeat i $LOADS
-        let x_$i = fetch_x(pair, first_token, 0u, $i * THREADS + thread);
-#endrepeat
-#repeat i $LOADS
-        let w_$i = fetch_w(pair, first_channel, 0u, $i * THREADS + thread);
-#endrepeat
-#repeat i $LOADS
-        x_tile[to + $i * (THREADS / QUADS) * PITCH] = rounded(x_$i);
-#endrepeat
-#repeat i $LOADS
-        w_tile[to + $i * (THREADS / QUADS) * PITCH] = w_$i;
-#endrepeat
-    }
-    workgroupBarrier();
-    for (var unit = 0u; unit < pair.units; unit += UNITS) {
-        // At the end the last ones are loaded again.
-        let next = min(unit + UNITS, pair.units - 1u);
-#repeat i $LOADS
-        let x_$i = fetch_x(pair, first_token, next, $i * THREADS + thread);
-#endrepeat
-#repeat i $LOADS
-        let w_$i = fetch_w(pair, first_channel, next, $i * THREADS + thread);
-#endrepeat
-#repeat k $STEPS
-        {
-#repeat i 2
-            let a$i = coopLoadT<coop_mat16x16<f16, A>>(
-                &x_tile[(token + $i * SIDE) * PITCH + $k * (SIDE / 4u)],
-                PITCH,
-            );
-#endrepeat
-#repeat j 4
-            let b$j = coopLoad<coop_mat16x16<f16, B>>(
-                &w_tile[(channel + $j * SIDE) * PITCH + $k * (SIDE / 4u)],
-                PITCH,
-            );
-#repeat i 2
-            sum_$i$j = coopMultiplyAdd(a$i, b$j, sum_$i$j);
-#endrepeat
-#endrepeat
-        }
-#endrepeat
-        workgroupBarrier();
-#repeat i $LOADS
-        x_tile[to + $i * (THREADS / QUADS) * PITCH] = rounded(x_$i);
-#endrepeat
-#repeat i $LOADS
-        w_tile[to + $i * (THREADS / QUADS) * PITCH] = w_$i;
-#endrepeat
-        workgroupBarrier();
-    }
+#import lora_up/products
     let end = params.ends[workgroup.z];
     let mixes = workgroup.z == params.mixing;
     let staged = subgroup * SIDE * STAGE_PITCH;
@@ -192,9 +134,9 @@ fn main(
     let own_quad = (first_channel + channel) / 4u;
     var onto = onto_matrix(end, mixes, own_token, own_quad, lane, 0u);
     // Names of their own: naga 30 needs expressions before the store that uses them.
-#repeat i 2
-#repeat j 4
-    let after_$i$j = onto_matrix(end, mixes, own_token, own_quad, lane, $i * 4u + $j + 1u);
+#repeat i $HIGH
+#repeat j $WIDE
+    let after_$i$j = onto_matrix(end, mixes, own_token, own_quad, lane, $i * $WIDE + $j + 1u);
     let total_$i$j = sum_$i$j;
     workgroupBarrier();
     coopStoreT(total_$i$j, &stage[staged], STAGE_PITCH);

@@ -55,22 +55,25 @@ fn ragged_spans(longest: u32, counts: RangeInclusive<usize>) -> impl Strategy<Va
             if lengths.iter().all(|n| *n == 0) {
                 lengths[0] = one;
             }
-            let mut start = 0;
-            let spans = lengths.iter().zip(slots).map(|(length, slot)| {
-                let span = Span {
-                    start,
-                    length: *length,
-                    slot,
-                    padding: 0,
-                };
-                start += length;
-                span
-            });
-            Ragged {
-                spans: spans.collect(),
-                cut,
-            }
+            let spans = one_after_the_other(&lengths, slots);
+            Ragged { spans, cut }
         })
+}
+
+/// Spans of these lengths.
+fn one_after_the_other(lengths: &[u32], slots: impl IntoIterator<Item = u32>) -> Vec<Span> {
+    let mut start = 0;
+    let spans = lengths.iter().zip(slots).map(|(length, slot)| {
+        let span = Span {
+            start,
+            length: *length,
+            slot,
+            padding: 0,
+        };
+        start += length;
+        span
+    });
+    spans.collect()
 }
 
 /// One to nine spans of one token in random slots.
@@ -93,19 +96,8 @@ pub(crate) fn singles() -> impl Strategy<Value = Ragged> {
 impl Ragged {
     /// Spans of these lengths, in slots of their own on both pages.
     pub(crate) fn of(lengths: &[u32]) -> Self {
-        let mut start = 0;
-        let spans = lengths.iter().zip((0..SLOTS).rev()).map(|(length, slot)| {
-            let span = Span {
-                start,
-                length: *length,
-                slot,
-                padding: 0,
-            };
-            start += length;
-            span
-        });
         Self {
-            spans: spans.collect(),
+            spans: one_after_the_other(lengths, (0..SLOTS).rev()),
             cut: SLOTS / 2,
         }
     }

@@ -22,7 +22,8 @@ pub trait Executor: Send {
     /// How many sequences it keeps.
     fn slots(&self) -> usize;
 
-    /// The tokens a prompt is best cut into: more pay off little, and hold more memory.
+    /// The tokens a prompt is best cut into: more pay off little, and hold more memory. Fewer for a while where memory has not
+    /// sufficed.
     fn chunk(&self) -> usize;
 
     /// Bytes of device memory beyond what the weights' file holds mapped.

@@ -20,6 +20,9 @@ use support::{
 const VOCAB: usize = 300;
 const CHUNK: usize = 1024;
 
+/// After so many steps more tokens are tried again.
+const PATIENCE: usize = 1024;
+
 fn model(version: Version) -> Model {
     let dimensions = Dimensions {
         version,
@@ -156,21 +159,33 @@ fn batches_in_pieces() {
             let want = outcome(&mut executor, &logits);
             drop(executor);
             let (mut failed, mut cut) = (0, 0);
-            for part in [0, 2, 8, 24, 48, 64] {
-                let what = format!("{version}, {wanted:?}, {part}/64 of {taken}");
+            // From none at all to all that it takes.
+            for part in [
+                None,
+                Some(0),
+                Some(2),
+                Some(8),
+                Some(24),
+                Some(48),
+                Some(64),
+            ] {
+                let what = format!("{version}, {wanted:?}, {part:?}/64 of {taken}");
                 let mut executor = load(&model, &gpu, 3);
-                let limit = gpu.memory().in_use + taken * part / 64;
+                let in_use = gpu.memory().in_use;
+                let limit = part.map_or(0, |part| in_use + taken * part / 64);
                 gpu.set_memory_limit(Some(limit));
+                let before = executor.stats().steps;
                 let made = executor.run(&batch);
-                assert!(gpu.memory().in_use <= limit, "{what}");
+                assert!(gpu.memory().in_use <= limit.max(in_use), "{what}");
                 gpu.set_memory_limit(None);
                 match made {
                     Ok(logits) => {
                         check_alike(&outcome(&mut executor, &logits), &want, &what);
-                        if executor.chunk() < CHUNK {
-                            assert!(is_usual && executor.chunk().is_power_of_two(), "{what}");
-                        }
-                        cut += usize::from(executor.chunk() < CHUNK || (!is_usual && part < 64));
+                        let in_pieces = executor.stats().steps - before > 1;
+                        let shorter = executor.chunk() < CHUNK;
+                        assert_eq!(shorter, in_pieces && is_usual, "{what}");
+                        assert!(executor.chunk().is_power_of_two(), "{what}");
+                        cut += usize::from(in_pieces);
                     }
                     Err(error) => {
                         assert!(is_exhausted(&error), "{what}: {error}");
@@ -193,6 +208,93 @@ fn batches_in_pieces() {
             );
         }
     }
+}
+
+/// Where memory was short, longer chunks are tried again and again, and are as they were once it is there.
+#[test]
+fn chunks_come_back() {
+    let model = model(Version::V7);
+    let batch = batch([100, 20, 280], [Wanted::Last, Wanted::None, Wanted::Last]);
+    let gpu = own_gpu();
+    let mut executor = load(&model, &gpu, 3);
+    let loaded = gpu.memory().in_use;
+    let logits = executor.run(&batch).unwrap();
+    let taken = gpu.memory().peak - loaded;
+    let want = outcome(&mut executor, &logits);
+    drop(executor);
+    let mut executor = load(&model, &gpu, 3);
+    let again = |executor: &mut GpuExecutor, limit: Option<u64>, what: &str| {
+        for slot in 0..3 {
+            executor.reset(SlotId(slot)).unwrap();
+        }
+        let before = executor.stats().steps;
+        gpu.set_memory_limit(limit);
+        let logits = executor.run(&batch).unwrap();
+        gpu.set_memory_limit(None);
+        check_alike(&outcome(executor, &logits), &want, what);
+        executor.stats().steps - before
+    };
+    let decode = |executor: &mut GpuExecutor| {
+        for _ in 0..PATIENCE {
+            executor
+                .run(&Batch::single(SlotId(0), &[5], Wanted::Last))
+                .unwrap();
+        }
+        executor.chunk()
+    };
+    let limit = Some(gpu.memory().in_use + taken / 2);
+    assert!(again(&mut executor, limit, "short") > 1);
+    let short = executor.chunk();
+    assert!(short < CHUNK);
+    assert_eq!(decode(&mut executor), 2 * short);
+    assert!(again(&mut executor, limit, "still short") > 1);
+    assert_eq!(executor.chunk(), short);
+    let mut chunk = short;
+    while chunk < CHUNK {
+        chunk *= 2;
+        assert_eq!(decode(&mut executor), chunk);
+    }
+    assert_eq!(again(&mut executor, None, "back"), 1);
+    assert_eq!(executor.chunk(), CHUNK);
+}
+
+/// Steps of one token a sequence that there is no memory for at once say nothing of prompts.
+#[test]
+fn decoding_in_pieces() {
+    const SLOTS: u32 = 64;
+    let model = model(Version::V7);
+    let spans = (0..SLOTS).map(|slot| span(slot, &[slot], Wanted::Last));
+    let batch = Batch {
+        spans: spans.collect(),
+    };
+    let gpu = own_gpu();
+    let load = || {
+        let options = LoadOptions {
+            slots: SLOTS as usize,
+            check_memory: false,
+            ..LoadOptions::default()
+        };
+        GpuExecutor::new(&model, &gpu, &options, &mut |_| {}).unwrap()
+    };
+    let mut executor = load();
+    let (loaded, chunk) = (gpu.memory().in_use, executor.chunk());
+    let logits = executor.run(&batch).unwrap();
+    let want = outcome(&mut executor, &logits);
+    drop(executor);
+    // As much less as it takes: what a step of all sequences needs is not there then.
+    let mut limit = loaded;
+    let (mut executor, logits) = loop {
+        gpu.set_memory_limit(Some(limit));
+        let mut executor = load();
+        let logits = executor.run(&batch).unwrap();
+        gpu.set_memory_limit(None);
+        if executor.stats().steps > 1 {
+            break (executor, logits);
+        }
+        limit -= 32 << 10;
+    };
+    check_alike(&outcome(&mut executor, &logits), &want, "in pieces");
+    assert_eq!(executor.chunk(), chunk);
 }
 
 /// Where layers are on several devices, each cuts what comes to it as its memory demands.

@@ -112,7 +112,7 @@ impl GpuExecutor {
         let tables = asked.prompts.tables(vocab, slots)?;
         let steps = batch(sequences, Wanted::Last).tables(vocab, slots)?;
         let shape = BatchShape::of(&tables);
-        if shape.tokens > self.most_tokens {
+        if !self.may_run(shape) {
             return Ok(None);
         }
         let plan = self.plan(shape.padded())?;

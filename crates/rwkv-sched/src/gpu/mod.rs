@@ -50,6 +50,7 @@ pub(crate) use copies::StateCopies;
 use draws::Draws;
 pub use memory::DeviceMemory;
 use meter::Meter;
+use pieces::Limits;
 use plans::{Held, PLANS, Plans};
 use prepare::Prepared;
 use readbacks::Readbacks;
@@ -84,8 +85,7 @@ pub struct GpuExecutor {
     chunk: usize,
     /// The most that a chunk may have.
     longest_chunk: usize,
-    /// The most that a step may have: fewer where memory has not sufficed for more.
-    most_tokens: usize,
+    limits: Limits,
     /// The last batch whose logits nobody wanted, if it was not waited for, and its tokens.
     unread: Option<(Submission, usize)>,
     readbacks: Readbacks,
@@ -194,7 +194,7 @@ impl GpuExecutor {
             usual: 0,
             chunk,
             longest_chunk: chunk,
-            most_tokens: usize::MAX,
+            limits: Limits::default(),
             unread: None,
             readbacks: Readbacks::default(),
             token_readbacks: Vec::new(),
@@ -316,7 +316,7 @@ impl Executor for GpuExecutor {
     }
 
     fn chunk(&self) -> usize {
-        self.chunk
+        self.chunk.min(self.limits.prompts.tokens())
     }
 
     fn device_bytes(&self) -> u64 {

@@ -3,13 +3,92 @@
 //! What all pieces need is there before the first one begins, so that a batch which does not fit in any way has changed no
 //! state.
 
-use super::{GpuExecutor, blend::out_of_memory, plan::Plan, plans::SMALL};
+use super::{
+    GpuExecutor,
+    blend::out_of_memory,
+    plan::Plan,
+    plans::{PATIENCE, SMALL},
+};
 use crate::{
     Batch, BatchShape, Domain, Result,
     batch::Tables,
     part::{Begun, Carried},
 };
 use std::{collections::HashMap, ops::Range, sync::Arc};
+
+/// The most tokens that steps may have of prompts, and of one token a sequence: those have memory of their own.
+#[derive(Default)]
+pub(super) struct Limits {
+    pub(super) prompts: Limit,
+    single: Limit,
+}
+
+impl Limits {
+    /// That of a step of such a shape.
+    fn of(&self, shape: BatchShape) -> &Limit {
+        if shape.is_single() {
+            &self.single
+        } else {
+            &self.prompts
+        }
+    }
+
+    fn of_mut(&mut self, shape: BatchShape) -> &mut Limit {
+        if shape.is_single() {
+            &mut self.single
+        } else {
+            &mut self.prompts
+        }
+    }
+
+    /// A plan is asked for.
+    pub(super) fn asked(&mut self, chunk: usize) {
+        self.prompts.asked(chunk);
+        self.single.asked(chunk);
+    }
+}
+
+/// The most tokens that a step may have: fewer for a while where memory has not sufficed for more.
+pub(super) struct Limit {
+    tokens: usize,
+    /// Plans that were asked for since that is so.
+    asked: usize,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self::to(usize::MAX)
+    }
+}
+
+impl Limit {
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn is_set(&self) -> bool {
+        self.tokens < usize::MAX
+    }
+
+    fn to(tokens: usize) -> Self {
+        Self { tokens, asked: 0 }
+    }
+
+    /// A plan is asked for: now and then twice as many tokens are tried once more, up to a `chunk` and then any number.
+    fn asked(&mut self, chunk: usize) {
+        if !self.is_set() {
+            return;
+        }
+        self.asked += 1;
+        if self.asked == PATIENCE {
+            *self = if self.tokens < chunk {
+                Self::to(self.tokens.saturating_mul(2).min(chunk))
+            } else {
+                Self::default()
+            };
+        }
+    }
+}
 
 /// A piece of a batch, and the plan that it runs by.
 struct Piece {
@@ -19,8 +98,18 @@ struct Piece {
 
 impl GpuExecutor {
     /// Whether steps of this shape come all the time: one for which memory does not suffice is no exception.
-    pub(super) fn is_usual(&self, shape: BatchShape) -> bool {
+    fn is_usual(&self, shape: BatchShape) -> bool {
         shape.tokens <= self.chunk && shape.outputs <= SMALL
+    }
+
+    /// Whether a step may have this shape, as far as is known.
+    pub(super) fn may_run(&self, shape: BatchShape) -> bool {
+        shape.tokens <= self.limits.of(shape).tokens()
+    }
+
+    /// Whether a plan of this shape may be made before anybody asks for it.
+    pub(super) fn may_prepare(&self, shape: BatchShape) -> bool {
+        self.is_usual(shape) && self.may_run(shape)
     }
 
     /// As [`begin_part`](crate::part::PartExecutor::begin_part) for a batch of `shape` that there is no memory for: in the
@@ -34,28 +123,30 @@ impl GpuExecutor {
         shape: BatchShape,
         carried: &Carried,
     ) -> Result<Begun> {
-        let most = self.most_tokens;
-        let mut usual = self.is_usual(shape) && shape.tokens <= most;
+        let most = self.limits.of(shape).tokens();
         let mut size = halved(shape.tokens).min(self.chunk).min(most);
         let pieces = loop {
             match self.pieces(&batch.cut(shape.tokens.div_ceil(size))) {
                 Err(error) if size > 1 && out_of_memory(&error) => {
                     tracing::debug!(size, "no room for pieces: {error}");
-                    // Logits of all tokens may be what is too much.
-                    usual |= shape.outputs <= SMALL;
+                    // What those have taken so far.
+                    self.let_go(0);
                     size = halved(size);
                 }
                 pieces => break pieces?,
             }
         };
-        if usual {
-            tracing::warn!(
-                "too little memory on {} for steps of {} tokens: from now on they have {size} at most",
-                self.kernels.gpu().name(),
-                shape.tokens.min(self.chunk)
-            );
-            self.most_tokens = size;
-            self.shorten_chunks(size);
+        if self.is_usual(shape) && size < most {
+            let known = self.limits.of(shape).is_set();
+            let (name, tokens) = (self.kernels.gpu().name(), shape.tokens);
+            if known {
+                tracing::debug!("still too little memory on {name} for steps of {tokens} tokens");
+            } else {
+                tracing::warn!(
+                    "too little memory on {name} for steps of {tokens} tokens: for a while they have {size} at most"
+                );
+            }
+            *self.limits.of_mut(shape) = Limit::to(size);
         }
         let mut all = Carried::new();
         let (mut tokens, mut outputs) = (0..0, 0..0);
@@ -118,7 +209,30 @@ fn halved(tokens: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::halved;
+    use super::{Limit, PATIENCE, halved};
+
+    /// How many tokens are tried, one time after the other.
+    #[test]
+    fn tried_again() {
+        let mut limit = Limit::default();
+        let tried = |limit: &mut Limit| {
+            for _ in 1..PATIENCE {
+                let before = limit.tokens();
+                limit.asked(96);
+                assert_eq!(limit.tokens(), before);
+            }
+            limit.asked(96);
+            limit.tokens()
+        };
+        assert_eq!(tried(&mut limit), usize::MAX);
+        limit = Limit::to(32);
+        assert_eq!([(); 3].map(|()| tried(&mut limit)), [64, 96, usize::MAX]);
+        // It has not sufficed.
+        limit = Limit::to(16);
+        assert_eq!(tried(&mut limit), 32);
+        limit = Limit::to(16);
+        assert_eq!([(); 2].map(|()| tried(&mut limit)), [32, 64]);
+    }
 
     #[test]
     fn halves() {

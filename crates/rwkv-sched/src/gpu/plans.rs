@@ -8,7 +8,7 @@ use super::{
     memory,
     plan::{self, Plan},
 };
-use crate::{BatchShape, Result};
+use crate::{BatchShape, Executor, Result};
 use quick_cache::unsync::Cache;
 use rwkv_gpu::Gpu;
 use rwkv_kernels::{Kernels, View};
@@ -29,10 +29,11 @@ pub(super) const PLANS: usize = 64;
 /// Tokens of a plan that is small: such a one is kept where memory does not suffice for a larger one.
 pub(super) const SMALL: usize = 256;
 
-/// How often as much memory as a step needs may be held, and after so many steps in a row that need no more it is let go of:
-/// long enough that prompts which take turns with decoding find it, and then making it anew costs little.
+/// How often as much memory as a plan needs may be held, and after so many plans in a row that need no more it is let go of: long
+/// enough that prompts which take turns with decoding find it, and then making it anew costs little. It is counted how often one is
+/// asked for, which is once for all tokens that are submitted in advance.
 const LITTLE: u64 = 4;
-const PATIENCE: usize = 1024;
+pub(super) const PATIENCE: usize = 1024;
 
 /// Memory that is there for plans to come.
 #[derive(Default)]
@@ -46,7 +47,7 @@ pub(super) struct Held {
     of_prompts: HashMap<usize, Vec<u64>>,
     /// Bytes of the arena.
     bytes: u64,
-    /// Steps in a row that needed [little](LITTLE) of it.
+    /// Plans that were asked for in a row and need [little](LITTLE) of it.
     idle: usize,
 }
 
@@ -112,6 +113,7 @@ impl GpuExecutor {
         for (key, plan) in std::mem::take(&mut self.prepared.made) {
             self.take_in(key, plan)?;
         }
+        self.limits.asked(self.chunk);
         let known = self.plans.get(&key).cloned();
         self.meter.plan(known.is_some());
         let plan = match known {
@@ -121,30 +123,37 @@ impl GpuExecutor {
         self.settle(key, plan)
     }
 
-    /// A new plan. Where there is no memory for it beside others, those of many tokens go.
+    /// A new plan. Where there is no memory for it beside others, those of many tokens go, and then all of them.
     fn make(&mut self, key: PlanKey) -> Result<Arc<Plan>> {
         let (shape, _) = key;
         self.make_room(shape)?;
-        let plan = match self.resolve(shape) {
-            Err(error) if blend::out_of_memory(&error) => {
-                self.plans.retain(|key, _| key.0.tokens <= SMALL);
-                self.held.forget_prompts();
-                self.pool.trim();
-                self.resolve(shape)?
+        let mut plan = self.resolve(shape);
+        for kept in [SMALL, 0] {
+            if plan.as_ref().is_err_and(blend::out_of_memory) {
+                self.let_go(kept);
+                plan = self.resolve(shape);
             }
-            resolved => resolved?,
-        };
+        }
+        let plan = plan?;
         plan::compile(self.kernels.gpu(), plan.pipelines())?;
         self.take_in(key, Arc::new(plan))
+    }
+
+    /// Lets go of plans of more than so many tokens, and of what is there for prompts to come.
+    pub(super) fn let_go(&mut self, tokens: usize) {
+        self.plans.retain(|key, _| key.0.tokens <= tokens);
+        self.held.forget_prompts();
+        self.pool.trim();
     }
 
     /// Takes memory for prompts of more tokens, if a batch of `shape` has more than there is room for and there is that much:
     /// so many that prompts of other lengths find room too, and it is seldom taken anew.
     fn make_room(&mut self, shape: BatchShape) -> Result<()> {
-        if shape.is_single() || shape.tokens > self.chunk || shape.tokens <= self.held.tokens {
+        let chunk = self.chunk();
+        if shape.is_single() || shape.tokens > chunk || shape.tokens <= self.held.tokens {
             return Ok(());
         }
-        let tokens = shape.tokens.max(SMALL).next_power_of_two().min(self.chunk);
+        let tokens = shape.tokens.max(SMALL).next_power_of_two().min(chunk);
         let sizes = match self.held.of_prompts.remove(&tokens) {
             Some(sizes) => sizes,
             None => self
@@ -360,7 +369,7 @@ impl GpuExecutor {
     }
 
     /// From now on prompts are cut into chunks of `tokens` tokens at most.
-    pub(super) fn shorten_chunks(&mut self, tokens: usize) {
+    fn shorten_chunks(&mut self, tokens: usize) {
         self.chunk = self.chunk.min(tokens);
         self.longest_chunk = self.chunk;
     }

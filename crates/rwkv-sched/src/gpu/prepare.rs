@@ -65,7 +65,7 @@ impl Prepared {
         let plan = if let Some(plan) = plan {
             plan.clone()
         } else {
-            if !executor.is_usual(shape) {
+            if !executor.may_prepare(shape) {
                 // It needs more than there is: who asks for it may have that.
                 return Ok(());
             }

@@ -23,7 +23,7 @@ impl PartExecutor for GpuExecutor {
     fn begin_part(&mut self, batch: &Batch, carried: &Carried) -> Result<Begun> {
         let tables = self.tables(batch)?;
         let shape = BatchShape::of(&tables);
-        if shape.tokens <= self.most_tokens {
+        if self.may_run(shape) {
             match self.ready(shape) {
                 Err(error) if shape.tokens > 1 && out_of_memory(&error) => {
                     tracing::debug!(?shape, "no room: {error}");

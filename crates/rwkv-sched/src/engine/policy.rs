@@ -19,7 +19,7 @@ use std::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Tokens of prompts in one step, at most; and never more than suits the executor
-    /// ([`Executor::chunk`](crate::Executor::chunk)). For each device: each of several [replicas](crate::Executor::replicas)
+    /// ([`Executor::chunk`](crate::Executor::chunk)) at the time. For each device: each of several [replicas](crate::Executor::replicas)
     /// has as many, and they are as many times more as a batch goes through [stages](crate::Executor::stages).
     pub chunk: usize,
     /// The same while other sequences wait for their next token.
@@ -182,6 +182,16 @@ impl Turns {
 }
 
 impl Policy {
+    /// For an executor that takes chunks of so many tokens, and cuts a batch by itself that goes through so many stages.
+    pub(super) fn fitted(&self, chunk: usize, stages: usize) -> Self {
+        let stages = stages.max(1);
+        Self {
+            chunk: self.chunk.clamp(1, chunk.max(1)).saturating_mul(stages),
+            chunk_beside: self.chunk_beside.saturating_mul(stages),
+            ..self.clone()
+        }
+    }
+
     /// The priority of a request that has waited so long.
     pub(super) fn level(&self, priority: i32, waited: Duration) -> i64 {
         let ageing = self.ageing.as_nanos().max(1);

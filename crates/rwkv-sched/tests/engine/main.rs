@@ -11,6 +11,7 @@ mod adapters;
 mod alone;
 mod asked;
 mod cancelling;
+mod chunks;
 mod devices;
 mod failing;
 mod prefixes;

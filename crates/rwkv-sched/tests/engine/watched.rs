@@ -6,9 +6,15 @@ use rwkv_sched::{
 };
 use std::sync::Arc;
 
-/// The methods of an executor that does nothing else about them than its `inner` one.
+/// The methods of an executor that does nothing else about them than its `inner` one: all that it needs, or all but `chunk`.
 macro_rules! as_inner {
     () => {
+        as_inner!(but chunk);
+        fn chunk(&self) -> usize {
+            self.inner.chunk()
+        }
+    };
+    (but chunk) => {
         fn config(&self) -> &ModelConfig {
             self.inner.config()
         }
@@ -17,9 +23,6 @@ macro_rules! as_inner {
         }
         fn slots(&self) -> usize {
             self.inner.slots()
-        }
-        fn chunk(&self) -> usize {
-            self.inner.chunk()
         }
         fn device_bytes(&self) -> u64 {
             self.inner.device_bytes()

@@ -67,6 +67,7 @@ pub(super) enum Command {
 pub(super) struct Worker {
     executor: Box<dyn Executor>,
     options: EngineOptions,
+    /// The options' as it suits the executor.
     policy: Policy,
     commands: Receiver<Command>,
     /// Commands that came while a step ran.
@@ -146,9 +147,6 @@ impl Worker {
             options.queue.clamp(1, Semaphore::MAX_PERMITS),
         ));
         let published = Arc::new(Mutex::new(EngineStats::default()));
-        // A batch that goes through several devices is cut there.
-        let stages = executor.stages().max(1);
-        let chunk = options.policy.chunk.clamp(1, executor.chunk().max(1));
         let outside = Outside {
             commands: sender,
             queue: queue.clone(),
@@ -157,11 +155,7 @@ impl Worker {
         };
         let worker = Self {
             slots: vec![None; executor.slots()],
-            policy: Policy {
-                chunk: chunk.saturating_mul(stages),
-                chunk_beside: options.policy.chunk_beside.saturating_mul(stages),
-                ..options.policy.clone()
-            },
+            policy: options.policy.clone(),
             uncounted: Uncounted::new(&options.uncounted, executor.config().vocab),
             executor,
             options,
@@ -189,6 +183,9 @@ impl Worker {
         tracing::debug!(device = self.executor.device(), "engine runs");
         let mut idle = true;
         while self.receive(idle) {
+            // Which may have less memory than before.
+            let (chunk, stages) = (self.executor.chunk(), self.executor.stages());
+            self.policy = self.options.policy.fitted(chunk, stages);
             self.admit();
             idle = !self.step();
             self.publish();

@@ -7,11 +7,12 @@ mod support;
 
 use rwkv_gpu::Gpu;
 use rwkv_sched::{
-    Batch, Device, DeviceMemory, Error, Executor, GpuExecutor, LoadOptions, Logits, Model, SlotId,
-    State, Version, Wanted, WeightsDType,
+    Batch, Burst, Decoding, Device, DeviceMemory, Error, Executor, GpuExecutor, LoadOptions,
+    Logits, Model, SlotId, State, TokenId, Version, Wanted, WeightsDType, sampling::Sampler,
 };
+use std::ops::ControlFlow;
 use support::{
-    decoding::{decoded_alone, seeded},
+    decoding::{decoded_alone, greedy, seeded},
     own_gpu,
     random_model::{Dimensions, Packing, Random},
     relative_error, run, span, split, states, states_error,
@@ -295,6 +296,78 @@ fn decoding_in_pieces() {
     };
     check_alike(&outcome(&mut executor, &logits), &want, "in pieces");
     assert_eq!(executor.chunk(), chunk);
+}
+
+/// However little memory there is, a burst makes what it would make, or fails before anything has changed: nothing is taken once it
+/// is under way, also not to undo what ran ahead.
+#[test]
+fn bursts() {
+    type Told = Vec<Vec<Option<TokenId>>>;
+    fn burst(executor: &mut GpuExecutor, prompts: &Batch, may_stop: bool) -> Result<Told, Error> {
+        let one = |slot: u32| Decoding {
+            slot: SlotId(slot),
+            token: 5,
+            sampler: Sampler::new(greedy()).unwrap(),
+        };
+        let mut told = Told::new();
+        let burst = Burst {
+            prompts,
+            sequences: &mut [0, 2].map(one),
+            steps: 40,
+            counted: &|_| true,
+            may_stop,
+        };
+        executor.burst(burst, &mut |drawn| {
+            told.push(drawn.to_vec());
+            if may_stop && told.len() == 20 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        Ok(told)
+    }
+    let model = model(Version::V7);
+    let prompts = batch([30, 9, 50], [Wanted::Last, Wanted::None, Wanted::Last]);
+    for (prompts, may_stop) in [
+        (&prompts, false),
+        (&prompts, true),
+        (&Batch::default(), true),
+    ] {
+        let gpu = own_gpu();
+        let mut executor = load(&model, &gpu, 3);
+        let nothing = states(&mut executor);
+        let loaded = gpu.memory().in_use;
+        let want = burst(&mut executor, prompts, may_stop).unwrap();
+        let taken = gpu.memory().peak - loaded;
+        let want_states = states(&mut executor);
+        drop(executor);
+        // The last of it are the smallest parts.
+        let less = (0..12).map(|part| part * 256);
+        let less = less.chain((1..=8).map(|part| taken * part / 8));
+        let mut fewer = 0;
+        for less in less {
+            let what = format!("{may_stop}, {less} less than {taken}");
+            let mut executor = load(&model, &gpu, 3);
+            let limit = gpu.memory().in_use + taken - less;
+            gpu.set_memory_limit(Some(limit));
+            let made = burst(&mut executor, prompts, may_stop);
+            gpu.set_memory_limit(None);
+            match made {
+                Ok(told) => {
+                    assert_eq!(told, want, "{what}");
+                    let error = states_error(&states(&mut executor), &want_states);
+                    assert!(error < 1e-4, "{what}: {error}");
+                }
+                Err(error) => {
+                    assert!(is_exhausted(&error), "{what}: {error}");
+                    assert!(states(&mut executor) == nothing, "{what}: {error}");
+                    fewer += 1;
+                }
+            }
+        }
+        assert!(fewer < 4, "{may_stop}: {fewer} failed");
+    }
 }
 
 /// Where layers are on several devices, each cuts what comes to it as its memory demands.

@@ -2,7 +2,8 @@
 //! tokens of the prompts that end, and writes them where the first step that decodes reads them. Where there are no prompts, the
 //! first step that decodes is the chunk.
 //!
-//! The chunk is submitted first, so that the GPU has something to do while the host makes the rest ready.
+//! All memory is taken before anything is submitted. Then the chunk is submitted first, so that the GPU has something to do while the
+//! host makes the rest ready.
 
 use super::{
     GpuExecutor,
@@ -11,7 +12,7 @@ use super::{
     meter::Meter,
     plan::Plan,
     prepare::Prepared,
-    samplers::{Samplers, ring_bytes, unread},
+    samplers::{Samplers, Sampling, ring_bytes, unread},
 };
 use crate::{
     Batch, BatchShape, Burst, Decoding, Executor, OnDrawn, Result, SlotId, TokenId, Wanted,
@@ -20,15 +21,23 @@ use crate::{
 use rwkv_gpu::Readback;
 use std::sync::Arc;
 
-/// What is there before anything is submitted.
+/// What is there before anything is submitted: all that takes memory.
 struct Ready {
     chunk: (Arc<Plan>, Tables),
-    /// Of each sequence, whether it begins with what is drawn from the chunk, if any does.
-    who: Option<Vec<bool>>,
-    /// The steps that decode, if there are any, and their tables, if those are not the chunk's.
-    next: Option<(Arc<Plan>, Option<Tables>)>,
+    /// What is drawn from the chunk, if anything is.
+    beginning: Option<Beginning>,
+    /// The steps that decode, if there are any.
+    next: Option<Next>,
     samplers: Samplers,
     copies: Copies,
+}
+
+/// Steps that decode.
+struct Next {
+    plan: Arc<Plan>,
+    /// Where they are not the chunk's.
+    tables: Option<Tables>,
+    sampling: Sampling,
 }
 
 /// What is asked for.
@@ -82,6 +91,7 @@ impl GpuExecutor {
         let rows = self.rows_on_host(tables)?;
         self.launch(plan, tables, [&rows, &Carried::new()], |_| ())?;
         let chunk = tables.tokens.len();
+        let decoding = ready.next.as_ref().map(|next| next.plan.clone());
         let mut meter = std::mem::take(&mut self.meter);
         let mut prepared = std::mem::take(&mut self.prepared);
         let readbacks = std::mem::take(&mut self.token_readbacks);
@@ -94,13 +104,16 @@ impl GpuExecutor {
         self.meter = meter;
         self.prepared = prepared;
         self.token_readbacks = readbacks;
-        // What the caller has not seen is undone; what it has seen since the copy is fed again.
+        // What the caller has not seen is undone; what it has seen since the copy is fed again, by the same plan: it is there.
+        let (vocab, slots) = (self.model.config().vocab, self.slots());
         for tokens in done? {
             let mut again = burst.sequences.to_vec();
             for (sequence, token) in again.iter_mut().zip(tokens) {
                 sequence.token = token;
             }
-            self.run(&batch(&again, Wanted::None))?;
+            let tables = batch(&again, Wanted::None).tables(vocab, slots)?;
+            let plan = decoding.as_ref().ok_or_else(unread)?;
+            self.begin(&tables, plan, &Carried::new())?(&mut Carried::new())?;
         }
         Ok(true)
     }
@@ -129,6 +142,22 @@ impl GpuExecutor {
         let Some(samplers) = samplers else {
             return Ok(None);
         };
+        let beginning = match who {
+            Some(who) => {
+                let next = next.as_ref().map(|(plan, _)| &**plan);
+                let sampling = samplers.draw(self, (&plan, &asked.begins), next)?;
+                Some(Beginning { sampling, who })
+            }
+            None => None,
+        };
+        let next = match next {
+            Some((plan, tables)) => Some(Next {
+                sampling: samplers.draw_all(self, &plan)?,
+                plan,
+                tables,
+            }),
+            None => None,
+        };
         // What does not run ahead has nothing to undo.
         let undone = burst.may_stop && self.runs_ahead() && draws > 1;
         let undone = sequences.iter().filter(|_| undone);
@@ -137,7 +166,7 @@ impl GpuExecutor {
         self.make_readbacks(ring_bytes(sequences.len()))?;
         Ok(Some(Ready {
             chunk: (plan, tables),
-            who,
+            beginning,
             next,
             samplers,
             copies,
@@ -179,11 +208,11 @@ impl GpuExecutor {
     ) -> Result<Vec<Vec<TokenId>>> {
         let gpu = self.kernels.gpu();
         let Ready {
-            chunk: (plan, _),
-            who,
+            beginning,
             next,
             samplers,
             copies,
+            ..
         } = ready;
         let Lent {
             meter,
@@ -191,18 +220,15 @@ impl GpuExecutor {
             readbacks,
         } = lent;
         samplers.count(gpu, burst.counted)?;
-        let next_plan = next.as_ref().map(|(plan, _)| &**plan);
-        let draw_first = |who| -> Result<Beginning> {
-            let sampling = samplers.draw(self, (&plan, &asked.begins), next_plan)?;
-            Ok(Beginning { sampling, who })
-        };
-        let beginning = who.map(draw_first).transpose()?;
         let timing = meter.is_timing();
-        let (mut sampling, mut dispatches, mut first) = (None, Vec::new(), None);
-        if let Some((plan, tables)) = &next {
-            let draw = samplers.draw_all(self, plan)?;
-            dispatches = draw.after(plan);
-            sampling = Some(draw);
+        let (mut dispatches, mut first) = (Vec::new(), None);
+        if let Some(Next {
+            plan,
+            tables,
+            sampling,
+        }) = &next
+        {
+            dispatches = sampling.after(plan);
             if let Some(tables) = tables {
                 plan.write_tables(gpu, tables)?;
                 if !timing {
@@ -218,7 +244,6 @@ impl GpuExecutor {
             beginning,
             chunk: Some(chunk),
             dispatches,
-            _sampling: sampling,
             first,
             samplers,
             readbacks,
@@ -234,8 +259,8 @@ impl GpuExecutor {
                 if due == 0 {
                     break;
                 }
-                if let (Some(plan), true) = (next_plan, run.submitted() >= run.first_step()) {
-                    self.bring_rows(plan, burst.sequences)?;
+                if let (Some(next), true) = (&next, run.submitted() >= run.first_step()) {
+                    self.bring_rows(&next.plan, burst.sequences)?;
                 }
                 run.submit(due)?;
             }

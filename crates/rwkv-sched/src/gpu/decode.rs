@@ -85,9 +85,8 @@ pub(super) struct Run<'a> {
     pub(super) beginning: Option<Beginning>,
     /// Tokens of what was submitted before, until it is known to be done.
     pub(super) chunk: Option<usize>,
-    /// The plan's, and the sampler's.
+    /// The plan's, and the sampler's, of a step that decodes.
     pub(super) dispatches: Vec<Dispatch>,
-    pub(super) _sampling: Option<Sampling>,
     /// The plan's for the first step that decodes, if they were recorded before.
     pub(super) first: Option<Recording>,
     pub(super) samplers: Samplers,

@@ -34,8 +34,8 @@ pub struct Burst<'a> {
     pub steps: usize,
     /// Which tokens the samplers' penalties count.
     pub counted: Counted<'a>,
-    /// Whether it may be broken off after any token. Where that would have to be undone, it has a cost, and without this the steps
-    /// go on unheard.
+    /// Whether it may end right where it is broken off. Where that would have to be undone it has a cost, and without this the steps
+    /// that are on their way then are told too, but no others are begun.
     pub may_stop: bool,
 }
 

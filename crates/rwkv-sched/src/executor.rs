@@ -60,7 +60,8 @@ pub trait Executor: Send {
     }
 
     /// Feeds prompts and [decodes](Self::decode), as if one came after the other; what runs ahead need not wait for the host in
-    /// between. Where `take` may break off and does, states are those before the sequences' tokens.
+    /// between. Where `take` breaks off, what is told of after that is up to [`Burst::may_stop`]; in the end states are those before
+    /// the sequences' tokens in any case.
     ///
     /// # Errors
     /// What [`run`](Self::run) and [`decode`](Self::decode) say; the states of all slots of the burst are undefined then.

@@ -250,7 +250,7 @@ impl GpuExecutor {
             copies,
             progress: Progress::default(),
         };
-        let all = asked.steps + run.first_step();
+        let mut all = asked.steps + run.first_step();
         // What was fed at each step.
         let mut fed: Vec<Vec<TokenId>> = Vec::new();
         while run.read() < all {
@@ -276,8 +276,12 @@ impl GpuExecutor {
                     sequence.token = token;
                 }
             }
-            if take(&drawn).is_break() && burst.may_stop {
-                break;
+            if take(&drawn).is_break() {
+                if burst.may_stop {
+                    break;
+                }
+                // What is on its way is told, so that nothing need be undone.
+                all = run.submitted();
             }
             // When the GPU has nothing to do, whoever asks for the next step has it recorded as soon.
             if run.is_under_way() && !timing {

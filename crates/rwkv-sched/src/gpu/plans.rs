@@ -111,7 +111,11 @@ impl GpuExecutor {
         let key = (shape, self.blends.number());
         self.prepared.observe(&key);
         for (key, plan) in std::mem::take(&mut self.prepared.made) {
-            self.take_in(key, plan)?;
+            // Nobody has asked for it.
+            if let Err(error) = self.take_in(key, plan) {
+                tracing::debug!("a plan that was made in advance is not kept: {error}");
+                self.reserve_decoding()?;
+            }
         }
         self.limits.asked(self.chunk);
         let known = self.plans.get(&key).cloned();

@@ -282,6 +282,9 @@ impl Choice<'_> {
             return None;
         }
         let [large, pairs] = group.products_apart(|weight| !is_pair(weight));
+        if large.parts.is_empty() {
+            return None;
+        }
         let stack = self
             .context
             .weights

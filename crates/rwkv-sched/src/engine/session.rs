@@ -79,7 +79,7 @@ impl Session {
         self.answer(asked, answer).await
     }
 
-    /// The state after all tokens of the session.
+    /// The state after all tokens of the session. It waits for a slot only where some of them have not been fed.
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::Stopped`], or the executor's.

@@ -16,6 +16,7 @@ mod devices;
 mod failing;
 mod prefixes;
 mod queue;
+mod saving;
 mod schedules;
 mod sessions;
 #[path = "../support/mod.rs"]

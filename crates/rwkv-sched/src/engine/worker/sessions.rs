@@ -56,6 +56,13 @@ impl Session {
         }
     }
 
+    /// Whether the state after all its tokens is there.
+    fn has_state(&self) -> bool {
+        let len = self.history.len();
+        let kept = || self.history.before(len).filter(|kept| kept.at == len);
+        self.live.is_some_and(|live| live.fed == len) || kept().is_some_and(|k| k.state.is_some())
+    }
+
     /// How many tokens have not been fed, up to `target`, by the newest state that there is.
     pub(super) fn unfed(&self, target: usize) -> usize {
         let live = self.live.map(|live| live.fed).filter(|fed| *fed <= target);
@@ -68,6 +75,7 @@ impl Worker {
     /// Takes a job in.
     pub(super) fn begin(&mut self, mut job: Job) {
         self.stats.requests += 1;
+        let id = job.id;
         let session = self
             .sessions
             .entry(job.session)
@@ -77,17 +85,22 @@ impl Worker {
         job.prompt = Vec::new();
         let len = session.history.len();
         session.open = Some(Open {
-            job: job.id,
+            job: id,
             before,
             answer: len,
         });
+        // Others may have all slots.
+        if matches!(job.goal, Goal::Save(_)) && session.has_state() {
+            self.running.insert(id, job);
+            return self.finish(id);
+        }
         let latest = job.latest(len);
         if job.made().is_some() && (len == 0 || session.history.before(latest).is_none()) {
             self.stats.failed += 1;
             return job.fail(Error::EmptyPrompt);
         }
-        session.job = Some(job.id);
-        self.waiting.insert(job.id, job);
+        session.job = Some(id);
+        self.waiting.insert(id, job);
     }
 
     /// Ends a job of which `seen` tokens were read; what was made beyond is undone.

@@ -28,9 +28,11 @@ pub struct Burst<'a> {
     /// What is fed first; it may be empty. A sequence whose span here wants its last logits begins with the token that is drawn
     /// from them, whatever token it has.
     pub prompts: &'a Batch,
-    /// All that get tokens.
+    /// All that get tokens: first those that go on.
     pub sequences: &'a mut [Decoding],
-    /// Steps after the prompts, each of which feeds every sequence its token and draws the next one.
+    /// So many of them have the steps after the prompts; the others get no more than the token that they begin with.
+    pub going_on: usize,
+    /// Steps after the prompts, each of which feeds every sequence that goes on its token and draws the next one.
     pub steps: usize,
     /// Which tokens the samplers' penalties count.
     pub counted: Counted<'a>,
@@ -40,6 +42,12 @@ pub struct Burst<'a> {
 }
 
 impl Burst<'_> {
+    /// The sequences that have steps.
+    pub(crate) fn stepping(&self) -> &[Decoding] {
+        let count = self.going_on.min(self.sequences.len());
+        self.sequences.split_at(count).0
+    }
+
     /// Of each row of logits that the prompts want, the number of the sequence that begins with it.
     pub(crate) fn begins(&self) -> Vec<Option<usize>> {
         let numbers = self.sequences.iter().enumerate();
@@ -97,6 +105,7 @@ pub(crate) fn one_after_the_other<E: Executor + ?Sized>(
     take: OnDrawn<'_>,
 ) -> Result<()> {
     let begins = burst.begins();
+    let (count, going_on) = (burst.sequences.len(), burst.stepping().len());
     let Burst {
         prompts,
         sequences,
@@ -129,12 +138,14 @@ pub(crate) fn one_after_the_other<E: Executor + ?Sized>(
             return Ok(());
         }
     }
-    if steps == 0 || sequences.is_empty() {
+    if steps == 0 || going_on == 0 {
         return Ok(());
     }
-    executor.decode(sequences, steps, counted, &mut |tokens| {
-        let tokens: Vec<_> = tokens.iter().copied().map(Some).collect();
-        take(&tokens)
+    let (stepping, _) = sequences.split_at_mut(going_on);
+    executor.decode(stepping, steps, counted, &mut |tokens| {
+        let mut drawn: Vec<_> = tokens.iter().copied().map(Some).collect();
+        drawn.resize(count, None);
+        take(&drawn)
     })
 }
 

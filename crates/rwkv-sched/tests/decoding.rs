@@ -104,12 +104,13 @@ fn ahead_and_back() {
 /// Tokens of each step, the prompts' first, and the states in the end.
 type Outcome = (Vec<Vec<Option<TokenId>>>, Vec<State>);
 
-/// The prompts, the first tokens on the host, and then step by step, until `stop` of them were told.
+/// The prompts, the first tokens on the host, and then step by step those of the first `going_on`, until `stop` of them were told.
 fn apart(
     executor: &mut dyn Executor,
     prompts: &Batch,
     mut all: Vec<Decoding>,
     (steps, stop): (usize, usize),
+    going_on: usize,
 ) -> Outcome {
     let logits = match &prompts.spans[..] {
         [] => Logits::default(),
@@ -131,12 +132,15 @@ fn apart(
         .then_some(first)
         .into_iter()
         .collect();
+    let count = all.len();
+    all.truncate(going_on);
+    let steps = if going_on > 0 { steps } else { 0 };
     let (tokens, states) = by_hand(executor, all, steps.min(stop - told.len()));
-    told.extend(
-        tokens
-            .into_iter()
-            .map(|step| step.into_iter().map(Some).collect()),
-    );
+    told.extend(tokens.into_iter().map(|step| {
+        let mut drawn: Vec<_> = step.into_iter().map(Some).collect();
+        drawn.resize(count, None);
+        drawn
+    }));
     (told, states)
 }
 
@@ -145,11 +149,13 @@ fn at_once(
     prompts: &Batch,
     all: &mut [Decoding],
     (steps, stop, may_stop): (usize, usize, bool),
+    going_on: usize,
 ) -> Outcome {
     let mut told = Vec::new();
     let burst = Burst {
         prompts,
         sequences: all,
+        going_on,
         steps,
         counted: &counted,
         may_stop,
@@ -183,15 +189,21 @@ fn bursts() {
             spans.insert(0, span(5, &random.prompt(9, 50), Wanted::None));
             Batch { spans }
         };
-        for (beginning, at_tokens, steps, stop) in [
-            (&[2, 1, 3][..], &[0, 4][..], 7, None),
-            (&[2], &[0, 4], 0, None),
-            (&[], &[0, 4], 5, None),
-            (&[3, 1], &[], 70, None),
-            (&[2, 3], &[4], 40, Some(1)),
-            (&[2, 3], &[4], 90, Some(13)),
-            (&[2], &[4], 150, Some(66)),
-            (&[], &[4, 0], 80, Some(9)),
+        for (beginning, at_tokens, steps, stop, going_on) in [
+            (&[2, 1, 3][..], &[0, 4][..], 7, None, 5),
+            (&[2], &[0, 4], 0, None, 3),
+            (&[], &[0, 4], 5, None, 2),
+            (&[3, 1], &[], 70, None, 2),
+            (&[2, 3], &[4], 40, Some(1), 3),
+            (&[2, 3], &[4], 90, Some(13), 3),
+            (&[2], &[4], 150, Some(66), 2),
+            (&[], &[4, 0], 80, Some(9), 2),
+            // Some of those that begin have no more than their first token.
+            (&[2, 1, 3], &[0, 4], 7, None, 3),
+            (&[2, 1, 3], &[0, 4], 7, None, 2),
+            (&[3, 1], &[], 9, None, 0),
+            (&[2, 3], &[4], 90, Some(13), 1),
+            (&[2, 3, 1], &[4], 150, Some(70), 3),
         ] {
             let mut prompts = begin(beginning, &mut random);
             let slots = [at_tokens, beginning].concat();
@@ -202,13 +214,13 @@ fn bursts() {
                 prompts.spans.push(token);
             }
             let until = stop.unwrap_or(usize::MAX);
-            let what = format!("{version}, {name}, {beginning:?}, {stop:?} of {steps}");
+            let what = format!("{version}, {name}, {beginning:?}, {stop:?} of {steps}, {going_on}");
             reset(executor);
-            let want = apart(executor, &prompts, start.clone(), (steps, until));
+            let want = apart(executor, &prompts, start.clone(), (steps, until), going_on);
             reset(executor);
             let mut all = start;
             let ways = (steps, until, stop.is_some());
-            let got = at_once(executor, &prompts, &mut all, ways);
+            let got = at_once(executor, &prompts, &mut all, ways, going_on);
             assert_eq!(got.0, want.0, "{what}");
             // Groups of sequences on several devices are other kernels.
             let error = states_error(&got.1, &want.1);
@@ -228,10 +240,10 @@ fn bursts() {
             let what = format!("{version}, {name}, {beginning}: broken off without leave");
             reset(executor);
             let mut all = start.clone();
-            let got = at_once(executor, &prompts, &mut all, (200, 5, false));
+            let got = at_once(executor, &prompts, &mut all, (200, 5, false), 3);
             assert!((5..100).contains(&got.0.len()), "{what}: {}", got.0.len());
             reset(executor);
-            let want = apart(executor, &prompts, start, (200, got.0.len()));
+            let want = apart(executor, &prompts, start, (200, got.0.len()), 3);
             assert_eq!(got.0, want.0, "{what}");
             let error = states_error(&got.1, &want.1);
             assert!(error <= 1e-5, "{what}: states {error:.1e}");
@@ -239,7 +251,7 @@ fn bursts() {
         // Without prompts and steps nothing is fed, and nobody gets a token.
         let (mut all, before) = (sequences(50, &mut random), states(executor));
         let ways = (0, usize::MAX, false);
-        let (told, after) = at_once(executor, &Batch::default(), &mut all, ways);
+        let (told, after) = at_once(executor, &Batch::default(), &mut all, ways, 2);
         assert!(told.is_empty(), "{version}, {name}: {told:?}");
         assert!(after == before, "{version}, {name}: other states");
     }

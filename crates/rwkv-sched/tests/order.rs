@@ -97,6 +97,7 @@ fn events(
     let burst = Burst {
         prompts,
         sequences: &mut sequences,
+        going_on: 3,
         steps,
         counted: &|_| true,
         may_stop: false,

@@ -313,6 +313,7 @@ fn bursts() {
         let burst = Burst {
             prompts,
             sequences: &mut [0, 2].map(one),
+            going_on: 2,
             steps: 40,
             counted: &|_| true,
             may_stop,

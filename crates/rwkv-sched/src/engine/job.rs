@@ -128,6 +128,11 @@ impl Job {
         }
     }
 
+    /// Whether the state before its first token is kept.
+    pub(super) fn rewinds(&self) -> bool {
+        matches!(&self.goal, Goal::Generate(making) if making.rewinds)
+    }
+
     /// Whether nobody reads what it makes.
     pub(super) fn is_blocked(&self) -> bool {
         match &self.goal {

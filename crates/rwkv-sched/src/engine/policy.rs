@@ -29,8 +29,8 @@ pub struct Policy {
     pub chunk_steps: u32,
     /// Waiting this long is worth one level of priority.
     pub ageing: Duration,
-    /// About how long tokens may be made before anything else is looked at: on a GPU, which runs ahead, a request waits
-    /// that long until it joins.
+    /// About how long tokens may be made before anything else is looked at: on a GPU, which runs ahead, a request that comes then
+    /// waits for them until it joins, and for the chunk of prompts before them.
     pub burst: Duration,
     /// And at most so many tokens of each sequence.
     pub burst_steps: usize,

@@ -62,25 +62,26 @@ impl GpuExecutor {
     /// As [`Executor::burst`]; says whether it did, or left everything as it was for the host to do.
     pub(super) fn burst_ahead(&mut self, burst: &mut Burst<'_>, take: OnDrawn<'_>) -> Result<bool> {
         let decodes = burst.prompts.spans.is_empty();
+        let going_on = burst.stepping().len();
+        let steps = if going_on > 0 { burst.steps } else { 0 };
         let own;
         let asked = if decodes {
-            own = batch(burst.sequences, Wanted::Last);
+            own = batch(burst.stepping(), Wanted::Last);
             Asked {
                 prompts: &own,
-                begins: (0..burst.sequences.len()).map(Some).collect(),
+                begins: (0..going_on).map(Some).collect(),
                 decodes,
-                steps: burst.steps.saturating_sub(1),
+                steps: steps.saturating_sub(1),
             }
         } else {
             Asked {
                 prompts: burst.prompts,
                 begins: burst.begins(),
                 decodes,
-                steps: burst.steps,
+                steps,
             }
         };
-        let draws = burst.steps > 0 || (!decodes && asked.begins.iter().any(Option::is_some));
-        if burst.sequences.is_empty() || !draws {
+        if steps == 0 && (decodes || asked.begins.iter().all(Option::is_none)) {
             return Ok(false);
         }
         let ready = self.make_ready(burst, &asked);
@@ -107,7 +108,7 @@ impl GpuExecutor {
         // What the caller has not seen is undone; what it has seen since the copy is fed again, by the same plan: it is there.
         let (vocab, slots) = (self.model.config().vocab, self.slots());
         for tokens in done? {
-            let mut again = burst.sequences.to_vec();
+            let mut again = burst.stepping().to_vec();
             for (sequence, token) in again.iter_mut().zip(tokens) {
                 sequence.token = token;
             }
@@ -122,8 +123,8 @@ impl GpuExecutor {
     fn make_ready(&mut self, burst: &Burst<'_>, asked: &Asked<'_>) -> Result<Option<Ready>> {
         let (vocab, slots) = (self.model.config().vocab, self.slots());
         let sequences = &*burst.sequences;
+        let going_on = burst.stepping().len();
         let tables = asked.prompts.tables(vocab, slots)?;
-        let steps = batch(sequences, Wanted::Last).tables(vocab, slots)?;
         let shape = BatchShape::of(&tables);
         if !self.may_run(shape) {
             return Ok(None);
@@ -132,7 +133,10 @@ impl GpuExecutor {
         let next = match (asked.steps, asked.decodes) {
             (0, _) => None,
             (_, true) => Some((plan.clone(), None)),
-            (_, false) => Some((self.plan(BatchShape::of(&steps).padded())?, Some(steps))),
+            (_, false) => {
+                let steps = batch(burst.stepping(), Wanted::Last).tables(vocab, slots)?;
+                Some((self.plan(BatchShape::of(&steps).padded())?, Some(steps)))
+            }
         };
         let numbers = 0..sequences.len();
         let who: Vec<bool> = numbers.map(|n| asked.begins.contains(&Some(n))).collect();
@@ -144,7 +148,7 @@ impl GpuExecutor {
         };
         let beginning = match who {
             Some(who) => {
-                let next = next.as_ref().map(|(plan, _)| &**plan);
+                let next = next.as_ref().map(|(plan, _)| (&**plan, going_on));
                 let sampling = samplers.draw(self, (&plan, &asked.begins), next)?;
                 Some(Beginning { sampling, who })
             }
@@ -152,7 +156,7 @@ impl GpuExecutor {
         };
         let next = match next {
             Some((plan, tables)) => Some(Next {
-                sampling: samplers.draw_all(self, &plan)?,
+                sampling: samplers.draw_all(self, &plan, going_on)?,
                 plan,
                 tables,
             }),
@@ -160,7 +164,7 @@ impl GpuExecutor {
         };
         // What does not run ahead has nothing to undo.
         let undone = burst.may_stop && self.runs_ahead() && draws > 1;
-        let undone = sequences.iter().filter(|_| undone);
+        let undone = burst.stepping().iter().filter(|_| undone);
         let undone: Vec<SlotId> = undone.map(|s| s.slot).collect();
         let copies = Copies::new(self, &undone, asked.steps)?;
         self.make_readbacks(ring_bytes(sequences.len()))?;
@@ -243,6 +247,7 @@ impl GpuExecutor {
             meter,
             beginning,
             chunk: Some(chunk),
+            going_on: burst.stepping().len(),
             dispatches,
             first,
             samplers,
@@ -260,7 +265,7 @@ impl GpuExecutor {
                     break;
                 }
                 if let (Some(next), true) = (&next, run.submitted() >= run.first_step()) {
-                    self.bring_rows(&next.plan, burst.sequences)?;
+                    self.bring_rows(&next.plan, burst.stepping())?;
                 }
                 run.submit(due)?;
             }
@@ -268,7 +273,7 @@ impl GpuExecutor {
             if run.read() == 0 && !timing {
                 prepared.record(self);
             }
-            fed.push(burst.sequences.iter().map(|s| s.token).collect());
+            fed.push(burst.stepping().iter().map(|s| s.token).collect());
             let drawn = run.tokens()?;
             for (sequence, token) in burst.sequences.iter_mut().zip(&drawn) {
                 if let Some(token) = *token {

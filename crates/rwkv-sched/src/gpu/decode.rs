@@ -85,7 +85,9 @@ pub(super) struct Run<'a> {
     pub(super) beginning: Option<Beginning>,
     /// Tokens of what was submitted before, until it is known to be done.
     pub(super) chunk: Option<usize>,
-    /// The plan's, and the sampler's, of a step that decodes.
+    /// So many sequences have steps that decode, the first ones.
+    pub(super) going_on: usize,
+    /// The plan's, and the sampler's, of such a step.
     pub(super) dispatches: Vec<Dispatch>,
     /// The plan's for the first step that decodes, if they were recorded before.
     pub(super) first: Option<Recording>,
@@ -256,10 +258,13 @@ impl Run<'_> {
         let vocab = self.executor.model.config().vocab;
         let beginning = self.beginning.as_ref().filter(|_| self.progress.read == 0);
         if beginning.is_none() {
-            self.meter.finished(words.len());
+            self.meter.finished(self.going_on);
         }
         let drawn = words.iter().enumerate().map(|(number, word)| {
-            let drawn = beginning.is_none_or(|b| b.who.get(number) == Some(&true));
+            let drawn = match beginning {
+                Some(beginning) => beginning.who.get(number) == Some(&true),
+                None => number < self.going_on,
+            };
             drawn.then(|| token_of(*word, vocab)).transpose()
         });
         let drawn = drawn.collect();

@@ -40,7 +40,8 @@ impl GpuExecutor {
             let Some(samplers) = if_there_is_room(samplers)?.flatten() else {
                 return Ok(false);
             };
-            let Some(sampling) = if_there_is_room(samplers.draw_all(self, &plan))? else {
+            let Some(sampling) = if_there_is_room(samplers.draw_all(self, &plan, group.len()))?
+            else {
                 return Ok(false);
             };
             samplers.count(self.kernels.gpu(), drawing.counted)?;

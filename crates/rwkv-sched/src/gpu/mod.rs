@@ -344,6 +344,7 @@ impl Executor for GpuExecutor {
     ) -> Result<()> {
         let mut burst = Burst {
             prompts: &Batch::default(),
+            going_on: sequences.len(),
             sequences,
             steps,
             counted,

@@ -142,30 +142,37 @@ impl Samplers {
         Ok(gpu.write(&self.counted.0, 0, bytemuck::cast_slice(&words))?)
     }
 
-    /// Draws for all sequences from the logits of a step by `plan` that has a row for each, as the tokens of the next such step.
-    pub(super) fn draw_all(&self, executor: &GpuExecutor, plan: &Plan) -> Result<Sampling> {
-        let all: Vec<_> = (0..self.rows.first.len()).map(Some).collect();
-        self.draw(executor, (plan, &all), Some(plan))
+    /// Draws for the first `count` sequences from the logits of a step by `plan` that has a row for each of them, as the tokens of the
+    /// next such step.
+    pub(super) fn draw_all(
+        &self,
+        executor: &GpuExecutor,
+        plan: &Plan,
+        count: usize,
+    ) -> Result<Sampling> {
+        let all: Vec<_> = (0..count).map(Some).collect();
+        self.draw(executor, (plan, &all), Some((plan, count)))
     }
 
     /// Draws from the rows of logits of a step by a plan for the sequences of these numbers, as tokens of the step that follows
-    /// by the plan `next`, which has one for each sequence.
+    /// by the plan `next`, which has one for each of the first so many sequences.
     pub(super) fn draw(
         &self,
         executor: &GpuExecutor,
         (plan, rows): (&Plan, &[Option<usize>]),
-        next: Option<&Plan>,
+        next: Option<(&Plan, usize)>,
     ) -> Result<Sampling> {
         let (buffer, offset) = plan.results().first().ok_or_else(unread)?;
-        let draw = |number: &Option<usize>| {
-            let number = number.and_then(|number| u32::try_from(number).ok());
-            let slot = number.unwrap_or(NONE);
-            Draw {
-                slot,
-                token: if next.is_some() { slot } else { NONE },
-                column: slot,
-                padding: 0,
-            }
+        let (next, going_on) = next.unwrap_or((plan, 0));
+        let place = |number: Option<usize>| {
+            let place = number.and_then(|number| u32::try_from(number).ok());
+            place.unwrap_or(NONE)
+        };
+        let draw = |number: &Option<usize>| Draw {
+            slot: place(*number),
+            token: place(number.filter(|number| *number < going_on)),
+            column: place(*number),
+            padding: 0,
         };
         let draws: Vec<Draw> = rows.iter().map(draw).collect();
         let draws = filled(executor, "draws", bytemuck::cast_slice(&draws))?;
@@ -182,7 +189,7 @@ impl Samplers {
             counted: part(&self.counted),
             memory: part(&self.memory),
             capacity: self.capacity,
-            tokens: next.unwrap_or(plan).tokens(),
+            tokens: next.tokens(),
             ids: part(&self.ids),
             steps: RING,
             columns: self.rows.first.len(),

@@ -14,6 +14,7 @@ mod cancelling;
 mod chunks;
 mod devices;
 mod failing;
+mod joining;
 mod prefixes;
 mod queue;
 mod saving;

@@ -43,7 +43,10 @@ fn deeds(random: &mut Random, count: usize, forks: bool) -> Vec<Deed> {
             4 if forks => Deed::Fork(super::schedules::deeds(random, 2, false)),
             5 => Deed::Pause(Duration::from_micros(random.below(3000) as u64)),
             _ => {
-                let request = random_request(random, 40, 16);
+                let request = Request {
+                    rewinds: once_in(random, 3),
+                    ..random_request(random, 40, 16)
+                };
                 let seen = if once_in(random, 3) {
                     random.below(request.max_tokens)
                 } else {

@@ -4,6 +4,7 @@ use super::{Command, EngineStats, Error, Goal, Job, Worker, lookahead::Lookahead
 use crate::engine::policy::{LEAST_BESIDE, Step};
 use crate::{Batch, BatchSpan, Burst, Decoding, TokenId, Wanted};
 use std::{
+    collections::HashSet,
     ops::ControlFlow,
     time::{Duration, Instant},
 };
@@ -118,9 +119,10 @@ impl Worker {
             }
         }
         let (mut sequences, mut members) = self.members(ids, &chunk);
+        let going_on = members.iter().filter(|m| ids.contains(&m.job)).count();
         let draws = chunk.drawing().next().is_some();
-        let (spans, batch) = (chunk.batch.spans.len(), sequences.len());
-        if spans == 0 && batch == 0 {
+        let spans = chunk.batch.spans.len();
+        if spans == 0 && going_on == 0 {
             return Took::default();
         }
         let _prompts = (spans > 0).then(|| {
@@ -128,10 +130,10 @@ impl Worker {
             tracing::debug_span!("prompts", sequences = spans, tokens).entered()
         });
         let _tokens = (!ids.is_empty())
-            .then(|| tracing::debug_span!("tokens", sequences = batch, steps).entered());
-        let may_stop = self.may_stop(&members);
+            .then(|| tracing::debug_span!("tokens", sequences = going_on, steps).entered());
+        let may_stop = self.may_stop(members.iter().take(going_on));
         let ahead = self.executor.runs_ahead();
-        let together = self.stop_together(batch);
+        let together = self.stop_together(going_on);
         let Self {
             executor,
             running,
@@ -154,6 +156,7 @@ impl Worker {
         let burst = Burst {
             prompts: &chunk.batch,
             sequences: &mut sequences,
+            going_on,
             steps,
             counted: &counted,
             may_stop,
@@ -167,7 +170,7 @@ impl Worker {
             }
             clock.tick();
             ran += u32::from(!beginning);
-            let beside = if beginning { spans } else { batch };
+            let beside = if beginning { spans } else { going_on };
             for (member, token) in members.iter_mut().zip(drawn) {
                 let job = running.get_mut(&member.job).filter(|_| !member.ended);
                 let (
@@ -190,8 +193,9 @@ impl Worker {
                 }
                 inbox.push_back(command);
             }
-            let all = members.iter().all(|member| member.ended);
-            let any = members.iter().any(|member| member.ended);
+            let mut stepping = members.iter().take(going_on);
+            let all = stepping.clone().all(|member| member.ended);
+            let any = stepping.any(|member| member.ended);
             // Where nothing runs ahead, stopping costs nothing.
             if all || (any && together) || (!ahead && !inbox.is_empty()) {
                 ControlFlow::Break(())
@@ -205,14 +209,17 @@ impl Worker {
             .div_ceil(self.executor.replicas().max(1));
         let took = clock.took(each, draws);
         self.stats.token_steps += u64::from(ran);
-        self.stats.batched += u64::from(ran) * batch as u64;
+        self.stats.batched += u64::from(ran) * going_on as u64;
         self.stats.tokens += handed_out;
         self.note_made(&members);
         if clock.told == 0 && done.is_ok() {
             chunk.count(&mut self.stats);
         }
         match done {
-            Ok(()) => self.note_fed(&chunk, &members, ran as usize),
+            Ok(()) => {
+                let stepping = members.iter().take(going_on);
+                self.note_fed(&chunk, stepping.map(|member| (member.job, ran as usize)));
+            }
             Err(error) => self.burst_failed(&chunk, &members, error),
         }
         for member in members.iter().filter(|member| member.ended) {
@@ -257,7 +264,7 @@ impl Worker {
         chunk
     }
 
-    /// The sequences of these jobs once the prompts are fed, and of those that get a token of them.
+    /// The sequences of these jobs once the prompts are fed, and then of the others that get a token of them.
     fn members(&self, ids: &[u64], chunk: &Chunk) -> (Vec<Decoding>, Vec<Member>) {
         let others = chunk.drawing().filter(|id| !ids.contains(id));
         let members = ids.iter().chain(others).filter_map(|id| {
@@ -288,13 +295,13 @@ impl Worker {
     }
 
     /// Whether it is of use to break off where one of these ends: not on account of their numbers of tokens, which are known.
-    fn may_stop(&self, members: &[Member]) -> bool {
+    fn may_stop<'a>(&self, mut members: impl ExactSizeIterator<Item = &'a Member>) -> bool {
+        let together = self.stop_together(members.len());
         let stops = |member: &Member| {
             let goal = self.running.get(&member.job).map(|job| &job.goal);
             matches!(goal, Some(Goal::Generate(making)) if !making.stops.is_empty())
         };
-        let together = self.stop_together(members.len()) && members.iter().any(stops);
-        together || !self.executor.runs_ahead()
+        (together && members.any(stops)) || !self.executor.runs_ahead()
     }
 
     /// Sessions have more tokens.
@@ -308,10 +315,11 @@ impl Worker {
         }
     }
 
-    /// Slots have seen the prompts, and so many tokens of each sequence.
-    fn note_fed(&mut self, chunk: &Chunk, members: &[Member], ran: usize) {
-        let steps = members.iter().map(|member| (member.job, ran));
-        let fed: Vec<(u64, usize)> = chunk.parts().chain(steps).collect();
+    /// Slots have seen the prompts, and so many tokens of each that went on.
+    fn note_fed(&mut self, chunk: &Chunk, steps: impl Iterator<Item = (u64, usize)>) {
+        let prompts = chunk.parts();
+        let fed: Vec<(u64, usize)> = prompts.chain(steps).collect();
+        let went_on: HashSet<u64> = fed.iter().skip(chunk.jobs.len()).map(|f| f.0).collect();
         for (id, tokens) in &fed {
             if let Some(session) = self.running.get(id).map(|job| job.session) {
                 self.fed(session, *tokens);
@@ -323,7 +331,7 @@ impl Worker {
             };
             self.clear_suspicion(id);
             self.keep_passing_state(session);
-            if ran == 0 && chunk.beginning.contains(&id) {
+            if chunk.beginning.contains(&id) && !went_on.contains(&id) {
                 self.keep_before_answer(id, session);
             }
             self.keep_prefix(id);

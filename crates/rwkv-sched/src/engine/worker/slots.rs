@@ -1,7 +1,7 @@
 //! Which session's state lies in which slot.
 
 use super::{
-    Goal, Job, Result, SlotId, State, Worker,
+    Job, Result, SlotId, State, Worker,
     sessions::{Live, Session},
 };
 use crate::{
@@ -230,8 +230,7 @@ impl Worker {
 
     /// Keeps the state before a job's first token, if the session may go back to it.
     pub(super) fn keep_before_answer(&mut self, id: u64, session: u64) {
-        let goal = self.running.get(&id).map(|job| &job.goal);
-        let rewinds = matches!(goal, Some(Goal::Generate(making)) if making.rewinds);
+        let rewinds = self.running.get(&id).is_some_and(Job::rewinds);
         if rewinds && let Err(error) = self.keep_state(session) {
             tracing::warn!("a state cannot be kept: {error}");
         }

@@ -1,6 +1,6 @@
 //! Steps: chunks of prompts, and tokens of those whose prompts are done.
 
-use super::{Error, Goal, Job, Worker};
+use super::{Error, Job, Worker};
 use crate::engine::policy::{Running, Step, Work};
 use std::{
     collections::HashSet,
@@ -67,8 +67,8 @@ impl Worker {
         }
     }
 
-    /// The tokens whose turn it is after a chunk of prompts, if they can be made at once with it, by the same blend: all whose
-    /// first token comes of the chunk go on, and nobody wants the state between the two.
+    /// The tokens whose turn it is after a chunk of prompts, if they can be made at once with it, by the same blend. Whoever gets its
+    /// first token of the chunk has no more of them where somebody wants the state between the two.
     fn tokens_after(&self, steps: &[Step], views: &[Running]) -> Option<Step> {
         let [
             Step::Prompts {
@@ -100,11 +100,11 @@ impl Worker {
         else {
             return None;
         };
-        let goes_on = |job: &&Job| {
-            let rewinds = matches!(&job.goal, Goal::Generate(making) if making.rewinds);
-            ids.contains(&job.id) && !rewinds
-        };
-        if other != blend || !beginning.iter().all(goes_on) {
+        ids.retain(|id| {
+            let mut begins = beginning.iter().filter(|job| job.id == *id);
+            !begins.any(|job| job.rewinds())
+        });
+        if other != blend || ids.is_empty() {
             return None;
         }
         let beginning = beginning.iter().map(|job| &job.id);

@@ -111,22 +111,53 @@ pub(super) enum Change {
     Start { id: u64, level: i64 },
 }
 
-/// What a step holds.
+/// What a step holds: a chunk of prompts, tokens, or one and then the other. The policy asks for one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) prompts: Option<Prompts>,
+    pub(super) tokens: Option<Tokens>,
+}
+
+/// So many tokens of these requests, and a token more of each of those beside them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    Nothing,
-    /// So many tokens of these requests, and a token more of each of those beside them.
-    Prompts {
-        blend: u64,
-        parts: Vec<(u64, usize)>,
-        beside: Vec<u64>,
-    },
-    /// So many tokens more of each.
-    Tokens {
-        blend: u64,
-        ids: Vec<u64>,
-        steps: usize,
-    },
+pub(super) struct Prompts {
+    pub(super) blend: u64,
+    pub(super) parts: Vec<(u64, usize)>,
+    pub(super) beside: Vec<u64>,
+}
+
+/// So many tokens more of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tokens {
+    pub(super) blend: u64,
+    pub(super) ids: Vec<u64>,
+    pub(super) steps: usize,
+}
+
+impl Step {
+    /// The blend that it runs with, if it holds anything.
+    pub(super) fn blend(&self) -> Option<u64> {
+        let prompts = self.prompts.as_ref().map(|prompts| prompts.blend);
+        prompts.or(self.tokens.as_ref().map(|tokens| tokens.blend))
+    }
+}
+
+impl From<Prompts> for Step {
+    fn from(prompts: Prompts) -> Self {
+        Self {
+            prompts: Some(prompts),
+            tokens: None,
+        }
+    }
+}
+
+impl From<Tokens> for Step {
+    fn from(tokens: Tokens) -> Self {
+        Self {
+            prompts: None,
+            tokens: Some(tokens),
+        }
+    }
 }
 
 /// How long steps take.
@@ -154,15 +185,22 @@ pub(super) struct Turns {
 impl Turns {
     /// The step is taken.
     pub(super) fn took(&mut self, step: &Step) {
-        self.clock += 1;
-        match step {
-            Step::Nothing => {}
-            Step::Prompts { blend, .. } => {
-                self.last_chunk = self.clock;
-                self.prompts.insert(*blend, self.clock);
-            }
-            Step::Tokens { blend, .. } => drop(self.tokens.insert(*blend, self.clock)),
+        if let Some(Prompts { blend, .. }) = step.prompts {
+            self.clock += 1;
+            self.last_chunk = self.clock;
+            self.prompts.insert(blend, self.clock);
         }
+        if let Some(Tokens { blend, .. }) = step.tokens {
+            self.clock += 1;
+            self.tokens.insert(blend, self.clock);
+        }
+    }
+
+    /// What they are when the step is taken.
+    pub(super) fn after(&self, step: &Step) -> Self {
+        let mut turns = self.clone();
+        turns.took(step);
+        turns
     }
 
     /// Only these blends are left.
@@ -319,22 +357,24 @@ impl Policy {
                 let budget = most.saturating_sub(others).max(1);
                 self.share(of_blend().filter(|r| r.replica == replica), budget)
             };
-            return Step::Prompts {
+            let prompts = Prompts {
                 blend,
                 parts: replicas.into_iter().flat_map(share).collect(),
                 beside: beside.iter().map(|r| r.id).collect(),
             };
+            return prompts.into();
         }
         let Some(blend) = Turns::next(&turns.tokens, at_tokens().map(|r| r.blend)) else {
-            return Step::Nothing;
+            return Step::default();
         };
         let alone = at_tokens().all(|r| r.blend == blend);
         let of_blend = at_tokens().filter(|r| r.blend == blend);
-        Step::Tokens {
+        let tokens = Tokens {
             blend,
             ids: of_blend.map(|r| r.id).collect(),
             steps: self.steps(prompting.is_some(), alone, times),
-        }
+        };
+        tokens.into()
     }
 
     /// Tokens of a chunk for which nobody waits longer than for so many steps.

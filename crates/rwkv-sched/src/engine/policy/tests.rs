@@ -111,16 +111,18 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
         assert!(running.len() <= slots);
         let step = policy.next(&running, &turns, times);
         turns.took(&step);
-        match step {
-            Step::Nothing => match coming.last() {
+        match (step.prompts, step.tokens) {
+            (Some(_), Some(_)) => panic!("prompts and tokens"),
+            (None, None) => match coming.last() {
                 Some((_, next)) => now = now.max(next.at),
                 None => assert!(jobs.is_empty(), "nothing runs, and {} wait", jobs.len()),
             },
-            Step::Prompts {
-                blend,
-                parts,
-                beside,
-            } => {
+            (Some(prompts), None) => {
+                let Prompts {
+                    blend,
+                    parts,
+                    beside,
+                } = prompts;
                 let tokens: usize = parts.iter().map(|(_, count)| count).sum();
                 assert!(tokens <= policy.chunk);
                 times.chunk = PROMPT_TOKEN * u32::try_from(tokens).unwrap();
@@ -151,7 +153,7 @@ fn simulate(policy: &Policy, slots: usize, asked: &[Asked], end: Duration) -> Ve
                     assert!(job.made < job.asked.tokens);
                 }
             }
-            Step::Tokens { blend, ids, steps } => {
+            (None, Some(Tokens { blend, ids, steps })) => {
                 assert!(steps > 0 && steps <= policy.burst_steps);
                 times.token = TOKEN;
                 for _ in 0..steps {
@@ -446,7 +448,7 @@ fn a_chunk_for_each_replica() {
         prompt(5, 70, 2),
     ];
     let step = policy.next(&running, &Turns::default(), Times::default());
-    let Step::Prompts { parts, .. } = step else {
+    let Some(Prompts { parts, .. }) = step.prompts else {
         panic!("{step:?}");
     };
     let of = |ids: &[u64]| -> usize {

@@ -1,7 +1,7 @@
 //! What the executor is asked for at once: a chunk of prompts, tokens, or one and then the other.
 
 use super::{Command, EngineStats, Error, Goal, Job, Worker, lookahead::Lookahead, publish};
-use crate::engine::policy::{LEAST_BESIDE, Step};
+use crate::engine::policy::{LEAST_BESIDE, Prompts, Step};
 use crate::{Batch, BatchSpan, Burst, Decoding, TokenId, Wanted};
 use std::{
     collections::HashSet,
@@ -105,19 +105,12 @@ impl Clock {
 }
 
 impl Worker {
-    /// Runs a chunk of prompts, or tokens, or one and then the other.
-    pub(super) fn run_burst(&mut self, asked: &[Step], mut lookahead: Option<Lookahead>) -> Took {
-        let mut chunk = Chunk::default();
-        let (mut ids, mut steps) = (&[][..], 0);
-        for step in asked {
-            match step {
-                Step::Nothing => {}
-                Step::Prompts { parts, beside, .. } => chunk = self.chunk(parts, beside),
-                Step::Tokens {
-                    ids: all, steps: n, ..
-                } => (ids, steps) = (all, *n),
-            }
-        }
+    /// Runs a step.
+    pub(super) fn run_burst(&mut self, step: &Step, mut lookahead: Option<Lookahead>) -> Took {
+        let chunk = step.prompts.as_ref().map(|prompts| self.chunk(prompts));
+        let chunk = chunk.unwrap_or_default();
+        let tokens = step.tokens.as_ref();
+        let (ids, steps) = tokens.map_or((&[][..], 0), |t| (&t.ids[..], t.steps));
         let (mut sequences, mut members) = self.members(ids, &chunk);
         let going_on = members.iter().filter(|m| ids.contains(&m.job)).count();
         let draws = chunk.drawing().next().is_some();
@@ -133,7 +126,7 @@ impl Worker {
             .then(|| tracing::debug_span!("tokens", sequences = going_on, steps).entered());
         let may_stop = self.may_stop(members.iter().take(going_on));
         let ahead = self.executor.runs_ahead();
-        let together = self.stop_together(going_on);
+        let stop_together = self.stop_together(going_on);
         let Self {
             executor,
             running,
@@ -170,7 +163,7 @@ impl Worker {
             }
             clock.tick();
             ran += u32::from(!beginning);
-            let beside = if beginning { spans } else { going_on };
+            let together = if beginning { spans } else { going_on };
             for (member, token) in members.iter_mut().zip(drawn) {
                 let job = running.get_mut(&member.job).filter(|_| !member.ended);
                 let (
@@ -185,7 +178,7 @@ impl Worker {
                 };
                 member.made.push(token);
                 handed_out += 1;
-                member.ended = making.take(token, counted(token), beside);
+                member.ended = making.take(token, counted(token), together);
             }
             for command in commands.try_iter() {
                 if let (Command::Run(job), Some(lookahead)) = (&command, &mut lookahead) {
@@ -197,7 +190,7 @@ impl Worker {
             let all = stepping.clone().all(|member| member.ended);
             let any = stepping.any(|member| member.ended);
             // Where nothing runs ahead, stopping costs nothing.
-            if all || (any && together) || (!ahead && !inbox.is_empty()) {
+            if all || (any && stop_together) || (!ahead && !inbox.is_empty()) {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
@@ -230,7 +223,8 @@ impl Worker {
     }
 
     /// So many tokens of each of these jobs, and the next token of those beside them.
-    fn chunk(&self, parts: &[(u64, usize)], beside: &[u64]) -> Chunk {
+    fn chunk(&self, prompts: &Prompts) -> Chunk {
+        let Prompts { parts, beside, .. } = prompts;
         let mut chunk = Chunk::default();
         let tokens = beside.iter().map(|id| (*id, 1));
         for (id, count) in parts.iter().copied().chain(tokens) {
@@ -343,12 +337,12 @@ impl Worker {
         for member in members {
             self.release(member.session);
         }
-        let ended = |id: &&u64| !members.iter().any(|m| m.job == **id && m.ended);
+        let goes_on = |id: &&u64| !members.iter().any(|m| m.job == **id && m.ended);
         let others = chunk.jobs.iter();
         let others = others.filter(|id| !members.iter().any(|m| m.job == **id));
         let all = members.iter().map(|member| &member.job).chain(others);
         let sequences = all.clone().count();
-        let going_on: Vec<u64> = all.filter(ended).copied().collect();
+        let going_on: Vec<u64> = all.filter(goes_on).copied().collect();
         self.step_failed(&going_on, sequences, error);
     }
 }

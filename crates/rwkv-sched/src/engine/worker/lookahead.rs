@@ -9,7 +9,7 @@ use crate::{
     BatchShape, Expected,
     engine::{
         job::Job,
-        policy::{Change, Policy, Running, Step, Times, Turns, Waiting, Work},
+        policy::{Change, Policy, Prompts, Running, Step, Times, Turns, Waiting, Work},
     },
 };
 use std::{collections::HashSet, time::Duration};
@@ -31,13 +31,9 @@ pub(super) struct Lookahead {
 }
 
 impl Worker {
-    /// What comes after `steps`, which `running` shows the beginning of; none where nobody wants to know.
-    pub(super) fn look_ahead(&self, steps: &[Step], running: &[Running]) -> Option<Lookahead> {
+    /// What comes after `step`, which `running` shows the beginning of; none where nobody wants to know.
+    pub(super) fn look_ahead(&self, step: &Step, running: &[Running]) -> Option<Lookahead> {
         let expected = self.executor.expected()?;
-        let mut turns = self.turns.clone();
-        for step in steps {
-            turns.took(step);
-        }
         let waiting = self.waiting.values().filter(|job| !job.is_blocked());
         let waiting: Vec<&Job> = waiting.take(MOST_WAITING).collect();
         let jobs = self.running.values().chain(waiting.iter().copied());
@@ -51,10 +47,10 @@ impl Worker {
         let lookahead = Lookahead {
             expected,
             policy: self.policy.clone(),
-            turns,
+            turns: self.turns.after(step),
             times: self.times,
             slots: self.slots.len(),
-            running: self.views_after(steps, running),
+            running: self.views_after(step, running),
             waiting: waiting.collect(),
             choosing,
         };
@@ -62,11 +58,11 @@ impl Worker {
         Some(lookahead)
     }
 
-    /// What running jobs need after steps. Tokens are made by the job's own blend, whichever has fed what came before them.
-    pub(super) fn views_after(&self, steps: &[Step], running: &[Running]) -> Vec<Running> {
+    /// What running jobs need after a step. Tokens are made by the job's own blend, whichever has fed what came before them.
+    pub(super) fn views_after(&self, step: &Step, running: &[Running]) -> Vec<Running> {
         let views = running.iter().filter_map(|view| {
             let job = self.running.get(&view.id)?;
-            let mut view = after(job, view, steps)?;
+            let mut view = after(job, view, step)?;
             if view.work == Work::Token {
                 match self.blends.ready(&job.blend) {
                     Some(blend) => view.blend = blend,
@@ -79,36 +75,35 @@ impl Worker {
     }
 }
 
-/// What a job needs after steps; nothing if they were its end.
-fn after(job: &Job, view: &Running, steps: &[Step]) -> Option<Running> {
+/// What a job needs after a step; nothing if that was its end.
+fn after(job: &Job, view: &Running, step: &Step) -> Option<Running> {
     let mut view = view.clone();
-    let mut unmade = job.unmade();
-    for step in steps {
-        let mut made = 0;
-        match (step, view.work) {
-            (Step::Prompts { parts, .. }, Work::Prompt { left, .. }) => {
+    let mut made = 0;
+    if let Some(Prompts { parts, beside, .. }) = &step.prompts {
+        match view.work {
+            Work::Prompt { left, .. } => {
                 let fed = parts.iter().find(|(id, _)| *id == view.id);
                 let left = left - fed.map_or(0, |(_, fed)| *fed).min(left);
                 view.work = Work::Prompt { left, most: left };
                 if left == 0 {
                     view.work = Work::Token;
-                    made = usize::from(job.made() == Some(0));
+                    made += usize::from(job.made() == Some(0));
                 }
             }
-            (Step::Prompts { beside, .. }, Work::Token) => {
-                made = usize::from(beside.contains(&view.id));
-            }
-            (Step::Tokens { ids, steps, .. }, Work::Token) if ids.contains(&view.id) => {
-                made = *steps;
-            }
+            Work::Token => made += usize::from(beside.contains(&view.id)),
             _ => {}
         }
-        if view.work == Work::Token && made >= unmade {
-            return None;
-        }
-        unmade -= made;
-        view.beside &= unmade > 1;
     }
+    if let (Some(tokens), Work::Token) = (&step.tokens, view.work)
+        && tokens.ids.contains(&view.id)
+    {
+        made += tokens.steps;
+    }
+    let unmade = job.unmade().saturating_sub(made);
+    if view.work == Work::Token && unmade == 0 {
+        return None;
+    }
+    view.beside &= unmade > 1;
     Some(view)
 }
 
@@ -154,24 +149,22 @@ impl Lookahead {
                 }
             }
         }
-        match self.policy.next(&running, &turns, self.times) {
-            Step::Nothing => None,
-            Step::Tokens { ids, .. } => Some(BatchShape::decode(ids.len())),
-            Step::Prompts { parts, beside, .. } => {
-                let ends = |(id, fed): &&(u64, usize)| {
-                    let view = running.iter().find(|view| view.id == *id);
-                    let left = view.map(|view| view.work);
-                    let all = matches!(left, Some(Work::Prompt { left, .. }) if left == *fed);
-                    all && self.choosing.contains(id)
-                };
-                let fed: usize = parts.iter().map(|(_, fed)| fed).sum();
-                Some(BatchShape {
-                    tokens: fed + beside.len(),
-                    spans: parts.len() + beside.len(),
-                    outputs: parts.iter().filter(ends).count() + beside.len(),
-                })
-            }
-        }
+        let step = self.policy.next(&running, &turns, self.times);
+        let Some(Prompts { parts, beside, .. }) = step.prompts else {
+            return step.tokens.map(|t| BatchShape::decode(t.ids.len()));
+        };
+        let ends = |(id, fed): &&(u64, usize)| {
+            let view = running.iter().find(|view| view.id == *id);
+            let left = view.map(|view| view.work);
+            let all = matches!(left, Some(Work::Prompt { left, .. }) if left == *fed);
+            all && self.choosing.contains(id)
+        };
+        let fed: usize = parts.iter().map(|(_, fed)| fed).sum();
+        Some(BatchShape {
+            tokens: fed + beside.len(),
+            spans: parts.len() + beside.len(),
+            outputs: parts.iter().filter(ends).count() + beside.len(),
+        })
     }
 }
 
@@ -195,6 +188,7 @@ fn start(waiting: &Waiting, earned: i64) -> Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::policy::Tokens;
 
     fn view(id: u64, work: Work) -> Running {
         Running {
@@ -229,14 +223,15 @@ mod tests {
         let mut turns = Turns::default();
         turns.took(&if tokens {
             let (blend, ids, steps) = (0, vec![1], 1);
-            Step::Tokens { blend, ids, steps }
+            Tokens { blend, ids, steps }.into()
         } else {
             let (blend, parts, beside) = (0, vec![(1, 1)], Vec::new());
-            Step::Prompts {
+            let prompts = Prompts {
                 blend,
                 parts,
                 beside,
-            }
+            };
+            prompts.into()
         });
         let policy = Policy {
             chunk: 100,

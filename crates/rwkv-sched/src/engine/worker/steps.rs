@@ -1,7 +1,7 @@
 //! Steps: chunks of prompts, and tokens of those whose prompts are done.
 
 use super::{Error, Job, Worker};
-use crate::engine::policy::{Running, Step, Work};
+use crate::engine::policy::{Running, Step, Tokens, Work};
 use std::{
     collections::HashSet,
     time::{Duration, Instant},
@@ -27,26 +27,25 @@ impl Worker {
             views.retain(|view| view.id == suspect);
         }
         let mut step = self.policy.next(&views, &self.turns, self.times);
-        if let Step::Tokens { ids, steps, .. } = &mut step {
-            *steps = self.steps_with_work(ids, *steps, &[]);
+        if let Some(tokens) = &mut step.tokens {
+            tokens.steps = self.steps_with_work(&tokens.ids, tokens.steps, &[]);
         }
-        let prepares = self.prepare_blends(&used, step == Step::Nothing);
+        let blend = step.blend();
+        let prepares = self.prepare_blends(&used, blend.is_none());
         let changed = self.running.len() != before;
-        let blend = match &step {
-            Step::Nothing => return prepares || changed,
-            Step::Prompts { blend, .. } | Step::Tokens { blend, .. } => *blend,
+        let Some(blend) = blend else {
+            return prepares || changed;
         };
         if !self.activate(blend) {
             return true;
         }
-        let mut steps = vec![step];
-        steps.extend(self.tokens_after(&steps, &views));
-        let ahead = self.look_ahead(&steps, &views);
-        for step in &steps {
-            self.turns.took(step);
+        if step.tokens.is_none() {
+            step.tokens = self.tokens_after(&step, &views);
         }
+        let ahead = self.look_ahead(&step, &views);
+        self.turns.took(&step);
         let started = Instant::now();
-        let took = self.run_burst(&steps, ahead);
+        let took = self.run_burst(&step, ahead);
         blend_in(&mut self.times.chunk, took.chunk);
         blend_in(&mut self.times.prompt_token, took.prompt_token);
         blend_in(&mut self.times.token, took.token);
@@ -69,47 +68,28 @@ impl Worker {
 
     /// The tokens whose turn it is after a chunk of prompts, if they can be made at once with it, by the same blend. Whoever gets its
     /// first token of the chunk has no more of them where somebody wants the state between the two.
-    fn tokens_after(&self, steps: &[Step], views: &[Running]) -> Option<Step> {
-        let [
-            Step::Prompts {
-                blend,
-                parts,
-                beside,
-            },
-        ] = steps
-        else {
-            return None;
-        };
+    fn tokens_after(&self, step: &Step, views: &[Running]) -> Option<Tokens> {
+        let prompts = step.prompts.as_ref()?;
         let begins = |id: &u64| {
             let (job, session) = self.job_and_session(*id)?;
-            let (_, fed) = parts.iter().find(|(part, _)| part == id)?;
+            let (_, fed) = prompts.parts.iter().find(|(part, _)| part == id)?;
             (job.made() == Some(0) && session.unfed(session.history.len()) == *fed).then_some(job)
         };
-        let beginning: Vec<&Job> = parts.iter().filter_map(|(id, _)| begins(id)).collect();
-        let mut turns = self.turns.clone();
-        for step in steps {
-            turns.took(step);
-        }
-        let after = self.views_after(steps, views);
-        let mut next = self.policy.next(&after, &turns, self.times);
-        let Step::Tokens {
-            blend: other,
-            ids,
-            steps,
-        } = &mut next
-        else {
-            return None;
-        };
-        ids.retain(|id| {
+        let parts = prompts.parts.iter();
+        let beginning: Vec<&Job> = parts.filter_map(|(id, _)| begins(id)).collect();
+        let after = self.views_after(step, views);
+        let turns = self.turns.after(step);
+        let mut next = self.policy.next(&after, &turns, self.times).tokens?;
+        next.ids.retain(|id| {
             let mut begins = beginning.iter().filter(|job| job.id == *id);
             !begins.any(|job| job.rewinds())
         });
-        if other != blend || ids.is_empty() {
+        if next.blend != prompts.blend || next.ids.is_empty() {
             return None;
         }
         let beginning = beginning.iter().map(|job| &job.id);
-        let drawn: Vec<u64> = beginning.chain(beside).copied().collect();
-        *steps = self.steps_with_work(ids, *steps, &drawn);
+        let drawn: Vec<u64> = beginning.chain(&prompts.beside).copied().collect();
+        next.steps = self.steps_with_work(&next.ids, next.steps, &drawn);
         Some(next)
     }
 

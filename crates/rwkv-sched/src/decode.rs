@@ -20,6 +20,22 @@ pub struct Decoding {
     pub sampler: Sampler,
 }
 
+impl Decoding {
+    /// Chooses its next token by a row of logits.
+    pub(crate) fn choose(&mut self, row: &[f32], counted: Counted<'_>) -> Result<TokenId> {
+        let token = self.sampler.sample(row)?;
+        self.sampler.accept(token, counted(token));
+        self.token = token;
+        Ok(token)
+    }
+
+    /// Its next token was drawn where the logits are.
+    pub(crate) fn drew(&mut self, token: TokenId, counted: Counted<'_>) {
+        self.sampler.drawn(token, counted(token));
+        self.token = token;
+    }
+}
+
 /// What [`Executor::decode`] does besides: told of every step's tokens, in the order of the sequences.
 pub type OnTokens<'a> = &'a mut dyn FnMut(&[TokenId]) -> ControlFlow<()>;
 
@@ -82,15 +98,12 @@ pub(crate) fn on_the_host<E: Executor + ?Sized>(
 ) -> Result<()> {
     for _ in 0..steps {
         let logits = executor.run(&batch(sequences, Wanted::Last))?;
-        for (sequence, row) in sequences.iter_mut().zip(logits.rows()) {
-            let token = sequence.sampler.sample(row)?;
-            sequence.sampler.accept(token, counted(token));
-            sequence.token = token;
-        }
-        let tokens: Vec<TokenId> = sequences.iter().map(|s| s.token).collect();
-        if tokens.len() != logits.len() {
+        if logits.len() != sequences.len() {
             return Err(Error::EmptyPrompt);
         }
+        let rows = sequences.iter_mut().zip(logits.rows());
+        let tokens = rows.map(|(sequence, row)| sequence.choose(row, counted));
+        let tokens: Vec<TokenId> = tokens.collect::<Result<_>>()?;
         if take(&tokens).is_break() {
             break;
         }
@@ -115,6 +128,9 @@ pub(crate) fn one_after_the_other<E: Executor + ?Sized>(
     } = burst;
     if !prompts.spans.is_empty() {
         let logits = executor.run(prompts)?;
+        if logits.len() != begins.len() {
+            return Err(Error::EmptyPrompt);
+        }
         let mut drawn = vec![None; sequences.len()];
         let rows = begins.into_iter().zip(logits.rows());
         let mut rows: HashMap<usize, &[f32]> =
@@ -128,10 +144,7 @@ pub(crate) fn one_after_the_other<E: Executor + ?Sized>(
             .par_iter_mut()
             .with_min_len(CHOSEN_BY_ONE)
             .try_for_each(|((sequence, drawn), row)| {
-                let token = sequence.sampler.sample(row)?;
-                sequence.sampler.accept(token, counted(token));
-                sequence.token = token;
-                **drawn = Some(token);
+                **drawn = Some(sequence.choose(row, counted)?);
                 Ok::<(), Error>(())
             })?;
         if some && take(&drawn).is_break() {

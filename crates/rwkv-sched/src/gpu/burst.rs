@@ -19,7 +19,7 @@ use crate::{
     batch::Tables, decode::batch, part::Carried,
 };
 use rwkv_gpu::Readback;
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 /// What is there before anything is submitted: all that takes memory.
 struct Ready {
@@ -256,8 +256,8 @@ impl GpuExecutor {
             progress: Progress::default(),
         };
         let mut all = asked.steps + run.first_step();
-        // What was fed at each step.
-        let mut fed: Vec<Vec<TokenId>> = Vec::new();
+        // What was fed at each step since the newest copy of the states, if there are copies.
+        let mut fed = VecDeque::new();
         while run.read() < all {
             loop {
                 let due = run.due(all - run.submitted());
@@ -273,12 +273,14 @@ impl GpuExecutor {
             if run.read() == 0 && !timing {
                 prepared.record(self);
             }
-            fed.push(burst.stepping().iter().map(|s| s.token).collect());
+            if let Some((step, _)) = run.copies.newest(run.read()) {
+                keep_last(&mut fed, run.read() - step);
+                fed.push_back(burst.stepping().iter().map(|s| s.token).collect());
+            }
             let drawn = run.tokens()?;
             for (sequence, token) in burst.sequences.iter_mut().zip(&drawn) {
                 if let Some(token) = *token {
-                    sequence.sampler.drawn(token, (burst.counted)(token));
-                    sequence.token = token;
+                    sequence.drew(token, burst.counted);
                 }
             }
             if take(&drawn).is_break() {
@@ -302,6 +304,11 @@ impl GpuExecutor {
         let mut recorder = gpu.recorder("states go back");
         copies.put_back(&mut recorder, &self.states)?;
         recorder.submit()?;
-        Ok(fed.split_off(step))
+        keep_last(&mut fed, run.read() - step);
+        Ok(fed.into())
     }
+}
+
+fn keep_last(fed: &mut VecDeque<Vec<TokenId>>, steps: usize) {
+    fed.drain(..fed.len().saturating_sub(steps));
 }

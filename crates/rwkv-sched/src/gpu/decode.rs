@@ -2,7 +2,7 @@
 //!
 //! The sampling kernel writes each token where the next step's embedding reads it, so nothing waits for the host, which
 //! reads the tokens a few steps behind. When the caller stops, the states have run ahead of it: they go back to a copy
-//! that was made on the way, and the few tokens since are fed again, by the same kernels.
+//! that was made on the way, and the tokens of the up to 63 steps since are fed again, by the same kernels.
 //!
 //! Where tables of tokens are on the host, each step waits for the token of the one before: only sampling stays on the GPU.
 

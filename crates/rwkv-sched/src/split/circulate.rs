@@ -61,8 +61,7 @@ impl Round<'_> {
         if self.drawing {
             for (sequence, word) in sequences.iter_mut().zip(&job.drawn) {
                 let token = token_of(*word, self.model.config().vocab)?;
-                sequence.sampler.drawn(token, counted(token));
-                sequence.token = token;
+                sequence.drew(token, counted);
             }
             return Ok(());
         }
@@ -71,10 +70,7 @@ impl Round<'_> {
             return Err(Error::EmptyPrompt);
         }
         let choose = |(sequence, row): (&mut Decoding, &[f32])| -> Result<()> {
-            let token = sequence.sampler.sample(row)?;
-            sequence.sampler.accept(token, counted(token));
-            sequence.token = token;
-            Ok(())
+            sequence.choose(row, counted).map(drop)
         };
         if sequences.len() > CHOSEN_BY_ONE {
             let rows: Vec<&[f32]> = logits.rows().collect();

@@ -91,18 +91,25 @@ impl Session {
         self.answer(asked, answer).await
     }
 
-    /// Makes it a session that begins with `state`.
+    /// Makes it a session that begins with `state`, also where nobody waits for it.
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::Stopped`], or [`Error::State`] for a state of another model.
-    pub fn load(&mut self, state: Arc<State>) -> Result<()> {
+    pub async fn load(&mut self, state: Arc<State>) -> Result<()> {
         self.check_idle()?;
         state.check(self.engine.layout)?;
+        let (reply, answer) = oneshot::channel();
         let session = self.id;
-        self.engine.send(Command::Load { session, state })
+        self.engine.send(Command::Load {
+            session,
+            state,
+            reply,
+        })?;
+        answer.await.map_err(|_| Error::Stopped)
     }
 
-    /// A session that goes on from here by itself. Both share what they have seen and its states.
+    /// A session that goes on from here by itself. Both share what they have seen and its states. Each call makes one, which the
+    /// engine keeps until it is dropped.
     ///
     /// # Errors
     /// [`Error::Busy`] or [`Error::Stopped`].

@@ -301,7 +301,7 @@ fn what_made_a_state_counts() {
         block_on(async {
             let mut session = engine.session();
             if let Some(state) = base {
-                session.load(state).unwrap();
+                session.load(state).await.unwrap();
             }
             let mut asked = request(&prompt, 8, 1);
             asked.adapters = blend.to_vec();

@@ -106,7 +106,7 @@ fn together(
                 Deed::Save => outcome.states.push(session.save().await.unwrap()),
                 Deed::Load => {
                     if let Some(state) = outcome.states.last() {
-                        session.load(state.clone()).unwrap();
+                        session.load(state.clone()).await.unwrap();
                         length = 0;
                     }
                 }

@@ -109,7 +109,10 @@ fn what_cannot_run_is_refused() {
         refused(error, "cannot go back by 1");
         let mut state = session.save().await.unwrap().as_ref().clone();
         state.wkv.pop();
-        refused(session.load(Arc::new(state)).unwrap_err(), "does not fit");
+        refused(
+            session.load(Arc::new(state)).await.unwrap_err(),
+            "does not fit",
+        );
         // One request at a time.
         let stream = session.generate(request(&[1], 400, 0)).await.unwrap();
         refused(

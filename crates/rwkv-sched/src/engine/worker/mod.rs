@@ -41,6 +41,7 @@ pub(super) enum Command {
     Load {
         session: u64,
         state: Arc<State>,
+        reply: oneshot::Sender<()>,
     },
     Fork {
         from: u64,
@@ -206,7 +207,15 @@ impl Worker {
             match command {
                 Command::Run(job) => self.begin(*job),
                 Command::Close { session, job, seen } => self.close(session, job, seen),
-                Command::Load { session, state } => self.load(session, state),
+                Command::Load {
+                    session,
+                    state,
+                    reply,
+                } => {
+                    self.load(session, state);
+                    // Whoever asked may have gone.
+                    let _ = reply.send(());
+                }
                 Command::Fork { from, to } => self.fork(from, to),
                 Command::Rollback {
                     session,

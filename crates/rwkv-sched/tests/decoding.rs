@@ -203,7 +203,6 @@ fn bursts() {
             (&[2, 1, 3], &[0, 4], 7, None, 2),
             (&[3, 1], &[], 9, None, 0),
             (&[2, 3], &[4], 90, Some(13), 1),
-            (&[2, 3, 1], &[4], 150, Some(70), 3),
         ] {
             let mut prompts = begin(beginning, &mut random);
             let slots = [at_tokens, beginning].concat();

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Long enough for any machine, and not for ever.
-const LONG: Duration = Duration::from_mins(1);
+const LONG: Duration = Duration::from_mins(10);
 
 /// What stages have done, in order.
 #[derive(Default)]

@@ -69,11 +69,14 @@ fn asked_for(first: &[Request], then: &[Request]) -> Vec<Asked> {
     };
     let engine = Engine::with_executor(Box::new(noted), options).unwrap();
     block_on(async {
-        let mut running = Vec::new();
+        let (mut running, mut fed) = (Vec::new(), 0);
         for request in first {
             let mut session = engine.session();
             let stream = session.generate(request.clone()).await.unwrap();
             running.push((session, stream));
+            // Its prompt is not asked for later.
+            fed += request.prompt.len() as u64;
+            until(&engine, |s| s.prompt_tokens == fed).await;
         }
         until(&engine, |s| s.tokens >= 40 * first.len() as u64).await;
         notes.lock().unwrap().clear();
@@ -91,12 +94,12 @@ fn asked_for(first: &[Request], then: &[Request]) -> Vec<Asked> {
         .collect()
 }
 
-const LONG: usize = 1_000_000;
+const ENDLESS: usize = usize::MAX;
 
 /// Whoever begins goes on in the same burst, and those at their tokens get one beside the prompt.
 #[test]
 fn prompts_and_tokens_are_asked_for_at_once() {
-    let first = [request(&[1], LONG, 1), request(&[2], LONG, 2)];
+    let first = [request(&[1], ENDLESS, 1), request(&[2], ENDLESS, 2)];
     let asked = asked_for(&first, &[request(&[3; 20], 30, 3)]);
     let [asked] = &asked[..] else {
         panic!("{asked:?}");
@@ -110,7 +113,7 @@ fn prompts_and_tokens_are_asked_for_at_once() {
 /// have theirs.
 #[test]
 fn who_does_not_go_on_at_once() {
-    let first = [request(&[1], LONG, 1)];
+    let first = [request(&[1], ENDLESS, 1)];
     let rewinds = Request {
         rewinds: true,
         ..request(&[3; 20], 30, 3)
@@ -139,11 +142,11 @@ fn who_may_stop() {
     };
     let plain = |number: u32, most| request(&[number], most, u64::from(number));
     for (first, then, may_stop) in [
-        (vec![plain(1, LONG)], plain(3, 30), false),
-        (vec![plain(1, LONG)], watching(3, 30), true),
-        (vec![watching(1, LONG)], plain(3, 30), true),
+        (vec![plain(1, ENDLESS)], plain(3, 30), false),
+        (vec![plain(1, ENDLESS)], watching(3, 30), true),
+        (vec![watching(1, ENDLESS)], plain(3, 30), true),
         (
-            vec![watching(1, LONG), watching(2, LONG)],
+            vec![watching(1, ENDLESS), watching(2, ENDLESS)],
             watching(3, 30),
             false,
         ),

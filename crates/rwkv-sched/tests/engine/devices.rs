@@ -131,6 +131,9 @@ fn replicas_are_balanced() {
             running.push((session, stream));
             until(&engine, |stats| stats.prompt_tokens == 2 * u64::from(count)).await;
         }
+        // All of them have got tokens at once.
+        let steps = engine.stats().token_steps + 2;
+        until(&engine, |stats| stats.token_steps >= steps).await;
     });
     drop(engine);
     for counts in counts {

@@ -29,7 +29,11 @@ use rwkv_sched::{
     engine::{Engine, EngineOptions, Request, TokenStream},
     sampling::SamplerParams,
 };
+use std::time::Duration;
 use support::random_model::{Dimensions, Packing, Random};
+
+/// What takes longer never comes.
+const LONG: Duration = Duration::from_mins(10);
 
 const VOCAB: usize = 50;
 
@@ -129,11 +133,15 @@ async fn some(stream: &mut TokenStream, count: usize) -> Vec<TokenId> {
 
 /// Waits until the engine's counts say so.
 async fn until(engine: &Engine, what: impl Fn(&rwkv_sched::engine::EngineStats) -> bool) {
-    for _ in 0..2000 {
-        if what(&engine.stats()) {
-            return;
+    let come = async {
+        while !what(&engine.stats()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    panic!("it did not come to that: {:?}", engine.stats());
+    };
+    let came = tokio::time::timeout(LONG, come).await;
+    assert!(
+        came.is_ok(),
+        "it did not come to that: {:?}",
+        engine.stats()
+    );
 }

@@ -396,7 +396,11 @@ fn little_room_changes_no_token() {
         let stats = engine.stats();
         assert_eq!((stats.failed, stats.cancelled), (0, 0));
         if memory > 0 {
-            assert!(stats.cache_hits > 0, "{stats:?}");
+            // Others may have taken the room meanwhile, but not when nobody asks in between.
+            for _ in 0..2 {
+                assert_eq!(block_on(tokens(&engine, &prompts[0])), want[0]);
+            }
+            assert!(engine.stats().cache_hits > stats.cache_hits);
         }
         assert!(states.stats().memory_bytes <= memory);
     }

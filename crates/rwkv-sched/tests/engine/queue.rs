@@ -1,11 +1,11 @@
 //! Waiting, priorities, and stopping.
 
 use super::{all, block_on, engine, model, request, some, until};
-use rwkv_sched::{Error, engine::EngineOptions};
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
+use rwkv_sched::{
+    Error,
+    engine::{EngineOptions, Policy},
 };
+use std::time::Duration;
 
 #[test]
 fn a_full_queue_makes_callers_wait() {
@@ -20,7 +20,10 @@ fn a_full_queue_makes_callers_wait() {
         let [running, a, b, c, d] = &mut sessions[..] else {
             panic!();
         };
-        let mut first = running.generate(request(&[1], 100_000, 1)).await.unwrap();
+        let mut first = running
+            .generate(request(&[1], usize::MAX, 1))
+            .await
+            .unwrap();
         some(&mut first, 1).await;
         // Two wait for the slot.
         let second = a.try_generate(request(&[1], 3, 1)).unwrap();
@@ -42,11 +45,16 @@ fn a_full_queue_makes_callers_wait() {
     });
 }
 
-/// Whoever has a higher priority goes first, also before those that run.
+/// Whoever has a higher priority goes first, also before those that run, and they go on after it.
 #[test]
 fn priorities() {
     let options = EngineOptions {
         ahead: usize::MAX,
+        policy: Policy {
+            // Nobody's priority rises while it waits.
+            ageing: Duration::MAX,
+            ..Policy::default()
+        },
         ..EngineOptions::default()
     };
     let engine = engine(&model(2), 1, options);
@@ -55,30 +63,30 @@ fn priorities() {
         let [low, normal, high] = &mut sessions[..] else {
             panic!();
         };
-        let mut asked = request(&[1], 100_000, 1);
+        // Neither of these two ends.
+        let mut asked = request(&[1], usize::MAX, 1);
         asked.priority = -1;
-        let mut lowest = low.generate(asked).await.unwrap();
+        let mut lowest = low.generate(asked.clone()).await.unwrap();
         some(&mut lowest, 1).await;
-        let mut asked = request(&[2], 300, 2);
+        asked.priority = 0;
         let middle = normal.generate(asked.clone()).await.unwrap();
+        until(&engine, |s| s.pauses == 1).await;
         asked.priority = 1;
         asked.max_tokens = 5;
         let highest = high.generate(asked).await.unwrap();
-        let ended = Arc::new(Mutex::new(Vec::new()));
-        let watch = |name, stream| {
-            let ended = ended.clone();
-            tokio::spawn(async move {
-                all(stream).await;
-                ended.lock().unwrap().push(name);
-            })
-        };
-        for task in [watch("middle", middle), watch("highest", highest)] {
-            task.await.unwrap();
-        }
-        assert_eq!(*ended.lock().unwrap(), ["highest", "middle"]);
-        // The lowest has its slot again.
-        let before = some(&mut lowest, 200).await.len();
-        assert_eq!(before, 200);
+        until(&engine, |s| s.pauses == 2).await;
+        assert_eq!(all(highest).await.len(), 5);
+        // The middle one has its slot again: the lowest alone waits.
+        until(&engine, |s| (s.running, s.waiting, s.finished) == (1, 1, 1)).await;
+        let made = engine.stats().tokens;
+        until(&engine, |s| s.tokens > made + 10).await;
+        assert_eq!(engine.stats().pauses, 2);
+        drop(middle);
+        // And then the lowest has.
+        until(&engine, |s| (s.running, s.waiting) == (1, 0)).await;
+        let made = engine.stats().tokens;
+        until(&engine, |s| s.tokens > made + 10).await;
+        assert_eq!(engine.stats().pauses, 2);
     });
 }
 
@@ -99,7 +107,7 @@ fn stopping_with_work_in_flight() {
             let mut sessions = Vec::new();
             for number in 0..5 {
                 let mut session = engine.session();
-                let asked = request(&[number], 1_000_000, 1);
+                let asked = request(&[number], usize::MAX, 1);
                 streams.push(session.generate(asked).await.unwrap());
                 sessions.push(session);
                 if number < 2 {

@@ -61,10 +61,14 @@ impl<'a> Heap<'a> {
     }
 
     pub(super) fn get(&self, id: Id) -> &Value<'a> {
+        #[cfg(test)]
+        looks::count();
         self.values.get(id.0 as usize).unwrap_or(&Value::None)
     }
 
     pub(super) fn get_mut(&mut self, id: Id) -> Option<&mut Value<'a>> {
+        #[cfg(test)]
+        looks::count();
         self.values.get_mut(id.0 as usize)
     }
 
@@ -99,5 +103,29 @@ impl<'a> Heap<'a> {
             }
             _ => None,
         }
+    }
+}
+
+/// How often values are looked at: what reading a pickle costs, however fast the machine is.
+#[cfg(test)]
+pub(in crate::files) mod looks {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+    }
+
+    /// What `work` returns, which fails at the first look on this thread beyond `most`.
+    pub(in crate::files) fn at_most<T>(most: u64, work: impl FnOnce() -> T) -> T {
+        LEFT.set(most);
+        let result = work();
+        LEFT.set(u64::MAX);
+        result
+    }
+
+    pub(super) fn count() {
+        let left = LEFT.get();
+        assert!(left > 0, "more looks than there may be");
+        LEFT.set(left - 1);
     }
 }

@@ -16,6 +16,8 @@ use super::error::{Fault, quoted};
 use super::metadata::Entry as Text;
 use super::{Contents, Tensor};
 use archive::{Archive, Entry};
+#[cfg(test)]
+pub(super) use heap::looks;
 use heap::{Heap, Id, Value};
 use layout::{Layout, Storages};
 

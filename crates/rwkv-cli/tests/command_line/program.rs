@@ -67,6 +67,42 @@ pub(crate) fn refused(args: &[&str], code: i32, part: &str) {
     );
 }
 
+/// Starts it, and presses Ctrl-C when `folder` has more bytes than before; nothing is left there.
+#[cfg(unix)]
+#[track_caller]
+pub(crate) fn interrupted(mut command: Command, folder: &std::path::Path) {
+    use std::{
+        collections::BTreeMap,
+        time::{Duration, Instant},
+    };
+    // What takes longer never comes.
+    let long = Duration::from_mins(10);
+    let files = || {
+        let files = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+        let sizes = files.map(|f| (f.file_name(), f.metadata().map_or(0, |m| m.len())));
+        sizes.collect::<BTreeMap<_, _>>()
+    };
+    let bytes = || files().values().sum::<u64>();
+    let (before, had) = (files(), bytes());
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while bytes() == had {
+        let ended = child.try_wait().unwrap();
+        assert_eq!(ended, None, "it ends without a word");
+        if begun.elapsed() > long {
+            child.kill().unwrap();
+            panic!("it never writes");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(files(), before);
+}
+
 /// Runs with these bytes on stdin.
 pub(crate) fn fed(args: &[&str], bytes: &[u8]) -> Output {
     let mut child = program()

@@ -1,8 +1,6 @@
 //! Commands that write models.
 
-use crate::program::{program, refused, run, stdout, text};
-use std::process::Command;
-use std::process::Stdio;
+use crate::program::{interrupted, program, refused, run, stdout, text};
 
 /// The error on stderr when writing a model; nothing is left.
 #[track_caller]
@@ -150,23 +148,10 @@ fn models_are_written() {
 #[test]
 fn writing_is_interrupted() {
     let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("out.safetensors");
-    let mut child = program()
-        .args(["synthesize", "v7:61x4096", output.to_str().unwrap()])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let files = || std::fs::read_dir(folder.path()).unwrap().count();
-    while files() == 0 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    std::thread::sleep(std::time::Duration::from_millis(100));
-    Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert_eq!(files(), 0);
+    let mut command = program();
+    command.args(["synthesize", "v7:61x4096"]);
+    command.arg(folder.path().join("out.safetensors"));
+    interrupted(command, folder.path());
 }
 
 /// What a person knows of a model goes into the files that are made of it.

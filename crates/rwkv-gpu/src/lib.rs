@@ -35,7 +35,7 @@ pub use device::{Gpu, OpenOptions};
 pub use error::Error;
 pub use memory::GpuMemory;
 pub use pipeline::{BindGroup, Binding, Pipeline};
-pub use readback::Readback;
+pub use readback::{Mapped, Readback};
 pub use record::{Dispatch, Recorder, Recording, Submission};
 pub use shader::{Access, Requirement, Shader, ShaderBinding};
 pub use staging::{StagedCopy, Staging, StagingPiece};

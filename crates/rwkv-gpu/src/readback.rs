@@ -1,11 +1,20 @@
 //! Reading results on the host.
 
 use crate::{Buffer, BufferKind, Error, Gpu, Result, Submission};
-use std::sync::mpsc;
+use std::{ops::Deref, sync::mpsc};
 
 /// A host-visible buffer that results are copied to; used again and again.
 #[derive(Debug)]
 pub struct Readback {
+    buffer: Buffer,
+}
+
+/// What was copied to a [`Readback`], where it lies. Until this is dropped nothing else can be copied there.
+#[derive(Debug)]
+pub struct Mapped {
+    /// None for no bytes.
+    view: Option<wgpu::BufferView>,
+    bytes: usize,
     buffer: Buffer,
 }
 
@@ -33,7 +42,7 @@ impl Readback {
     /// be used again.
     ///
     /// # Errors
-    /// [`Error::Lost`] when the device is gone, [`Error::Rejected`] when `bytes` do not fit or the driver refuses.
+    /// Those of [`map`](Self::map).
     pub fn view<T>(
         &self,
         gpu: &Gpu,
@@ -41,34 +50,45 @@ impl Readback {
         bytes: u64,
         view: impl FnOnce(&[u8]) -> T,
     ) -> Result<T> {
-        if bytes == 0 {
-            gpu.wait(submission)?;
-            return Ok(view(&[]));
-        }
+        Ok(view(&self.map(gpu, submission, bytes)?))
+    }
+
+    /// Waits for `submission`, which copied here, and leaves the first `bytes` where they are. After an error the buffer can
+    /// be used again.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when the device is gone, [`Error::Rejected`] when `bytes` do not fit or the driver refuses.
+    pub fn map(&self, gpu: &Gpu, submission: &Submission, bytes: u64) -> Result<Mapped> {
         if bytes > self.capacity() {
             return Err(rejected(format!(
                 "{bytes} bytes are more than a readback buffer of {} holds",
                 self.capacity()
             )));
         }
-        let shown = self.map(gpu, submission, bytes, view);
-        let raw = self.buffer.raw()?;
-        if shown.is_ok() {
-            raw.unmap();
+        let view = if bytes == 0 {
+            gpu.wait(submission)?;
+            None
         } else {
+            Some(self.mapped(gpu, submission, bytes)?)
+        };
+        Ok(Mapped {
+            view,
+            bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            buffer: self.buffer.clone(),
+        })
+    }
+
+    fn mapped(&self, gpu: &Gpu, submission: &Submission, bytes: u64) -> Result<wgpu::BufferView> {
+        let mapped = self.try_map(gpu, submission, bytes);
+        if mapped.is_err() {
+            let raw = self.buffer.raw()?;
             // Mapped, about to be, or neither, which is an error of no interest here.
             let _ = gpu.scoped(&|| "reading results back".to_owned(), |_| raw.unmap());
         }
-        shown
+        mapped
     }
 
-    fn map<T>(
-        &self,
-        gpu: &Gpu,
-        submission: &Submission,
-        bytes: u64,
-        view: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T> {
+    fn try_map(&self, gpu: &Gpu, submission: &Submission, bytes: u64) -> Result<wgpu::BufferView> {
         // A multiple of 4, as the capacity is.
         let range = 0..bytes.next_multiple_of(4);
         let (done, mapped) = mpsc::channel();
@@ -83,11 +103,27 @@ impl Readback {
             .map_err(|_| rejected("the driver dropped the request".to_owned()))?
             .map_err(|e| rejected(e.to_string()))?;
         let range = raw.get_mapped_range(range);
-        let range = range.map_err(|e| rejected(e.to_string()))?;
-        range
-            .get(..usize::try_from(bytes).unwrap_or(usize::MAX))
-            .map(view)
-            .ok_or_else(|| rejected("the driver mapped fewer bytes".to_owned()))
+        range.map_err(|e| rejected(e.to_string()))
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let bytes = self.view.as_deref().unwrap_or_default();
+        bytes.get(..self.bytes).unwrap_or(bytes)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // The view goes first.
+        if self.view.take().is_some()
+            && let Ok(raw) = self.buffer.raw()
+        {
+            raw.unmap();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Host memory that the GPU copies from.
 
-use crate::{Buffer, Error, Gpu, Result, Submission, error::one_line};
+use crate::{Buffer, Error, Gpu, Recorder, Result, Submission, error::one_line};
 use std::{
     ops::Range,
     sync::{Arc, OnceLock},
@@ -104,26 +104,40 @@ impl Staging {
     /// # Errors
     /// [`Error::Rejected`] for a range that does not lie in its buffer, [`Error::Lost`] when the device is gone.
     pub fn submit(&mut self, gpu: &Gpu, copies: &[StagedCopy<'_>]) -> Result<()> {
+        let mut recorder = gpu.recorder("upload");
+        self.record(&mut recorder, copies)?;
+        self.submitted(&recorder.submit()?);
+        Ok(())
+    }
+
+    /// Records `copies` of what was written. From here on nothing can be written, until [`submitted`](Self::submitted) is told
+    /// of what they are part of.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] for a range that does not lie in its buffer; nothing is recorded then.
+    pub fn record(&mut self, recorder: &mut Recorder, copies: &[StagedCopy<'_>]) -> Result<()> {
         let target = |copy: &StagedCopy<'_>| {
             copy.to.check_range(copy.offset, copy.bytes)?;
             copy.to.raw().cloned()
         };
         let targets: Vec<_> = copies.iter().map(target).collect::<Result<_>>()?;
         self.raw.unmap();
-        let mut recorder = gpu.recorder("upload");
         for (copy, to) in copies.iter().zip(&targets) {
             let encoder = &mut recorder.encoder;
             encoder.copy_buffer_to_buffer(&self.raw, copy.from, to, copy.offset, copy.bytes);
         }
-        let submission = recorder.submit()?;
+        Ok(())
+    }
+
+    /// Says that what was [recorded](Self::record) is part of `submission`, for which [`ready`](Self::ready) waits.
+    pub fn submitted(&mut self, submission: &Submission) {
         let mapped = Mapped::default();
         let done = mapped.clone();
         self.raw.map_async(wgpu::MapMode::Write, .., move |result| {
             // Called once.
             let _ = done.set(result);
         });
-        self.copied = Some((submission, mapped));
-        Ok(())
+        self.copied = Some((submission.clone(), mapped));
     }
 }
 

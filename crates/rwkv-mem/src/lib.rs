@@ -27,7 +27,7 @@ pub use pool::{Pool, PoolCounters, Pooled};
 #[cfg(not(loom))]
 pub use shape::{Cols, DType, Rows, Shape};
 #[cfg(not(loom))]
-pub use upload::{Slab, Target, Upload};
+pub use upload::{Slab, Staged, Target, Upload};
 
 #[cfg(not(loom))]
 pub use rwkv_gpu::{Error, Result};

@@ -1,7 +1,9 @@
 //! Filling GPU buffers from the host piece by piece.
 
 use rayon::prelude::*;
-use rwkv_gpu::{Buffer, Error, Gpu, Result, StagedCopy, Staging, StagingPiece};
+use rwkv_gpu::{
+    Buffer, Error, Gpu, Recorder, Result, StagedCopy, Staging, StagingPiece, Submission,
+};
 use std::{collections::VecDeque, ops::Range};
 
 /// Bytes that are written, and then copied by the GPU, at a time: as long as a fork and join of all threads takes, they
@@ -50,6 +52,10 @@ pub struct Slab<'a> {
     /// Of each target.
     copies: &'a [StagedCopy<'a>],
 }
+
+/// What was written and is copied with what else was recorded ([`Upload::record`]).
+#[must_use = "its memory is used again once it was submitted"]
+pub struct Staged(Staging);
 
 impl Slab<'_> {
     /// The bytes `range` of target `index`, which no other piece has. It begins at a multiple of 16 and has a multiple of
@@ -122,6 +128,59 @@ impl Upload {
         targets: &[Target<'_>],
         fill: impl FnOnce(&Slab<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let Some((mut staging, copies)) = self.filled(targets, fill)? else {
+            return Ok(());
+        };
+        staging.submit(&self.gpu, &copies)?;
+        self.slabs.push_back(staging);
+        Ok(())
+    }
+
+    /// As [`fill`](Self::fill), but the copies are recorded: they run with the rest of what `recorder` has.
+    /// [`submitted`](Self::submitted) takes the memory back; where nothing is submitted, it is to be dropped.
+    ///
+    /// # Errors
+    /// Those of `fill`; nothing is recorded then.
+    pub fn record<E: From<Error>>(
+        &mut self,
+        recorder: &mut Recorder,
+        targets: &[Target<'_>],
+        fill: impl FnOnce(&Slab<'_>) -> Result<(), E>,
+    ) -> Result<Option<Staged>, E> {
+        let Some((mut staging, copies)) = self.filled(targets, fill)? else {
+            return Ok(None);
+        };
+        staging.record(recorder, &copies)?;
+        Ok(Some(Staged(staging)))
+    }
+
+    /// Says with what the copies were submitted.
+    pub fn submitted(&mut self, staged: Staged, submission: &Submission) {
+        let Staged(mut staging) = staged;
+        staging.submitted(submission);
+        self.slabs.push_back(staging);
+    }
+
+    /// Takes the memory that targets of `bytes` together need, up to [`MOST`](Self::MOST), unless it is there: no later call
+    /// for as many fails for want of it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Lost`] when the device is gone.
+    pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        let bytes = bytes.min(SLAB as u64);
+        if !self.slabs.iter().any(|slab| slab.size() >= bytes) {
+            let slab = self.next_slab(bytes)?;
+            self.slabs.push_front(slab);
+        }
+        Ok(())
+    }
+
+    /// A slab with the bytes of `targets`, and their copies; none for no bytes.
+    fn filled<'a, E: From<Error>>(
+        &mut self,
+        targets: &[Target<'a>],
+        fill: impl FnOnce(&Slab<'_>) -> Result<(), E>,
+    ) -> Result<Option<(Staging, Vec<StagedCopy<'a>>)>, E> {
         let mut end = 0u64;
         let mut copies = Vec::with_capacity(targets.len());
         for target in targets {
@@ -140,9 +199,9 @@ impl Upload {
             return Err(Error::Rejected { what, message }.into());
         }
         if end == 0 {
-            return Ok(());
+            return Ok(None);
         }
-        let mut staging = self.next_slab(end)?;
+        let staging = self.next_slab(end)?;
         let slab = Slab {
             staging: &staging,
             copies: &copies,
@@ -152,10 +211,8 @@ impl Upload {
             self.slabs.push_front(staging);
             return Err(error);
         }
-        staging.submit(&self.gpu, &copies)?;
-        self.slabs.push_back(staging);
         self.total += copies.iter().map(|copy| copy.bytes).sum::<u64>();
-        Ok(())
+        Ok(Some((staging, copies)))
     }
 
     /// Waits until everything written so far has arrived, and gives back the memory that was for the way.
@@ -176,13 +233,17 @@ impl Upload {
     /// `bytes` that can be written: another slab while there are few, else the oldest that is as large, once it is copied.
     fn next_slab(&mut self, bytes: u64) -> Result<Staging> {
         let size = bytes.next_power_of_two().max(LEAST);
+        let fits = |slab: &Staging| slab.size() >= bytes;
+        if self.slabs.len() >= SLABS && !self.slabs.iter().any(fits) {
+            // Its memory is free once it is copied; nobody waits for that.
+            self.slabs.pop_front();
+        }
         if self.slabs.len() < SLABS {
             match Staging::new(&self.gpu, size) {
                 Err(Error::OutOfMemory { .. }) if !self.slabs.is_empty() => {}
                 made => return made,
             }
         }
-        let fits = |slab: &Staging| slab.size() >= bytes;
         if let Some(mut slab) = self
             .slabs
             .iter()

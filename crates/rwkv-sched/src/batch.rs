@@ -237,7 +237,7 @@ impl Logits {
         let values = model.graph().logits().and_then(|id| carried.remove(&id));
         Self {
             vocab: model.config().vocab,
-            values: values.unwrap_or_default(),
+            values: values.map(Vec::from).unwrap_or_default(),
         }
     }
 

@@ -1,10 +1,21 @@
 //! Running a part of a model, and what passes between parts.
 
 use crate::{Batch, Counted, Decoding, Error, Executor, Result, SlotId, State, ValueId, gpu};
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    ops::{Deref, Range},
+    sync::Arc,
+};
 
-/// Values on the host: their rows one after the other, in f32.
-pub(crate) type Carried = HashMap<ValueId, Vec<f32>>;
+/// Values on the host.
+pub(crate) type Carried = HashMap<ValueId, Rows>;
+
+/// A value's rows one after the other, in f32.
+pub(crate) enum Rows {
+    Own(Vec<f32>),
+    /// Where a device has left them, which it uses again when nobody holds them any more.
+    Left(Arc<dyn AsRef<[f32]> + Send + Sync>, Range<usize>),
+}
 
 /// A micro-batch that a device has begun: waits until it is done, on any thread, adds its results to what is carried, and
 /// hands over what the device [drew](PartExecutor::begin_drawing), in the GPU sampler's words.
@@ -98,9 +109,29 @@ pub(crate) trait PartExecutor: Executor {
     }
 }
 
+impl Deref for Rows {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Own(rows) => rows,
+            Self::Left(all, own) => (**all).as_ref().get(own.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<Rows> for Vec<f32> {
+    fn from(rows: Rows) -> Self {
+        match rows {
+            Rows::Own(rows) => rows,
+            left @ Rows::Left(..) => left.to_vec(),
+        }
+    }
+}
+
 /// A value that another part has made.
 pub(crate) fn carried_value(carried: &Carried, id: ValueId) -> Result<&[f32]> {
-    let value = carried.get(&id).map(Vec::as_slice);
+    let value = carried.get(&id).map(Deref::deref);
     value.ok_or_else(|| Error::Config {
         problem: format!(
             "value {} of another part is not there: this is a mistake in this program",

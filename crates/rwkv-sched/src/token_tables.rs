@@ -6,7 +6,7 @@
 use crate::{
     Error, Model, Result, ValueId, Weight,
     adapter::{Recipe, TensorRecipe},
-    part::Carried,
+    part::{Carried, Rows},
 };
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -148,7 +148,7 @@ impl HostTables {
                 .with_min_len(SHARE / width.max(1) + 1)
                 .zip(tokens);
             looked_up.try_for_each(|(row, token)| self.row(model, *table, *token, row))?;
-            carried.insert(*id, rows);
+            carried.insert(*id, Rows::Own(rows));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::{
     Adapter, Batch, BlendProgress, Error, Executor, Graph, LoadOptions, Logits, Model, ModelConfig,
     Op, Result, SlotId, State, StateLayout, Weight, WeightReads,
     adapter::{Blends, Recipe},
-    part::{Begun, Carried, PartExecutor, carried_value},
+    part::{Begun, Carried, PartExecutor, Rows, carried_value},
     quantization::packed_bytes,
 };
 use blend::{CpuBlend, CpuBlender, PartialBlend};
@@ -198,7 +198,10 @@ impl PartExecutor for CpuExecutor {
         let values = &mut step.values;
         let results = graph.results().iter();
         let results: Carried = results
-            .map(|id| (*id, values[id.0].take().unwrap_or_default()))
+            .map(|id| {
+                let rows = values[id.0].take().unwrap_or_default();
+                (*id, Rows::Own(rows))
+            })
             .collect();
         Ok(Box::new(move |carried| {
             carried.extend(results);

@@ -44,6 +44,10 @@ impl GpuExecutor {
             else {
                 return Ok(false);
             };
+            let inputs = plan.inputs().reserve(&mut self.upload);
+            if if_there_is_room(inputs)?.is_none() {
+                return Ok(false);
+            }
             samplers.count(self.kernels.gpu(), drawing.counted)?;
             draws.push(Draws {
                 dispatches: sampling.after(&plan),
@@ -73,23 +77,40 @@ impl GpuExecutor {
         self.unread = None;
         self.meter.plan(true);
         self.meter.begin();
+        let stage = tracing::trace_span!("record").entered();
         draws.plan.write_tables(&gpu, &tables)?;
-        draws.plan.inputs().write(&gpu, [&rows, carried])?;
         let mut recorder = gpu.recorder("step");
+        let staged =
+            draws
+                .plan
+                .inputs()
+                .stage(&gpu, &mut self.upload, &mut recorder, [&rows, carried])?;
         let timing = self.meter.is_timing();
         let ready = draws.plan.take_recording().filter(|_| !timing);
         self.meter.prepared(ready.is_some());
         let mut dispatches = &draws.dispatches[..];
-        if let (Some(_), Some((sampler, before))) = (&ready, dispatches.split_last()) {
+        let mut recordings = Vec::new();
+        if let (Some(ready), Some((sampler, before))) = (ready, dispatches.split_last()) {
+            if staged.is_some() {
+                let inputs = std::mem::replace(&mut recorder, gpu.recorder("step"));
+                recordings.push(inputs.finish()?);
+            }
+            recordings.push(ready);
             self.meter.launch(before.len());
             dispatches = std::slice::from_ref(sampler);
         }
         self.meter.dispatch(&mut recorder, dispatches, 1)?;
         recorder.read(ids, 0, bytes, &readback);
-        let rest = recorder.finish()?;
+        recordings.push(recorder.finish()?);
         self.meter.recorded();
-        let submission = gpu.submit(ready.into_iter().chain([rest]))?;
+        drop(stage);
+        let stage = tracing::trace_span!("submit").entered();
+        let submission = gpu.submit(recordings)?;
+        if let Some(staged) = staged {
+            self.upload.submitted(staged, &submission);
+        }
         self.meter.submitted()?;
+        drop(stage);
         // The next step is as this one.
         if !timing
             && !draws.plan.has_recording()

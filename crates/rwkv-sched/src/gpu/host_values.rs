@@ -1,13 +1,15 @@
 //! What a step takes from the host and hands back to it: values that other parts of the model make and read, and logits.
 
-use super::plan::Activations;
+use super::{plan::Activations, readbacks::Left};
 use crate::{
-    BatchShape, Domain, Graph, Result, ValueId,
-    part::{Carried, carried_value},
+    BatchShape, Domain, Error, Graph, Result, ValueId,
+    part::{Carried, Rows, carried_value},
 };
 use rayon::prelude::*;
 use rwkv_gpu::{Buffer, Gpu, Readback, Recorder};
 use rwkv_kernels::View;
+use rwkv_mem::{Slab, Staged, Target, Upload};
+use std::{ops::Deref, sync::Arc};
 
 /// Values of a plan, with their places.
 pub(super) struct HostValues(Vec<HostValue>);
@@ -15,6 +17,7 @@ pub(super) struct HostValues(Vec<HostValue>);
 /// Rows in a buffer: as many as a batch has, and more to which it is padded.
 struct HostValue {
     shape: HostShape,
+    rows: usize,
     buffer: Buffer,
     offset: u64,
 }
@@ -40,15 +43,44 @@ impl HostShape {
         (self.elements(shape) * 4) as u64
     }
 
-    /// `rows` as they lie on the GPU.
-    fn padded(&self, rows: &[f32]) -> Vec<f32> {
-        let stride = View::stride(self.width);
-        let mut padded = vec![0.0; rows.len() / self.width * stride];
-        let source = rows.chunks_exact(self.width);
-        for (to, from) in padded.chunks_exact_mut(stride).zip(source) {
-            to[..self.width].copy_from_slice(from);
+    /// Bytes of rows of so many elements in all, with what pads each.
+    fn span(&self, elements: usize) -> usize {
+        elements / self.width.max(1) * View::stride(self.width) * 4
+    }
+
+    /// Rows of a target in runs.
+    fn runs<'a>(self, target: usize, rows: &'a [f32]) -> impl Iterator<Item = Run<'a>> {
+        let most = (RUN / self.span(self.width).max(1)).max(1);
+        let runs = rows.chunks(most * self.width.max(1)).enumerate();
+        runs.map(move |(number, rows)| Run {
+            target,
+            shape: self,
+            rows,
+            at: number * most * self.span(self.width),
+        })
+    }
+
+    fn is_padded(&self) -> bool {
+        View::stride(self.width) != self.width
+    }
+
+    /// Shows `write` some rows as they lie on the GPU, one after the other.
+    fn padded<E>(
+        &self,
+        rows: &[f32],
+        mut write: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if !self.is_padded() {
+            return write(bytemuck::cast_slice(rows));
         }
-        padded
+        let zeros = [0f32; 8];
+        let padding = View::stride(self.width) - self.width;
+        let padding = zeros.get(..padding).unwrap_or_default();
+        for row in rows.chunks_exact(self.width) {
+            write(bytemuck::cast_slice(row))?;
+            write(bytemuck::cast_slice(padding))?;
+        }
+        Ok(())
     }
 
     /// The rows without what pads them.
@@ -75,14 +107,64 @@ impl HostShape {
 /// Rows that one thread copies.
 const TOGETHER: usize = 32;
 
+/// Bytes that the queue writes faster than threads are woken.
+const SMALL: usize = 64 << 10;
+
+/// Bytes that one thread writes at a time.
+const RUN: usize = 128 << 10;
+
 impl ReadValues {
-    /// Adds them to `carried` from what was copied.
-    pub(super) fn take(&self, raw: &[u8], carried: &mut Carried) {
-        let mut rest: &[f32] = bytemuck::cast_slice(raw);
+    /// Adds them to `carried`, where they were left if they lie as they are carried. Logits are copied: a caller may keep
+    /// those.
+    pub(super) fn take(&self, left: Left, carried: &mut Carried) {
+        let _stage = tracing::trace_span!("copy").entered();
+        let left = Arc::new(left);
+        let mut at = 0;
         for value in &self.0 {
-            let (own, after) = rest.split_at(value.elements(self.1));
-            carried.insert(value.id, value.unpadded(own));
-            rest = after;
+            let own = at..at + value.elements(self.1);
+            at = own.end;
+            let rows = if value.is_padded() || value.domain == Domain::Outputs {
+                let padded = (*left).as_ref().get(own).unwrap_or_default();
+                Rows::Own(value.unpadded(padded))
+            } else {
+                Rows::Left(left.clone(), own)
+            };
+            carried.insert(value.id, rows);
+        }
+    }
+}
+
+/// Rows of a value that one thread writes.
+struct Run<'a> {
+    /// Which of the targets that are written together.
+    target: usize,
+    shape: HostShape,
+    rows: &'a [f32],
+    /// The target's byte that they begin at.
+    at: usize,
+}
+
+impl Run<'_> {
+    fn write(&self, slab: &Slab<'_>) -> Result<()> {
+        let end = self.at + self.shape.span(self.rows.len());
+        let mut piece = slab.piece(self.target, self.at..end)?;
+        Ok(self.shape.padded(self.rows, |bytes| piece.write(bytes))?)
+    }
+}
+
+impl HostValue {
+    /// Its rows, from the first of `carried` that has it.
+    fn rows<'a>(&self, [own, others]: [&'a Carried; 2]) -> Result<&'a [f32]> {
+        let own = own.get(&self.shape.id).map(Deref::deref);
+        own.map_or_else(|| carried_value(others, self.shape.id), Ok)
+    }
+
+    /// Where `rows` go that begin so many bytes after its first.
+    fn target(&self, at: usize, rows: &[f32]) -> Target<'_> {
+        Target {
+            buffer: &self.buffer,
+            offset: self.offset + at as u64,
+            bytes: self.shape.span(rows.len()) as u64,
         }
     }
 }
@@ -105,6 +187,7 @@ impl HostValues {
                     domain,
                     width: view.width,
                 },
+                rows: view.rows,
                 buffer: view.buffer.clone(),
                 offset: view.offset,
             })
@@ -115,18 +198,74 @@ impl HostValues {
     /// Writes them before what is submitted next, each from the first of `carried` that has it.
     pub(super) fn write(&self, gpu: &Gpu, carried: [&Carried; 2]) -> Result<()> {
         for value in &self.0 {
-            let shape = value.shape;
-            let [own, others] = carried;
-            let own = own.get(&shape.id).map(Vec::as_slice);
-            let rows = own.map_or_else(|| carried_value(others, shape.id), Ok)?;
-            if View::stride(shape.width) == shape.width {
-                gpu.write(&value.buffer, value.offset, bytemuck::cast_slice(rows))?;
+            let rows = value.rows(carried)?;
+            if value.shape.is_padded() {
+                let mut padded = Vec::new();
+                value.shape.padded(rows, |bytes| {
+                    padded.extend_from_slice(bytes);
+                    Ok::<_, Error>(())
+                })?;
+                gpu.write(&value.buffer, value.offset, &padded)?;
             } else {
-                let padded = shape.padded(rows);
-                gpu.write(&value.buffer, value.offset, bytemuck::cast_slice(&padded))?;
+                gpu.write(&value.buffer, value.offset, bytemuck::cast_slice(rows))?;
             }
         }
         Ok(())
+    }
+
+    /// Takes the memory that [`stage`](Self::stage) needs, unless it is there.
+    ///
+    /// # Errors
+    /// Memory that does not suffice.
+    pub(super) fn reserve(&self, upload: &mut Upload) -> Result<()> {
+        let values = self.0.iter();
+        let bytes: usize = values.map(|v| v.shape.span(v.rows * v.shape.width)).sum();
+        if bytes > SMALL {
+            upload.reserve(bytes as u64)?;
+        }
+        Ok(())
+    }
+
+    /// As [`write`](Self::write), but many are written by all threads to memory that the GPU copies from: the copies are recorded
+    /// where one slab has room for all of them, else submitted slab by slab.
+    pub(super) fn stage(
+        &self,
+        gpu: &Gpu,
+        upload: &mut Upload,
+        recorder: &mut Recorder,
+        carried: [&Carried; 2],
+    ) -> Result<Option<Staged>> {
+        let values = self.0.iter().map(|value| Ok((value, value.rows(carried)?)));
+        let values: Vec<(&HostValue, &[f32])> = values.collect::<Result<_>>()?;
+        let spans = values.iter().map(|(v, rows)| v.shape.span(rows.len()));
+        let bytes: usize = spans.sum();
+        if bytes <= SMALL {
+            self.write(gpu, carried)?;
+            return Ok(None);
+        }
+        let write = |slab: &Slab<'_>, runs: &[Run<'_>]| -> Result<()> {
+            runs.par_iter().try_for_each(|run| run.write(slab))
+        };
+        if bytes <= Upload::MOST {
+            let targets = values.iter().map(|(value, rows)| value.target(0, rows));
+            let targets: Vec<Target<'_>> = targets.collect();
+            let runs = values.iter().enumerate();
+            let runs = runs.flat_map(|(n, (value, rows))| value.shape.runs(n, rows));
+            let runs: Vec<Run<'_>> = runs.collect();
+            return upload.record(recorder, &targets, |slab| write(slab, &runs));
+        }
+        for (value, rows) in values {
+            let shape = value.shape;
+            let most = (Upload::MOST / shape.span(shape.width).max(1)).max(1);
+            let mut at = 0;
+            for rows in rows.chunks(most * shape.width.max(1)) {
+                let target = value.target(at, rows);
+                let runs: Vec<Run<'_>> = shape.runs(0, rows).collect();
+                upload.fill(&[target], |slab| write(slab, &runs))?;
+                at += shape.span(rows.len());
+            }
+        }
+        Ok(None)
     }
 
     /// Bytes of a readback buffer that takes them after a batch of `shape`, which may be padded to the plan's.

@@ -10,9 +10,9 @@ use super::{
     plans::{PATIENCE, SMALL},
 };
 use crate::{
-    Batch, BatchShape, Domain, Result,
+    Batch, BatchShape, Domain, Result, ValueId,
     batch::Tables,
-    part::{Begun, Carried},
+    part::{Begun, Carried, Rows},
 };
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -148,7 +148,7 @@ impl GpuExecutor {
             }
             *self.limits.of_mut(shape) = Limit::to(size);
         }
-        let mut all = Carried::new();
+        let mut all: HashMap<ValueId, Vec<f32>> = HashMap::new();
         let (mut tokens, mut outputs) = (0..0, 0..0);
         for Piece { tables, plan } in pieces {
             tokens = tokens.end..tokens.end + tables.tokens.len();
@@ -157,11 +157,11 @@ impl GpuExecutor {
             let mut made = Carried::new();
             self.begin(&tables, &plan, &read)?(&mut made)?;
             for (id, rows) in made {
-                all.entry(id).or_default().extend(rows);
+                all.entry(id).or_default().extend_from_slice(&rows);
             }
         }
         Ok(Box::new(move |carried| {
-            carried.extend(all);
+            carried.extend(all.into_iter().map(|(id, rows)| (id, Rows::Own(rows))));
             Ok(Vec::new())
         }))
     }
@@ -177,6 +177,7 @@ impl GpuExecutor {
                 Some(plan) => plan.clone(),
                 None => self.plan(shape.padded())?,
             };
+            plan.inputs().reserve(&mut self.upload)?;
             bytes = plan.results().bytes(shape).max(bytes);
             plans.insert(shape.padded(), plan.clone());
             pieces.push(Piece { tables, plan });
@@ -195,7 +196,8 @@ impl GpuExecutor {
                 Domain::Outputs => outputs,
             };
             let elements = rows.start * value.width..rows.end * value.width;
-            Some((id, carried.get(&id)?.get(elements)?.to_vec()))
+            let rows = carried.get(&id)?.get(elements)?;
+            Some((id, Rows::Own(rows.to_vec())))
         });
         some.collect()
     }

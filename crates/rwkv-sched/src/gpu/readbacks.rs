@@ -3,7 +3,7 @@
 use super::blend::out_of_memory;
 use crate::Result;
 use parking_lot::{Condvar, Mutex};
-use rwkv_gpu::{Gpu, Readback};
+use rwkv_gpu::{Gpu, Mapped, Readback, Submission};
 use std::{ops::Deref, sync::Arc};
 
 /// Those that are free, and word of those that come back.
@@ -28,6 +28,32 @@ struct Known {
 pub(super) struct Lent {
     readback: Arc<Readback>,
     of: Readbacks,
+}
+
+/// What a step has left in one, where it lies; the buffer is lent until this is dropped.
+pub(super) struct Left {
+    // Dropped first.
+    mapped: Mapped,
+    _lent: Lent,
+}
+
+impl Lent {
+    /// Waits for `submission`, which has copied `bytes` here.
+    ///
+    /// # Errors
+    /// A GPU's failure.
+    pub(super) fn left(self, gpu: &Gpu, submission: &Submission, bytes: u64) -> Result<Left> {
+        Ok(Left {
+            mapped: self.readback.map(gpu, submission, bytes)?,
+            _lent: self,
+        })
+    }
+}
+
+impl AsRef<[f32]> for Left {
+    fn as_ref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.mapped)
+    }
 }
 
 impl Readbacks {

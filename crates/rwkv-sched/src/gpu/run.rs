@@ -76,12 +76,13 @@ impl GpuExecutor {
         Ok(tables)
     }
 
-    /// The plan for a batch of `shape`, and a place for its results: nothing that [`begin`](Self::begin) needs can be missing
+    /// The plan for a batch of `shape`, and a place for its inputs and results: nothing that [`begin`](Self::begin) needs can be missing
     /// then.
     fn ready(&mut self, shape: BatchShape) -> Result<Arc<Plan>> {
         let plan = self.plan(shape.padded())?;
         let bytes = plan.results().bytes(shape);
         drop(self.readbacks.take(self.kernels.gpu(), bytes)?);
+        plan.inputs().reserve(&mut self.upload)?;
         Ok(plan)
     }
 
@@ -114,8 +115,7 @@ impl GpuExecutor {
             let results = plan.results().layout(shape);
             return Ok(Box::new(move |carried| {
                 let _stage = tracing::trace_span!("wait").entered();
-                let take = |raw: &[u8]| results.take(raw, carried);
-                readback.view(&gpu, &submission, bytes, take)?;
+                results.take(readback.left(&gpu, &submission, bytes)?, carried);
                 wait.finished();
                 Ok(Vec::new())
             }));
@@ -147,7 +147,10 @@ impl GpuExecutor {
         self.meter.begin();
         let stage = tracing::trace_span!("record").entered();
         plan.write_tables(gpu, tables)?;
-        plan.inputs().write(gpu, carried)?;
+        let mut recorder = gpu.recorder("step");
+        let staged = plan
+            .inputs()
+            .stage(gpu, &mut self.upload, &mut recorder, carried)?;
         let before = self.unread.take();
         let timing = self.meter.is_timing();
         let ready = plan.take_recording().filter(|_| !timing);
@@ -165,22 +168,31 @@ impl GpuExecutor {
             let mut part = FIRST;
             while dispatches.len() > 2 * part {
                 let (first, rest) = dispatches.split_at(part);
-                let mut recorder = gpu.recorder("step");
                 self.meter.dispatch(&mut recorder, first, 1)?;
-                recorder.submit()?;
+                std::mem::replace(&mut recorder, gpu.recorder("step")).submit()?;
                 (dispatches, part) = (rest, 3 * part);
             }
         }
-        let mut recorder = gpu.recorder("step");
+        let mut recordings = Vec::new();
+        if let Some(ready) = ready {
+            if staged.is_some() {
+                let inputs = std::mem::replace(&mut recorder, gpu.recorder("step"));
+                recordings.push(inputs.finish()?);
+            }
+            recordings.push(ready);
+        }
         if !dispatches.is_empty() {
             self.meter.dispatch(&mut recorder, dispatches, 1)?;
         }
         after(&mut recorder);
-        let rest = recorder.finish()?;
+        recordings.push(recorder.finish()?);
         self.meter.recorded();
         drop(stage);
         let _stage = tracing::trace_span!("submit").entered();
-        let submission = gpu.submit(ready.into_iter().chain([rest]))?;
+        let submission = gpu.submit(recordings)?;
+        if let Some(staged) = staged {
+            self.upload.submitted(staged, &submission);
+        }
         self.meter.submitted()?;
         Ok((submission, before.map(|(before, _)| before)))
     }

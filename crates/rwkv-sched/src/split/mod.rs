@@ -16,7 +16,7 @@ mod tests;
 use crate::{
     Adapter, Batch, BlendProgress, Counted, Decoding, Device, Error, Executor, ExecutorStats,
     LoadOptions, LoadProgress, Logits, Model, ModelConfig, OnTokens, Placement, Result, SlotId,
-    State, StepTimes, Wanted, WeightReads,
+    State, StepTimes, ValueId, Wanted, WeightReads,
     adapter::Recipe,
     cpu::CHUNK,
     executor::load_part,
@@ -25,7 +25,10 @@ use crate::{
 };
 use pipeline::{Begin, Ends, Job};
 use rwkv_gpu::Timing;
-use std::sync::Arc;
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 /// Runs a model on the devices of a [`Placement`], all at once where there is work for all.
 pub struct SplitExecutor {
@@ -43,6 +46,8 @@ pub struct SplitExecutor {
 struct Stage {
     model: Model,
     executor: Box<dyn PartExecutor>,
+    /// What later stages read.
+    later: HashSet<ValueId>,
     /// Of the states of each group of a decoding, to go back to.
     copies: Vec<[StateCopies; 2]>,
 }
@@ -61,7 +66,7 @@ impl Stage {
 }
 
 impl Begin for Stage {
-    fn begin(&mut self, job: &Job) -> Result<Begun> {
+    fn begin(&mut self, job: &mut Job) -> Result<Begun> {
         let copies = job
             .copies
             .and_then(|(group, which)| self.copies.get_mut(group)?.get_mut(which));
@@ -69,10 +74,12 @@ impl Begin for Stage {
             self.executor.copy_states(copies)?;
         }
         let last = self.model.graph().logits().is_some();
-        match job.drawing.filter(|_| last) {
+        let begun = match job.drawing.filter(|_| last) {
             Some(group) => self.executor.begin_drawing(group, &job.batch, &job.carried),
             None => self.executor.begin_part(&job.batch, &job.carried),
-        }
+        };
+        job.carried.retain(|id, _| self.later.contains(id));
+        begun
     }
 }
 
@@ -107,7 +114,10 @@ impl SplitExecutor {
         }
         let mut stages = Vec::new();
         let mut names = Vec::new();
+        let read = |(part, _): &(Model, &Device)| part.graph().inputs().collect::<Vec<_>>();
+        let mut later: VecDeque<Vec<ValueId>> = parts.iter().map(read).collect();
         for (part, device) in parts {
+            later.pop_front();
             let executor = match load_part(&part, device, options, chunk, progress) {
                 Ok(executor) => executor,
                 Err(error) => {
@@ -131,6 +141,7 @@ impl SplitExecutor {
             stages.push(Stage {
                 model: part,
                 executor,
+                later: later.iter().flatten().copied().collect(),
                 copies: Vec::new(),
             });
         }

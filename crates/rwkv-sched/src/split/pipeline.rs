@@ -1,8 +1,8 @@
 //! Stages that work at once: while one has a micro-batch, the one before it has the next.
 //!
-//! A stage is two threads. One brings micro-batches to the device, the other waits for what they make and hands it on. So a
-//! device has the next micro-batch while the results of this one are copied, and one's inputs are written while another one
-//! runs. Between two stages lies one micro-batch at most: who is ahead waits, and memory is bounded.
+//! Who gives a micro-batch begins it on the first stage. Each stage has a thread, which waits for what was begun there and begins
+//! the next stage with it: nobody is woken in between. So a device has the next micro-batch while the results of this one are
+//! passed on. One is waited for and one begun on each device at most: who is ahead waits, and memory is bounded.
 
 use crate::{
     Batch, Error, Result,
@@ -28,38 +28,55 @@ pub(super) struct Job {
 
 /// What brings micro-batches to a device.
 pub(super) trait Begin: Send {
-    /// Begins one; what comes back is called by another thread.
+    /// Begins one, and lets go of what no later one needs; what comes back is called by another thread.
     ///
     /// # Errors
     /// Those of [`crate::Executor::run`].
-    fn begin(&mut self, job: &Job) -> Result<Begun>;
+    fn begin(&mut self, job: &mut Job) -> Result<Begun>;
 }
 
-/// Where a job goes; says whether it was taken.
-type Next = Box<dyn Fn(Job) -> bool + Send>;
+/// Where a job goes; says whether it was taken, or what it has failed with.
+type Next<'a> = Box<dyn FnMut(Job) -> Result<bool> + Send + 'a>;
 
 /// Both ends of the stages. Who lets go of it ends them.
 pub(super) struct Ends<'a> {
-    first: Box<dyn FnMut(Job) -> bool + 'a>,
+    /// Gone when it has failed.
+    first: Option<Box<dyn FnMut(Job) -> Result<bool> + 'a>>,
+    failed: Option<Error>,
     done: Receiver<Result<Job>>,
 }
 
-impl Ends<'_> {
-    /// Hands a job to the first stage, when that has room. Where a stage has failed, [`take`](Self::take) says so.
+impl<'a> Ends<'a> {
+    fn new(first: Box<dyn FnMut(Job) -> Result<bool> + 'a>, done: Receiver<Result<Job>>) -> Self {
+        Self {
+            first: Some(first),
+            failed: None,
+            done,
+        }
+    }
+
+    /// Begins a job on the first stage, and hands it over when there is room. Where a stage has failed, [`take`](Self::take)
+    /// says so.
     pub(super) fn give(&mut self, job: Job) {
-        (self.first)(job);
+        let taken = self.first.as_mut().map(|first| first(job));
+        if let Some(Ok(false) | Err(_)) = taken {
+            self.first = None;
+        }
+        if let Some(Err(error)) = taken {
+            self.failed = Some(error);
+        }
     }
 
     /// The next job that is done: they come in the order in which they were given.
     ///
     /// # Errors
     /// What a stage has failed with; nothing comes after that.
-    pub(super) fn take(&self) -> Result<Job> {
+    pub(super) fn take(&mut self) -> Result<Job> {
         self.done.recv().unwrap_or_else(|_| {
-            Err(Error::Config {
+            Err(self.failed.take().unwrap_or_else(|| Error::Config {
                 problem: "a device's thread has ended: this is a mistake in this program"
                     .to_owned(),
-            })
+            }))
         })
     }
 
@@ -69,12 +86,13 @@ impl Ends<'_> {
     /// What a stage has failed with.
     pub(super) fn finish(self) -> Result<()> {
         drop(self.first);
-        self.done.iter().try_for_each(|job| job.map(drop))
+        self.done.iter().try_for_each(|job| job.map(drop))?;
+        self.failed.map_or(Ok(()), Err)
     }
 }
 
 /// Runs `drive` beside the stages, which have ended when it returns. Where it gives no more than one job at a time, they need no
-/// threads.
+/// threads. What `drive` gives is begun on its own.
 ///
 /// # Errors
 /// What `drive` says, or a thread that the system does not give.
@@ -85,78 +103,62 @@ pub(super) fn run<S: Begin, T>(
 ) -> Result<T> {
     if at_once < 2 {
         let (out, done) = channel();
-        return drive(Ends {
-            first: Box::new(move |job| out.send(here(stages, job)).is_ok()),
-            done,
-        });
+        let all = move |job| Ok(out.send(here(stages, job)).is_ok());
+        return drive(Ends::new(Box::new(all), done));
     }
     std::thread::scope(|scope| {
         let (out, done) = channel();
         let last = out.clone();
-        let mut next: Next = Box::new(move |job| last.send(Ok(job)).is_ok());
+        let mut next: Next<'_> = Box::new(move |job| Ok(last.send(Ok(job)).is_ok()));
         for stage in stages.iter_mut().rev() {
-            let (into, jobs) = sync_channel(1);
-            spawn(scope, stage, jobs, next, &out)?;
-            next = Box::new(move |job| into.send(job).is_ok());
+            next = spawn(scope, stage, next, &out)?;
         }
         drop(out);
-        drive(Ends {
-            first: Box::new(next),
-            done,
-        })
+        drive(Ends::new(next, done))
     })
 }
 
 /// One job through all stages.
 fn here<S: Begin>(stages: &mut [S], mut job: Job) -> Result<Job> {
     for stage in stages {
-        let work = stage.begin(&job)?;
+        let work = stage.begin(&mut job)?;
         job.drawn = work(&mut job.carried)?;
     }
     Ok(job)
 }
 
-/// The two threads of a stage. They end when no more jobs come, when nobody takes theirs, or with an error, which they tell.
+/// The thread that waits for a stage, and where its jobs go: whoever brings one begins it. The thread ends when no more jobs come,
+/// when nobody takes its own, or with an error, which it tells.
 fn spawn<'scope, S: Begin>(
     scope: &'scope Scope<'scope, '_>,
     stage: &'scope mut S,
-    jobs: Receiver<Job>,
-    next: Next,
+    mut next: Next<'scope>,
     out: &Sender<Result<Job>>,
-) -> Result<()> {
+) -> Result<Next<'scope>> {
     // Nothing waits there: a device has one micro-batch that is waited for, and the one that is about to be.
-    let (begun, to_finish) = sync_channel(0);
-    let told = out.clone();
-    let begin = move || {
-        for job in jobs {
-            let work = match stage.begin(&job) {
-                Ok(work) => work,
-                Err(error) => return drop(told.send(Err(error))),
-            };
-            if begun.send((job, work)).is_err() {
-                return;
-            }
-        }
-    };
+    let (begun, to_finish) = sync_channel::<(Job, Begun)>(0);
     let told = out.clone();
     let finish = move || {
         for (mut job, work) in to_finish {
-            let work: Begun = work;
-            match work(&mut job.carried) {
-                Ok(drawn) => job.drawn = drawn,
+            let passed_on = work(&mut job.carried).and_then(|drawn| {
+                job.drawn = drawn;
+                next(job)
+            });
+            match passed_on {
+                Ok(true) => {}
+                Ok(false) => return,
+                // Nobody may be left who takes it.
                 Err(error) => return drop(told.send(Err(error))),
-            }
-            if !next(job) {
-                return;
             }
         }
     };
-    let thread = |name: &str| Builder::new().name(format!("rwkv {name}"));
+    let thread = Builder::new().name("rwkv stage".to_owned());
     let failed = |error| Error::Config {
         problem: format!("no thread for a device: {error}"),
     };
-    let begins = thread("begins").spawn_scoped(scope, begin);
-    begins.map_err(failed)?;
-    let finishes = thread("finishes").spawn_scoped(scope, finish);
-    finishes.map(drop).map_err(failed)
+    thread.spawn_scoped(scope, finish).map_err(failed)?;
+    Ok(Box::new(move |mut job| {
+        let work = stage.begin(&mut job)?;
+        Ok(begun.send((job, work)).is_ok())
+    }))
 }

@@ -57,7 +57,7 @@ struct Fake {
 }
 
 impl Begin for Fake {
-    fn begin(&mut self, job: &Job) -> Result<Begun> {
+    fn begin(&mut self, job: &mut Job) -> Result<Begun> {
         let token = job.batch.spans[0].tokens[0];
         let failed = |what| -> Result<()> {
             if self.fails == Some((what, token)) {

@@ -11,7 +11,7 @@ mod chunk;
 use super::{GpuExecutor, plan, plan::Plan};
 use crate::{
     Batch, BatchShape, BatchSpan, Error, Executor, LoadProgress, LoadStage, Result, SlotId, Wanted,
-    part::Carried,
+    part::{Carried, Rows},
 };
 use rwkv_gpu::{Timer, Timing, read_cache_file, write_cache_file};
 use rwkv_kernels::{
@@ -411,7 +411,7 @@ impl Session<'_> {
         let made_up = |id| {
             let elements = self.shape.rows(graph.value(id).domain) * graph.value(id).width;
             let values = (0..elements).map(|i| (i as f32 * 0.7).sin());
-            (id, values.collect())
+            (id, Rows::Own(values.collect()))
         };
         let carried: Carried = graph.inputs().map(made_up).collect();
         plan.inputs()

@@ -67,6 +67,8 @@ pub struct GpuCounts {
     pub pipeline_cache_bytes: u64,
     /// Buffers made by [`Gpu::buffer`], for whatever use.
     pub buffers: u64,
+    /// [Staging](crate::Staging) memory that was made.
+    pub stagings: u64,
 }
 
 #[derive(Debug, Default)]
@@ -74,11 +76,16 @@ pub(crate) struct Counters {
     pub(crate) pipelines: CacheCounter,
     pipelines_kept: AtomicU64,
     buffers: AtomicU64,
+    stagings: AtomicU64,
 }
 
 impl Counters {
     pub(crate) fn buffer_made(&self) {
         self.buffers.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn staging_made(&self) {
+        self.stagings.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn pipeline_kept(&self) {
@@ -95,6 +102,7 @@ impl Gpu {
             pipelines_kept: counters.pipelines_kept.load(Relaxed),
             pipeline_cache_bytes: self.pipeline_cache().map_or(0, PipelineCache::bytes_read),
             buffers: counters.buffers.load(Relaxed),
+            stagings: counters.stagings.load(Relaxed),
         }
     }
 }

@@ -55,6 +55,7 @@ impl Staging {
                 mapped_at_creation: true,
             })
         })?;
+        gpu.counters().staging_made();
         Ok(Self { raw, copied: None })
     }
 

@@ -19,6 +19,27 @@ fn gpu() -> &'static Gpu {
     GPU.get_or_init(|| open(&OpenOptions::default()))
 }
 
+/// What was read stays where it lies while the GPU goes on; nothing is copied there before it is let go of, and then again.
+#[test]
+fn left_where_it_lies() {
+    let gpu = gpu();
+    let readback = Readback::new(gpu, "read", 16).unwrap();
+    let read = |byte: u8| {
+        let mut recorder = gpu.recorder("left");
+        recorder.read(&filled(gpu, &[byte; 16]), 0, 16, &readback);
+        recorder.submit()
+    };
+    let mapped = readback.map(gpu, &read(3).unwrap(), 12).unwrap();
+    assert!(read(4).is_err(), "copied to what is mapped");
+    gpu.finish().unwrap();
+    let elsewhere = std::thread::spawn(move || {
+        assert_eq!(*mapped, [3; 12]);
+    });
+    elsewhere.join().unwrap();
+    let again = readback.map(gpu, &read(5).unwrap(), 16).unwrap();
+    assert_eq!(*again, [5; 16]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -11,9 +11,9 @@ mod support;
 
 use proptest::prelude::*;
 use rwkv_gpu::BufferKind;
-use rwkv_mem::{Error, Target, Upload};
+use rwkv_mem::{Error, Slab, Target, Upload};
 use std::ops::Range;
-use support::{contents, gpu};
+use support::{contents, gpu, own_gpu};
 
 /// More than an upload keeps in flight, in pieces of odd sizes.
 #[test]
@@ -114,6 +114,63 @@ proptest! {
         }
         upload.flush().unwrap();
         prop_assert!(contents(gpu(), &buffer, 0, size) == want);
+    }
+}
+
+/// Steps that nobody waits for, a thousand times: each has its own bytes when it runs, whatever was recorded and never submitted
+/// or filled in between, and memory is made for the first few alone.
+#[test]
+fn recorded_with_steps() {
+    const STEPS: u32 = 1000;
+    let gpu = &own_gpu();
+    let mut upload = Upload::new(gpu);
+    let input = gpu.buffer(BufferKind::Storage, "input", 128).unwrap();
+    let log = gpu.buffer(BufferKind::Storage, "log", u64::from(STEPS) * 128);
+    let log = log.unwrap();
+    // Two targets, and what lies in the first one's slab before the second.
+    let targets = [(64, 36), (0, 64)].map(|(offset, bytes)| Target {
+        buffer: &input,
+        offset,
+        bytes,
+    });
+    let mut stagings = 0;
+    for step in 0..STEPS {
+        let write = |slab: &Slab<'_>| {
+            slab.piece(1, 0..64)?
+                .write(&step.to_le_bytes().repeat(16))?;
+            slab.piece(0, 0..36)?
+                .write(&(!step).to_le_bytes().repeat(9))
+        };
+        let mut recorder = gpu.recorder("step");
+        let staged = upload.record(&mut recorder, &targets, write).unwrap();
+        recorder.copy((&input, 0), (&log, u64::from(step) * 128), 128);
+        let submission = recorder.submit().unwrap();
+        upload.submitted(staged.unwrap(), &submission);
+        match step % 100 {
+            // A step that fails before it is submitted.
+            40 => {
+                let mut recorder = gpu.recorder("never submitted");
+                let lost = upload.record(&mut recorder, &targets, |slab: &Slab<'_>| {
+                    slab.piece(0, 0..36)?.write(&[9; 36])
+                });
+                drop(lost.unwrap());
+            }
+            80 => upload
+                .fill(&targets, |slab| slab.piece(0, 0..36)?.write(&[8; 36]))
+                .unwrap(),
+            _ => {}
+        }
+        stagings = gpu.counts().stagings.max(stagings);
+        if step == 10 {
+            assert!(stagings <= 4, "{stagings}");
+        }
+    }
+    // Another one for each that was lost.
+    assert!(stagings <= 4 + 10, "{stagings}");
+    let got = contents(gpu, &log, 0, u64::from(STEPS) * 128);
+    for (step, got) in (0..STEPS).zip(got.chunks_exact(128)) {
+        assert_eq!(got[..64], step.to_le_bytes().repeat(16), "{step}");
+        assert_eq!(got[64..100], (!step).to_le_bytes().repeat(9), "{step}");
     }
 }
 

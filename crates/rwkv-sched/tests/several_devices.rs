@@ -11,12 +11,13 @@
 mod support;
 
 use proptest::{prelude::*, test_runner::TestRunner};
+use rwkv_gpu::Gpu;
 use rwkv_sched::{
     Batch, Decoding, Device, Error, Executor, LoadOptions, Model, Placement, ReplicatedExecutor,
     Share, Simd, SlotId, SplitExecutor, State, Version, Wanted, WeightsDType, load, load_shared,
     sampling::{Sampler, SamplerParams},
 };
-use std::sync::OnceLock;
+use std::{ops::ControlFlow, sync::OnceLock};
 use support::{
     cpu,
     decoding::{by_hand, decoded},
@@ -131,6 +132,57 @@ fn decoding_is_that_of_one_device() {
             }
         }
     }
+}
+
+/// Groups whose values pass from GPU to GPU through mapped memory: after some steps nothing is made any more, steps are recorded in
+/// advance on both, and the tokens are those of one device.
+#[test]
+fn steady_steps() {
+    const ALL: usize = 600;
+    let dimensions = Dimensions {
+        version: Version::V4,
+        layers: 2,
+        heads: 1,
+        head_size: 64,
+        ffn: 32,
+        vocab: VOCAB,
+        ranks: [8; 4],
+    };
+    let model = dimensions.model(Packing::F32, 4);
+    let gpus = [own_gpu(), own_gpu()];
+    let devices = gpus.clone().map(Device::Gpu);
+    let mut subject = split(&model, &devices, &options(ALL, None));
+    let slots: Vec<u32> = (0..ALL as u32).collect();
+    let start = sequences(&mut Random::new(9), &slots);
+    let made = || {
+        let made = |gpu: &Gpu| {
+            let counts = gpu.counts();
+            (counts.buffers, counts.stagings, gpu.memory().in_use)
+        };
+        gpus.each_ref().map(made)
+    };
+    let (mut tokens, mut steady) = (Vec::new(), None);
+    let before = subject.stats();
+    let mut all = start.clone();
+    let told = subject.decode(&mut all, 300, &|_| true, &mut |drawn| {
+        tokens.push(drawn.to_vec());
+        if tokens.len() == 50 {
+            steady = Some(made());
+        }
+        ControlFlow::Continue(())
+    });
+    told.unwrap();
+    let after = made();
+    assert_eq!(steady.unwrap(), after);
+    assert!(after[1].1 > 0, "values are passed on by another way");
+    let prepared = subject.stats().since(&before).prepared;
+    assert!(
+        prepared.hits >= 1180 && prepared.misses <= 20,
+        "{prepared:?}"
+    );
+    let mut oracle = load(&model, &devices[0], &options(ALL, None), &mut |_| {}).unwrap();
+    let want = decoded(oracle.as_mut(), &mut start.clone(), (40, 40)).unwrap();
+    assert!(tokens[..40] == want);
 }
 
 /// A batch of prompts and tokens.

@@ -8,10 +8,13 @@ use std::sync::OnceLock;
 /// The adapter of `RWKV_DEVICE`, or the best one there is, be it a software one; opened once.
 pub(crate) fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
-        Gpu::open(&selector(), &OpenOptions::default())
-            .unwrap_or_else(|e| panic!("these tests need a GPU adapter: {e}"))
-    })
+    GPU.get_or_init(own_gpu)
+}
+
+/// The same opened anew: what it counts is a test's own.
+pub(crate) fn own_gpu() -> Gpu {
+    Gpu::open(&selector(), &OpenOptions::default())
+        .unwrap_or_else(|e| panic!("these tests need a GPU adapter: {e}"))
 }
 
 fn selector() -> Selector {

@@ -117,7 +117,6 @@ impl ReadValues {
     /// Adds them to `carried`, where they were left if they lie as they are carried. Logits are copied: a caller may keep
     /// those.
     pub(super) fn take(&self, left: Left, carried: &mut Carried) {
-        let _stage = tracing::trace_span!("copy").entered();
         let left = Arc::new(left);
         let mut at = 0;
         for value in &self.0 {
@@ -292,5 +291,108 @@ impl HostValues {
     pub(super) fn first(&self) -> Option<(&Buffer, u64)> {
         let value = self.0.first()?;
         Some((&value.buffer, value.offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )]
+    use super::*;
+    use crate::gpu::readbacks::Readbacks;
+    use proptest::prelude::*;
+    use rwkv_gpu::{BufferKind, OpenOptions, Selector};
+    use std::sync::OnceLock;
+
+    fn gpu() -> &'static Gpu {
+        static GPU: OnceLock<Gpu> = OnceLock::new();
+        GPU.get_or_init(|| Gpu::open(&Selector::Index(0), &OpenOptions::default()).unwrap())
+    }
+
+    /// Values of these widths, for batches of up to `rows` rows.
+    fn values(widths: &[usize], rows: usize) -> HostValues {
+        let value = |(number, width): (usize, &usize)| HostValue {
+            shape: HostShape {
+                id: ValueId(number),
+                domain: [Domain::Tokens, Domain::Outputs][number % 2],
+                width: *width,
+            },
+            rows,
+            buffer: gpu()
+                .buffer(BufferKind::Storage, "value", 32 + View::bytes(rows, *width))
+                .unwrap(),
+            offset: 32,
+        };
+        HostValues(widths.iter().enumerate().map(value).collect())
+    }
+
+    /// Steps that hand their inputs back, of so many rows each: none is waited for before all are submitted.
+    fn check(widths: &[usize], rows: &[usize]) {
+        let values = values(widths, rows.iter().copied().max().unwrap_or(1));
+        let (mut upload, readbacks) = (Upload::new(gpu()), Readbacks::default());
+        values.reserve(&mut upload).unwrap();
+        let mut begun = Vec::new();
+        for (step, &rows) in rows.iter().enumerate() {
+            let made = |(number, width): (usize, &usize)| {
+                let one = |i| ((i * 31 + step * 7 + number) % 8191) as f32;
+                (0..rows * width).map(one).collect::<Vec<f32>>()
+            };
+            let made: Vec<Vec<f32>> = widths.iter().enumerate().map(made).collect();
+            let carried = made.iter().cloned().map(Rows::Own).enumerate();
+            let carried: Carried = carried.map(|(n, rows)| (ValueId(n), rows)).collect();
+            let shape = BatchShape::decode(rows);
+            let mut recorder = gpu().recorder("step");
+            let none = Carried::new();
+            let staged = values
+                .stage(gpu(), &mut upload, &mut recorder, [&none, &carried])
+                .unwrap();
+            let bytes = values.bytes(shape);
+            let readback = readbacks.take(gpu(), bytes).unwrap().unwrap();
+            values.read(&mut recorder, shape, &readback);
+            let submission = recorder.submit().unwrap();
+            if let Some(staged) = staged {
+                upload.submitted(staged, &submission);
+            }
+            begun.push((readback, submission, bytes, values.layout(shape), made));
+        }
+        let mut all = Vec::new();
+        for (readback, submission, bytes, layout, made) in begun {
+            let mut carried = Carried::new();
+            layout.take(
+                readback.left(gpu(), &submission, bytes).unwrap(),
+                &mut carried,
+            );
+            all.push((carried, made));
+        }
+        // What was left lies there until it is dropped.
+        for (carried, made) in all {
+            assert_eq!(carried.len(), widths.len());
+            for (number, want) in made.iter().enumerate() {
+                assert!(carried[&ValueId(number)][..] == want[..], "value {number}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 24, ..ProptestConfig::default() })]
+
+        /// Few and many, padded and not, of batches that are padded to their plan's: they come back as they were.
+        #[test]
+        fn there_and_back(
+            widths in prop::collection::vec(1..300usize, 1..4),
+            rows in prop::collection::vec(1..400usize, 1..8),
+        ) {
+            check(&widths, &rows);
+        }
+    }
+
+    /// More than one slab has room for, and more than all together have.
+    #[test]
+    fn more_than_a_slab() {
+        check(&[1024, 1021], &[2500, 3, 2500]);
+        check(&[4096], &[5000]);
     }
 }

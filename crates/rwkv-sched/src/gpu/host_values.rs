@@ -49,7 +49,7 @@ impl HostShape {
     }
 
     /// Rows of a target in runs.
-    fn runs<'a>(self, target: usize, rows: &'a [f32]) -> impl Iterator<Item = Run<'a>> {
+    fn runs(self, target: usize, rows: &[f32]) -> impl Iterator<Item = Run<'_>> {
         let most = (RUN / self.span(self.width).max(1)).max(1);
         let runs = rows.chunks(most * self.width.max(1)).enumerate();
         runs.map(move |(number, rows)| Run {

@@ -179,6 +179,16 @@ fn pickles_take_bounded_time_and_memory() {
         &[&b"}"[..], &vec![b'q'; 1 << 24]].concat(),
         "more than 8388608",
     );
+    // What lies below on the stack costs nothing.
+    check(
+        &[
+            b"]".repeat(1 << 16),
+            b"q\0".repeat(1 << 16),
+            b"0".repeat((1 << 16) - 1),
+        ]
+        .concat(),
+        "no dictionary",
+    );
     // One long text, mentioned under a hundred thousand keys.
     let long = "x".repeat(1 << 20);
     let keys = (0..100_000).fold(

@@ -298,8 +298,8 @@ fn long_prompts() {
     }
 }
 
-/// A device that is lost, or has no memory for what a batch needs: an error, no hang, and the other device is as it was. Without
-/// logits a device may do with what it has, a token at a time.
+/// A device that has no memory for more does with what it has, a token at a time in the end, or refuses, and the other device is
+/// as it was. One that is lost: an error, and no hang.
 #[test]
 fn failing_devices() {
     let model = small(Version::V7).model(Packing::F32, 21);
@@ -317,30 +317,39 @@ fn failing_devices() {
             let executor = executor.as_mut();
             // More than what there is room for from the start.
             let length = executor.chunk() + 44;
-            let spans = (0..4).map(|slot| span(slot, &random.tokens(length, VOCAB), Wanted::Last));
-            let large = Batch {
-                spans: spans.collect(),
+            let large = |wanted, random: &mut Random| Batch {
+                spans: (0..4)
+                    .map(|slot| span(slot, &random.tokens(length, VOCAB), wanted))
+                    .collect(),
             };
             run(executor, &small_batch);
-            gpus[failing].set_memory_limit(Some(gpus[failing].memory().in_use));
-            reset(executor);
-            let mut oracle = cpu(&model, SLOTS);
-            let want = run(&mut oracle, &large).concat();
-            match executor.run(&large) {
-                Ok(logits) => {
-                    let got: Vec<f32> = logits.rows().flatten().copied().collect();
-                    assert!(relative_error(&got, &want) <= 1e-5);
+            // No more than is in use, and not even as much again.
+            for (wanted, limit) in [
+                (Wanted::Last, gpus[failing].memory().in_use),
+                (Wanted::All, 0),
+            ] {
+                let large = large(wanted, &mut random);
+                gpus[failing].set_memory_limit(Some(limit));
+                reset(executor);
+                let mut oracle = cpu(&model, SLOTS);
+                let want = run(&mut oracle, &large).concat();
+                match executor.run(&large) {
+                    Ok(logits) => {
+                        let got: Vec<f32> = logits.rows().flatten().copied().collect();
+                        assert!(relative_error(&got, &want) <= 1e-5, "{limit}");
+                    }
+                    Err(error) => {
+                        let error = error.to_string();
+                        assert!(error.contains("memory") && !error.contains('\n'), "{error}");
+                        assert_eq!(limit, 0, "{error}");
+                        refused += 1;
+                    }
                 }
-                Err(error) => {
-                    let error = error.to_string();
-                    assert!(error.contains("memory") && !error.contains('\n'), "{error}");
-                    refused += 1;
-                }
+                gpus[failing].set_memory_limit(None);
+                reset(executor);
+                let got = run(executor, &large).concat();
+                assert!(relative_error(&got, &want) <= 1e-5);
             }
-            gpus[failing].set_memory_limit(None);
-            reset(executor);
-            let got = run(executor, &large).concat();
-            assert!(relative_error(&got, &want) <= 1e-5);
         }
         gpus[failing].lose();
         for executor in &mut all {
@@ -350,7 +359,7 @@ fn failing_devices() {
             assert!(executor.run(&small_batch).is_err());
         }
     }
-    assert!(refused > 1, "{refused}");
+    assert!(refused > 0);
 }
 
 /// What is refused is refused before any device has changed anything.

@@ -162,10 +162,8 @@ fn counts_and_times() {
             let (fast, slow) = (positive(&speed["max"]), positive(&speed["min"]));
             assert!(parts > 0.999e6 / fast && parts < 1.001e6 / slow, "{parts}");
             positive(&workload["gpu_microseconds_per_token"]);
-            let busy = positive(&workload["gpu_busy"]);
-            // A prompt's step lies between two looks at the host's clock, which need not agree with the GPU's to the last
-            // digit; steps of a decoding may have begun before the first one is read, from where the host counts.
-            assert!(name == "decode" || busy < 1.05, "{busy}");
+            // The clocks of host and GPU need not agree to the last digit.
+            assert!(positive(&workload["gpu_busy"]) < 1.05);
         }
         let caches = &report["caches"];
         assert_eq!(caches.is_object(), on_gpu);
@@ -394,13 +392,7 @@ fn traces_are_served() {
     let number = |report: &Value, name: &str| report[name].as_f64().expect("a number");
     for time in ["first_token_ms", "between_tokens_ms"] {
         let times = ["median", "p90", "p99", "max"].map(|p| number(&report[time], p));
-        // Tokens that wait for a slow reader may be read at one tick of the clock.
-        let least = if time == "first_token_ms" {
-            f64::MIN_POSITIVE
-        } else {
-            0.0
-        };
-        assert!(times.is_sorted() && times[0] >= least, "{time}: {times:?}");
+        assert!(times.is_sorted() && times[0] > 0.0, "{time}: {times:?}");
     }
     let batch = number(&report, "mean_batch");
     assert!((1.0..=3.0).contains(&batch), "{batch}");

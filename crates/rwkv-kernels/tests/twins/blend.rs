@@ -269,6 +269,22 @@ fn extremes() {
     assert_eq!(y, whole);
 }
 
+/// Makes `y` twice `base`.
+fn double(setup: &Setup, base: &GpuMatrix, y: &GpuMatrix) {
+    let op = Blend {
+        base,
+        first: 0,
+        rows: base.shape().rows.0,
+        keep: 2.0,
+        a: None,
+        own: None,
+        whole: false,
+        largest: (&filled(setup.gpu(), &[0]), 0),
+        y,
+    };
+    setup.run(&setup.kernels.blend(&op).unwrap());
+}
+
 /// A result that lies behind another matrix, which stays what it is.
 #[test]
 fn behind_another_matrix() {
@@ -287,20 +303,8 @@ fn behind_another_matrix() {
         filled.push("pairs", &matrix, &mut upload).unwrap();
         filled.finish().unwrap()
     });
-    let largest = filled(gpu, &[0]);
-    let op = Blend {
-        base: &base,
-        first: 0,
-        rows,
-        keep: 2.0,
-        a: None,
-        own: None,
-        whole: false,
-        largest: (&largest, 0),
-        y: &second,
-    };
     upload.flush().unwrap();
-    setup.run(&setup.kernels.blend(&op).unwrap());
+    double(setup, &base, &second);
     assert_eq!(rows_of(setup, &first), values);
     let twice: Vec<f32> = values.iter().map(|x| 2.0 * x).collect();
     assert_eq!(rows_of(setup, &second), twice);
@@ -317,19 +321,7 @@ fn parts_of_a_large_matrix() {
     let mut upload = setup.upload();
     let resident = GpuMatrix::new(setup.gpu(), "base", &base, Format::F16, &mut upload).unwrap();
     let y = GpuMatrix::zeros(setup.gpu(), "blend", base.shape(), Format::F32).unwrap();
-    let largest = filled(setup.gpu(), &[0]);
-    let op = Blend {
-        base: &resident,
-        first: 0,
-        rows,
-        keep: 2.0,
-        a: None,
-        own: None,
-        whole: false,
-        largest: (&largest, 0),
-        y: &y,
-    };
-    setup.run(&setup.kernels.blend(&op).unwrap());
+    double(setup, &resident, &y);
     let ids = [0, 8191, 8192, 16_383, 16_384, 16_999];
     let span = Span {
         start: 0,

@@ -56,13 +56,9 @@ fn all_tiles() {
             let ran = compare_cut(&batch, 2, head_size, 1.0, seed, Some(tile));
             fours += usize::from(ran && tile.block == 4);
         }
-        let eight = |setup: &Setup| {
-            let lanes = setup.kernels.gpu().capabilities().subgroups;
-            lanes.is_some_and(|lanes| lanes.min >= 8)
-        };
         // Those of teams of eight lanes, which stage few tokens.
         assert!(
-            fours >= 4 || !setups().iter().any(eight),
+            fours >= 4 || !setups().iter().any(Setup::has_eight_lanes),
             "{fours} of {head_size}"
         );
     }

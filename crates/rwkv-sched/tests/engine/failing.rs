@@ -9,7 +9,7 @@ use super::{
 use rwkv_sched::{
     Adapter, Batch, BatchSpan, BlendProgress, Burst, Error, Executor, Logits, ModelConfig, OnDrawn,
     Result, SlotId, State, TokenId, Wanted, WeightReads,
-    engine::{Engine, EngineOptions, Policy},
+    engine::{Engine, EngineOptions, Policy, Request, Session},
 };
 use std::sync::{
     Arc,
@@ -31,6 +31,19 @@ fn failing(inner: Box<dyn Executor>, token: TokenId) -> Box<dyn Executor> {
             problem: "spoilt".to_owned(),
         })
     })
+}
+
+/// What a session has got, and its state, are those that it would have alone.
+async fn check_alone(
+    oracle: &mut dyn Executor,
+    asked: &Request,
+    mut session: Session,
+    got: Vec<TokenId>,
+) {
+    let mut alone = Alone::default();
+    assert_eq!(got, alone.generate(oracle, asked, usize::MAX));
+    let state = session.save().await.unwrap();
+    assert_eq!(*state, alone.state(oracle));
 }
 
 /// Those that are at fault are told; the others, whose states were lost with theirs, get what they would get alone.
@@ -65,12 +78,8 @@ fn whose_fault_it_is() {
         assert_eq!(stream.next().await.unwrap().unwrap().id, BAD);
         let error = stream.next().await.unwrap().unwrap_err();
         assert!(error.to_string().contains("spoilt"), "{error}");
-        for (asked, mut session, tokens) in good {
-            let mut alone = Alone::default();
-            let want = alone.generate(oracle.as_mut(), &asked, usize::MAX);
-            assert_eq!(tokens.await.unwrap(), want);
-            let state = session.save().await.unwrap();
-            assert_eq!(*state, alone.state(oracle.as_mut()));
+        for (asked, session, tokens) in good {
+            check_alone(oracle.as_mut(), &asked, session, tokens.await.unwrap()).await;
         }
         drop(stream);
         // A session that failed is where it was before.
@@ -164,12 +173,8 @@ fn after_tokens_were_told() {
         };
         assert!(error.to_string().contains("spoilt"), "{error}");
         assert!(stream.next().await.is_none());
-        for (asked, mut session, tokens) in good {
-            let mut alone = Alone::default();
-            let want = alone.generate(oracle.as_mut(), &asked, usize::MAX);
-            assert_eq!(tokens.await.unwrap(), want);
-            let state = session.save().await.unwrap();
-            assert_eq!(*state, alone.state(oracle.as_mut()));
+        for (asked, session, tokens) in good {
+            check_alone(oracle.as_mut(), &asked, session, tokens.await.unwrap()).await;
         }
     });
     assert!(failures.load(Relaxed) > 0, "it failed with nobody beside");

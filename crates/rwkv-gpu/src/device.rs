@@ -90,10 +90,10 @@ struct Faults {
     uncaptured: Mutex<Option<String>>,
 }
 
-/// Blocks that the allocator takes from the driver, in bytes: smaller than `MemoryHints::Performance`'s 128 to
-/// 256 MiB, which a 10 MB model would never fill, and in which matrices and small buffers leave gaps that neither fits.
-/// Larger buffers get an allocation of their own either way (docs/performance.md, "Memory hints").
-const MEMORY_BLOCKS: std::ops::Range<u64> = (8 << 20)..(16 << 20);
+/// Bytes of a block that the allocator takes from the driver for several buffers, the smallest that it knows: matrices of
+/// more than half a block leave gaps that nothing fits, a model's all of the same size. Larger buffers get an allocation
+/// of their own (docs/performance.md, "Memory hints").
+const MEMORY_BLOCK: u64 = 4 << 20;
 
 impl Gpu {
     /// Opens the adapter that `selector` means, with its full limits and every useful feature it has.
@@ -113,7 +113,7 @@ impl Gpu {
             required_limits: candidate.adapter.limits(),
             experimental_features,
             memory_hints: wgpu::MemoryHints::Manual {
-                suballocated_device_memory_block_size: MEMORY_BLOCKS,
+                suballocated_device_memory_block_size: MEMORY_BLOCK..MEMORY_BLOCK,
             },
             trace: wgpu::Trace::Off,
         };

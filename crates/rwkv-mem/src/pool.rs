@@ -145,11 +145,15 @@ impl Pool {
     }
 }
 
-/// The size that requests of `bytes` get: four steps a power of two, so that at most a fifth is unused, from 256 up, and
-/// no less than the next multiple of `alignment`, a power of two.
+/// From here on a size has more classes: there are few such buffers, and what they leave unused counts.
+const LARGE: u64 = 1 << 20;
+
+/// The size that requests of `bytes` get: four steps a power of two, so that at most a fifth is unused, from 256 up, and 16 of
+/// [`LARGE`] buffers, of which at most a seventeenth is; no less than the next multiple of `alignment`, a power of two.
 fn size_class(bytes: u64, alignment: u64) -> u64 {
     let bytes = bytes.max(256);
-    let step = (1u64 << (bytes - 1).ilog2()) / 4;
+    let steps = if bytes > LARGE { 16 } else { 4 };
+    let step = (1u64 << (bytes - 1).ilog2()) / steps;
     let step = step.max(alignment);
     bytes.checked_next_multiple_of(step).unwrap_or(bytes)
 }
@@ -180,7 +184,8 @@ mod tests {
             let alignment = 1 << alignment;
             let class = size_class(bytes, alignment);
             prop_assert!(class >= bytes);
-            prop_assert!(class < bytes + (bytes / 4).max(alignment));
+            let part = if bytes > LARGE { 16 } else { 4 };
+            prop_assert!(class < bytes + (bytes / part).max(alignment));
             prop_assert!(class.is_multiple_of(alignment));
             prop_assert_eq!(size_class(class, alignment), class);
         }

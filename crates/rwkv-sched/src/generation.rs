@@ -1,7 +1,8 @@
 //! Generating token by token: a prompt in chunks, then one token a step.
 
 use crate::{
-    Batch, Decoding, Error, Executor, Logits, Result, SlotId, TokenId, Wanted, sampling::Sampler,
+    Batch, Burst, Decoding, Error, Executor, Logits, Result, SlotId, TokenId, Wanted,
+    sampling::Sampler,
 };
 use std::ops::ControlFlow;
 
@@ -88,8 +89,30 @@ impl<'e> Generation<'e> {
     /// # Errors
     /// What [`Executor::decode`] says.
     pub fn run(
+        self,
+        tokens: usize,
+        take: &mut dyn FnMut(TokenId) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.decode(tokens, true, take)
+    }
+
+    /// The same where nobody needs the slot's state any more: it may be that after later tokens, and no copy of it is made to
+    /// go back to.
+    ///
+    /// # Errors
+    /// What [`Executor::burst`] says.
+    pub fn run_out(
+        self,
+        tokens: usize,
+        take: &mut dyn FnMut(TokenId) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.decode(tokens, false, take)
+    }
+
+    fn decode(
         mut self,
         tokens: usize,
+        may_stop: bool,
         take: &mut dyn FnMut(TokenId) -> ControlFlow<()>,
     ) -> Result<()> {
         if tokens == 0 {
@@ -112,8 +135,21 @@ impl<'e> Generation<'e> {
             token,
             sampler,
         }];
-        executor.decode(&mut sequences, tokens - 1, &counted, &mut |tokens| {
-            tokens.iter().try_for_each(|token| take(*token))
+        let burst = Burst {
+            prompts: &Batch::default(),
+            sequences: &mut sequences,
+            going_on: 1,
+            steps: tokens - 1,
+            counted: &counted,
+            may_stop,
+        };
+        let mut flow = ControlFlow::Continue(());
+        executor.burst(burst, &mut |drawn| {
+            // What was on its way when it broke off is told too.
+            if flow.is_continue() {
+                flow = drawn.iter().flatten().try_for_each(|token| take(*token));
+            }
+            flow
         })
     }
 

@@ -10,7 +10,7 @@
 mod support;
 
 use rwkv_sched::{
-    Batch, Burst, Decoding, Executor, Logits, SlotId, State, TokenId, Version, Wanted,
+    Batch, Burst, Decoding, Executor, Generation, Logits, SlotId, State, TokenId, Version, Wanted,
     sampling::{Sampler, SamplerParams},
 };
 use std::ops::ControlFlow;
@@ -253,5 +253,41 @@ fn bursts() {
         let (told, after) = at_once(executor, &Batch::default(), &mut all, ways, 2);
         assert!(told.is_empty(), "{version}, {name}: {told:?}");
         assert!(after == before, "{version}, {name}: other states");
+    }
+}
+
+/// Whether the state is needed afterwards or not, a generation hands out the same tokens, and none after it was broken off.
+#[test]
+fn generations() {
+    let model = model(Version::V7, 5);
+    for (name, mut executor) in everywhere(&model, 1) {
+        let executor = executor.as_mut();
+        for (tokens, stop) in [(0, 9), (1, 9), (30, 1), (30, 13), (30, 30), (150, 90)] {
+            let mut told = [Vec::new(), Vec::new()];
+            for (needed, told) in [true, false].into_iter().zip(&mut told) {
+                reset(executor);
+                let prompt = Batch::single(SlotId(0), &[1, 2, 3], Wanted::Last);
+                let logits = executor.run(&prompt).unwrap();
+                let sampler = Sampler::new(SamplerParams::default()).unwrap();
+                let generation =
+                    Generation::new(executor, SlotId(0), sampler, Vec::new(), &logits).unwrap();
+                let take = &mut |token| {
+                    told.push(token);
+                    if told.len() >= stop {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                };
+                if needed {
+                    generation.run(tokens, take).unwrap();
+                } else {
+                    generation.run_out(tokens, take).unwrap();
+                }
+            }
+            let what = format!("{name}, {tokens} to {stop}");
+            assert_eq!(told[0].len(), tokens.min(stop), "{what}");
+            assert_eq!(told[0], told[1], "{what}");
+        }
     }
 }

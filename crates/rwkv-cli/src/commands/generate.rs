@@ -244,7 +244,7 @@ fn stream(
         }
         ControlFlow::Continue(())
     };
-    generation.run(max_tokens, &mut take)?;
+    generation.run_out(max_tokens, &mut take)?;
     if let Some(error) = failed {
         return Err(error.into());
     }

@@ -247,6 +247,11 @@ impl GpuExecutor {
         self.weights.bytes()
     }
 
+    /// Bytes of GPU memory that kernels share for partial sums; [`device_bytes`](Executor::device_bytes) has them too.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.kernels.scratch_bytes()
+    }
+
     /// Computes up to `tensors` tensors of a blend. What a tensor drives out is freed before the next one, which takes
     /// its place; where memory does not suffice, all blends that are not in use go, once.
     fn prepare(&mut self, recipe: &Recipe, tensors: usize) -> Result<BlendProgress> {

@@ -17,13 +17,13 @@ impl Setup {
         self.kernels.gpu()
     }
 
-    /// Runs `dispatches` to their end.
     /// Whether subgroups have as many lanes, or more.
     pub(crate) fn has_eight_lanes(&self) -> bool {
         let lanes = self.gpu().capabilities().subgroups;
         lanes.is_some_and(|lanes| lanes.min >= 8)
     }
 
+    /// Runs `dispatches` to their end.
     pub(crate) fn run<'a>(&self, dispatches: impl IntoIterator<Item = &'a Dispatch>) {
         let mut recorder = self.gpu().recorder("test");
         recorder.dispatch(dispatches);

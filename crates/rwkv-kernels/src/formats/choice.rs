@@ -21,13 +21,15 @@ pub enum Family {
 pub struct Choice {
     /// The size.
     pub block: Block,
-    /// The relative root mean square error that it gives the whole matrix, √(Σ (x − x̂)² / Σ x²); 0 for a matrix of
-    /// zeros.
+    /// The relative root mean square error that it gives the rows that were looked at, √(Σ (x − x̂)² / Σ x²); 0 for zeros.
     pub error: f32,
 }
 
 /// Elements that a task goes through at least, in whole rows.
 const TASK: usize = 1 << 16;
+
+/// Tasks that a matrix makes at most, evenly spread over its rows: 4 million elements tell the error of all to a thousandth.
+const TASKS: usize = 64;
 
 /// Elements that are encoded at a time, in whole rows.
 const RUN: usize = 1 << 14;
@@ -66,8 +68,9 @@ impl Family {
     /// The largest block that divides the columns of `matrix` and keeps its relative error within `bound`, or else
     /// blocks of 32. `None` where not even 32 divides them.
     ///
-    /// Tries one size after the other, the largest first, and reads the matrix for each, on all threads of the current
-    /// `rayon` pool; each holds a few rows. The answer does not depend on how many there are.
+    /// Tries one size after the other, the largest first, and reads the matrix for each, of a large one some 4 million elements
+    /// in rows from all over it, on all threads of the current `rayon` pool; each holds a few rows. The answer does not depend
+    /// on how many there are.
     pub fn choose(self, matrix: &Matrix<'_>, bound: f32) -> Option<Choice> {
         let cols = matrix.shape().cols.0;
         let mut tried = None;
@@ -84,13 +87,15 @@ impl Family {
         tried
     }
 
-    /// What blocks of this size cost the matrix.
+    /// What blocks of this size cost the matrix, by a sample of its rows.
     fn error(self, matrix: &Matrix<'_>, block: Block) -> f32 {
         let (rows, cols) = (matrix.shape().rows.0, matrix.shape().cols.0);
         let per_task = (TASK / cols.max(1)).max(1);
         let format = self.format(block);
-        let tasks: Vec<Squares> = (0..rows.div_ceil(per_task))
+        let tasks = rows.div_ceil(per_task);
+        let tasks: Vec<Squares> = (0..tasks)
             .into_par_iter()
+            .step_by(tasks.div_ceil(TASKS).max(1))
             .map(|task| {
                 let first = task * per_task;
                 squares(matrix, format, first..(first + per_task).min(rows))
@@ -201,6 +206,27 @@ mod tests {
             check(family, 256, 0.0, 0.0, Some(Block::B32));
             check(family, 0, 1.0, bound, Some(Block::B256));
         }
+    }
+
+    /// A matrix of more rows than are looked at, which grow from the first to the last: their error is that of all.
+    #[test]
+    fn a_part_of_the_rows_tells_for_all() {
+        let (rows, cols) = (20_000, 256);
+        let mut state = 1u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let values: Vec<f32> = (0..rows * cols)
+            .map(|i| (noise() + noise() + noise()) * (1.0 + i as f32 / (rows * cols) as f32))
+            .collect();
+        let bytes = bytemuck::cast_slice(&values);
+        let matrix = Matrix::new(Format::F32, Rows(rows), Cols(cols), bytes).unwrap();
+        let all = squares(&matrix, Format::Nf4(Block::B256), 0..rows);
+        let want = (all.errors / all.values).sqrt();
+        let got = f64::from(Family::Nf4.error(&matrix, Block::B256));
+        let off = (got / want - 1.0).abs();
+        assert!(off > 0.0 && off < 1e-3, "{got} for {want}");
     }
 
     #[test]

@@ -32,6 +32,11 @@ pub(super) const CUTS: [[f32; 2]; 9] = [
 /// A share of the range.
 pub(super) const CUT: f32 = 0.04;
 
+/// How often [`Scales`] refits scale and codes to each other at most, from the most promising start. Three rounds from every
+/// start took twice as long: of a trained model's values Q8_0 then lost 0.280 % instead of 0.282, NF4 in blocks of 256 6.71 %
+/// instead of 6.66.
+const ROUNDS: usize = 9;
+
 /// Packs whole blocks of `N` values around zero, `x ≈ scale · q`, into `bytes` bytes each: finds the f16 scales, and
 /// has `pack` make bytes of a block's clean values and its scale.
 pub(super) fn with_scales<const N: usize>(
@@ -133,18 +138,37 @@ impl<G: Grid> Search for Scales<'_, G> {
         let extreme = groups.extreme();
         *best = [0.0; LANES];
         let mut least = groups.sums_around_zero(v, grid, best).rr;
+        let mut least_next = [f32::INFINITY; LANES];
+        let mut scale = [0.0; LANES];
         for end in grid.ends() {
             for share in shares {
-                let mut scale = lanes(|i| half(extreme[i] / (end * share)));
-                for _ in 0..3 {
-                    let sums = groups.sums_around_zero(v, grid, &scale);
-                    let better = below(&sums.rr, &least);
-                    keep(&mut least, &sums.rr, &better);
-                    keep(best, &scale, &better);
-                    let step = sums.scale_step();
-                    scale = lanes(|i| half(scale[i] + step[i]));
-                }
+                let start = lanes(|i| half(extreme[i] / (end * share)));
+                let sums = groups.sums_around_zero(v, grid, &start);
+                let better = below(&sums.rr, &least);
+                keep(&mut least, &sums.rr, &better);
+                keep(best, &start, &better);
+                // The error with these codes and the f16 nearest to the scale that is best for them.
+                let step = sums.scale_step();
+                let next = lanes(|i| half(start[i] + step[i]));
+                let step = lanes(|i| next[i] - start[i]);
+                let error =
+                    lanes(|i| sums.rr[i] + step[i] * (step[i] * sums.qq[i] - 2.0 * sums.rq[i]));
+                let better = below(&error, &least_next);
+                keep(&mut least_next, &error, &better);
+                keep(&mut scale, &next, &better);
             }
+        }
+        for _ in 0..ROUNDS {
+            let sums = groups.sums_around_zero(v, grid, &scale);
+            let better = below(&sums.rr, &least);
+            keep(&mut least, &sums.rr, &better);
+            keep(best, &scale, &better);
+            let step = sums.scale_step();
+            let next = lanes(|i| half(scale[i] + step[i]));
+            if next.map(f32::to_bits) == scale.map(f32::to_bits) {
+                break;
+            }
+            scale = next;
         }
     }
 }

@@ -29,7 +29,8 @@ pub struct Quantization {
 pub struct Chosen {
     /// The format.
     pub format: Format,
-    /// Root mean square of what the matrix loses, relative to that of the matrix; known where a choice was measured.
+    /// Root mean square of what the matrix loses, relative to that of the matrix; known where a choice was measured, and of
+    /// large matrices by a part of their rows ([`rwkv_kernels::formats::Family::choose`]).
     pub error: Option<f64>,
 }
 

@@ -95,6 +95,10 @@ struct Faults {
 /// of their own (docs/performance.md, "Memory hints").
 const MEMORY_BLOCK: u64 = 4 << 20;
 
+/// Held while a device is created: Vulkan's loader, up to August 2026, adds it to a list of the whole process that it does not
+/// lock (Vulkan-Loader issue 2018).
+static OPENING: Mutex<()> = Mutex::new(());
+
 impl Gpu {
     /// Opens the adapter that `selector` means, with its full limits and every useful feature it has.
     ///
@@ -117,11 +121,13 @@ impl Gpu {
             },
             trace: wgpu::Trace::Off,
         };
+        let opening = OPENING.lock();
         let (device, queue) = pollster::block_on(candidate.adapter.request_device(&descriptor))
             .map_err(|e| Error::OpenFailed {
                 adapter: name.clone(),
                 reason: one_line(&e.to_string()),
             })?;
+        drop(opening);
         let faults = Arc::new(Faults::default());
         let ledger = Arc::new(Ledger::new(options.memory_limit));
         let open = Arc::new(());

@@ -49,7 +49,7 @@ impl Kernels {
     }
 
     /// The dispatches of `op` with x rounded in `halves` already: one or two a part of the matrix, and one that stores
-    /// the shift. Its twin is [`matmul`](super::matmul).
+    /// the shift. Its twin is [`matmul`](super::matmul()).
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit or the adapter cannot run the shape, [`Error::Gpu`] when a kernel does

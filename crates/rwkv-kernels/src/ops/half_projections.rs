@@ -1,6 +1,6 @@
 //! Several products of one stack of F16 matrices in one dispatch with cooperative matrices, each with its own input,
 //! function and place: `y_i = f_i(W_i x_i)`, of inputs that were rounded to f16 (`wgsl/coop/stack.wgsl`). Each is
-//! [`matmul`](super::matmul) and a function, within what [`Kernels::coop_linear`] says of errors.
+//! [`matmul`](super::matmul()) and a function, within what [`Kernels::coop_linear`] says of errors.
 
 use super::{
     coop_product::{CoopOperands, SUM_THREADS, WORKGROUPS, kernel_name, slice_of},

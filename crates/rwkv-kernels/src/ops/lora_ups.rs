@@ -1,5 +1,5 @@
 //! The second matrices of a layer's low-rank pairs for many tokens, before the recurrence that uses what they make: each is
-//! [`matmul`](super::matmul) of a pair's hidden vectors (`wgsl/lora_up.wgsl`), where the adapter has cooperative matrices
+//! [`matmul`](super::matmul()) of a pair's hidden vectors (`wgsl/lora_up.wgsl`), where the adapter has cooperative matrices
 //! of those vectors in F16 (`wgsl/lora_up_coop.wgsl`).
 
 use super::step::{check_hidden, one_buffer, quads_of};

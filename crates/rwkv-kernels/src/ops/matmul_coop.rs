@@ -40,7 +40,7 @@ impl Kernels {
     }
 
     /// The dispatches of `op` with x rounded in `halves` already: one or two a part of the matrix. Its twin is
-    /// [`matmul`](super::matmul), within what this file says of errors.
+    /// [`matmul`](super::matmul()), within what this file says of errors.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit or the adapter cannot run the shape, [`Error::Gpu`] when a kernel does

@@ -11,7 +11,7 @@ use bytemuck::NoUninit;
 use rwkv_gpu::{Binding, Dispatch};
 
 /// A product of one token on the GPU. Codes of up to 8 bits multiply x rounded to 16 bits
-/// ([`round_to_16_bits`](super::round_to_16_bits)); its twin is [`matmul`](super::matmul) of that x.
+/// ([`round_to_16_bits`](super::round_to_16_bits)); its twin is [`matmul`](super::matmul()) of that x.
 pub struct StreamLinear<'a> {
     /// 1 × columns of the matrix.
     pub x: View<'a>,

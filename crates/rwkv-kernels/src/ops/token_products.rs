@@ -66,7 +66,7 @@ impl Kernels {
     }
 
     /// The dispatches of `op` for 2 to 16 tokens, of a chosen shape or the default one: one a part of the matrix. Its twin
-    /// is [`matmul`](super::matmul) of x as [`stream_tokens_suit`](Self::stream_tokens_suit) says.
+    /// is [`matmul`](super::matmul()) of x as [`stream_tokens_suit`](Self::stream_tokens_suit) says.
     ///
     /// # Errors
     /// [`Error::Shape`] when the sizes do not fit or the kernel does not suit, [`Error::Gpu`] when it does not compile.

@@ -296,7 +296,7 @@ fn step(
     Ok(fed)
 }
 
-/// −log softmax(logits)[token], infinite for a token that has no logit.
+/// `−log softmax(logits)[token]`, infinite for a token that has no logit.
 fn nats(logits: &[f32], token: TokenId) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|x| f64::from((x - largest).exp())).sum();

@@ -2,7 +2,7 @@
 //!
 //! For up to 8 tokens, the columns of W whose input is zero for all tokens are not read: for the channel mixing of
 //! trained models, whose relu² leaves 5 to 15 % of the inputs, the product takes that share of the time. Its twin is
-//! [`matmul`](crate::ops::matmul), with two differences: a result that is zero may have the other sign, and what W
+//! [`matmul`](crate::ops::matmul()), with two differences: a result that is zero may have the other sign, and what W
 //! holds in columns that are skipped does not matter, be it infinite or not a number.
 //!
 //! For more tokens, and with cooperative matrices for more than 4, the product is an ordinary one: with cooperative matrices where the adapter has them

@@ -21,7 +21,7 @@ use std::{marker::PhantomData, ops::Range};
 /// Blocks of a segment: 1024 columns, of which four rows and six tokens fit a cache of 48 KiB.
 const SEGMENT: usize = 32;
 
-/// `y[t] = W x[t]` for `x` of `tokens · cols`, into `y` of `tokens · rows`, as [`ops::matmul`] has it, with the
+/// `y[t] = W x[t]` for `x` of `tokens · cols`, into `y` of `tokens · rows`, as [`ops::matmul`](ops::matmul()) has it, with the
 /// instructions of `level`; where the processor lacks them it is that twin.
 ///
 /// Weights are expanded to the same f32 as there and x is not rounded, so that only the order of a sum's terms differs.

@@ -84,7 +84,7 @@ impl StateCache {
     }
 
     /// The longest state for a prefix of `tokens`: one that leaves at least one token to feed, since a state without
-    /// logits tells no next token. So a state after all of `tokens` is not found; [`checkpoints`](super::checkpoints)
+    /// logits tells no next token. So a state after all of `tokens` is not found; [`checkpoints`](super::checkpoints())
     /// therefore has one a token before a prompt's end.
     ///
     /// May read the store, on this thread: ask [`peek`](Self::peek) where that must not be. What cannot be read is

@@ -1,7 +1,7 @@
 //! Pickles of protocol 2, as `torch.save` writes them: a machine with a stack and a memo, and no code to run.
 //!
 //! Source: the opcode list of Python's `pickletools`. Every instruction that protocol 2 uses for dictionaries, lists,
-//! tuples, numbers and text is here; functions and classes come from a table ([`globals`](super::globals)). Each
+//! tuples, numbers and text is here; functions and classes come from a table ([`globals`]). Each
 //! instruction costs time and memory in proportion to its bytes and to what it takes off the stack, so that a pickle
 //! of bounded length is read in bounded time.
 

@@ -75,7 +75,7 @@ pub struct Peek {
     /// Whether that state is in memory: else it must be read first, which takes milliseconds.
     pub in_memory: bool,
     /// Tokens that the prompt has in common with prefixes that were kept, with or without a state of its own after
-    /// them; at least `tokens`. A state here is worth keeping ([`checkpoints`]).
+    /// them; at least `tokens`. A state here is worth keeping ([`checkpoints`](checkpoints())).
     pub shared: usize,
 }
 

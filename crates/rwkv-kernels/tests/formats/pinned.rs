@@ -1,4 +1,5 @@
-//! What the encoders write, to the bit: searches may become faster, not other.
+//! What the encoders write, to the bit, on every processor. A search that is made to find other codes is pinned anew, and the
+//! changelog says what that costs.
 //! `cargo test --test formats pinned -- --nocapture` prints the lines of `pinned.txt`.
 
 use crate::data;
